@@ -1,0 +1,142 @@
+package activation
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Socket is a listening stream socket, close-on-exec and non-blocking. It is a
+// plain value: copies name the same fd, and one of them is closed, once.
+type Socket struct {
+	Name      string // printable ASCII without a colon, unique in the process
+	FD        int    // owned by whoever holds the Socket
+	Network   string // "tcp" or "unix"
+	Address   string // the bound address as a URL: "tcp://127.0.0.1:80", "tcp://[::]:80", "unix:///run/x.sock", "unix://@abstract"
+	Inherited bool   // handed over; false: bound by Listen
+
+	file socketFile
+}
+
+// socketFile is the file that Listen made for a unix socket; the zero value
+// is none.
+type socketFile struct {
+	path     string
+	dev, ino uint64
+}
+
+// Close closes the fd. The file of a unix socket that [Listen] bound in this
+// process is unlinked first, unless another file has taken its place. It never
+// calls shutdown(2), which would end the socket for all processes that have
+// it. An error wraps that of unlink or close; the fd is closed in any case.
+func (s Socket) Close() error {
+	err := errors.Join(s.file.unlink(), os.NewSyscallError("close", unix.Close(s.FD)))
+	if err != nil {
+		return fmt.Errorf("activation: socket %q: close: %w", s.Name, err)
+	}
+	return nil
+}
+
+func (f socketFile) unlink() error {
+	if f.path == "" {
+		return nil
+	}
+	var st unix.Stat_t
+	err := unix.Lstat(f.path, &st)
+	if errors.Is(err, unix.ENOENT) || err == nil && (uint64(st.Dev) != f.dev || st.Ino != f.ino) {
+		return nil
+	}
+	if err != nil {
+		return os.NewSyscallError("lstat", err)
+	}
+	return os.NewSyscallError("unlink", unix.Unlink(f.path))
+}
+
+// inherit makes a Socket of a handed-over fd. What kind of socket it is the
+// kernel says: a wrong one would fail much later, in accept, and then
+// each time.
+func inherit(fd int, name string) (Socket, error) {
+	fail := func(err error) (Socket, error) {
+		return Socket{}, fmt.Errorf("activation: fd %d (%q): %w", fd, name, err)
+	}
+	network, err := checkListener(fd)
+	if err != nil {
+		return fail(err)
+	}
+	address, err := boundAddress(fd)
+	if err != nil {
+		return fail(err)
+	}
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	if err == nil {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, flags|unix.O_NONBLOCK)
+	}
+	if err != nil {
+		return fail(os.NewSyscallError("fcntl", err))
+	}
+	if err := inlineUrgent(fd); err != nil {
+		return fail(err)
+	}
+	return Socket{Name: name, FD: fd, Network: network, Address: address, Inherited: true}, nil
+}
+
+// checkListener returns the network of a listening stream socket, or what fd
+// is instead.
+func checkListener(fd int) (network string, err error) {
+	get := func(option int) int {
+		if err != nil {
+			return -1
+		}
+		var v int
+		v, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, option)
+		return v
+	}
+	kind, domain, protocol, listens := get(unix.SO_TYPE), get(unix.SO_DOMAIN), get(unix.SO_PROTOCOL), get(unix.SO_ACCEPTCONN)
+	switch {
+	case errors.Is(err, unix.ENOTSOCK):
+		return "", errors.New("not a socket, want a listening stream socket")
+	case err != nil:
+		return "", os.NewSyscallError("getsockopt", err)
+	case kind != unix.SOCK_STREAM:
+		return "", fmt.Errorf("a socket of type %s, want a listening stream socket", typeName(kind))
+	case listens == 0:
+		return "", errors.New("a stream socket that does not listen, want a listening one (Accept=no in the socket unit)")
+	case domain == unix.AF_UNIX:
+		return "unix", nil
+	case domain != unix.AF_INET && domain != unix.AF_INET6:
+		return "", fmt.Errorf("a socket of address family %d, want AF_INET, AF_INET6 or AF_UNIX", domain)
+	case protocol != unix.IPPROTO_TCP && protocol != unix.IPPROTO_MPTCP:
+		return "", fmt.Errorf("a stream socket of IP protocol %d, want TCP", protocol)
+	}
+	return "tcp", nil
+}
+
+func typeName(kind int) string {
+	switch kind {
+	case unix.SOCK_DGRAM:
+		return "datagram"
+	case unix.SOCK_SEQPACKET:
+		return "seqpacket"
+	case unix.SOCK_RAW:
+		return "raw"
+	}
+	return fmt.Sprint(kind)
+}
+
+// boundAddress is the URL of the address that fd is bound to.
+func boundAddress(fd int) (string, error) {
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return "", os.NewSyscallError("getsockname", err)
+	}
+	return formatURL(sa), nil
+}
+
+// inlineUrgent leaves urgent bytes in the stream of the connections that the
+// listener accepts; otherwise the kernel takes them out and the byte counts
+// disagree.
+func inlineUrgent(fd int) error {
+	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1))
+}

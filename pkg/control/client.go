@@ -1,0 +1,135 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"syscall"
+)
+
+// ErrNotRunning is matched by the errors of a Client whose socket is absent
+// or answers no more.
+var ErrNotRunning = errors.New("service not running")
+
+// maxAnswer bounds what a Client reads of an answer, in bytes.
+const maxAnswer = 16 << 20
+
+// Client asks a Server. Its methods may be called from any goroutine. Every
+// error but a refusal of the server's names the socket.
+type Client struct {
+	path string
+	http *http.Client
+}
+
+// NewClient returns a client for the socket at address, a URL unix:///path.
+// It fails if address is no such URL; it does not connect yet.
+func NewClient(address string) (*Client, error) {
+	path, err := socketPath(address)
+	if err != nil {
+		return nil, err
+	}
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", path)
+	}
+	return &Client{
+		path: path,
+		http: &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}},
+	}, nil
+}
+
+// Status asks how the service is.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	var st Status
+	err := c.call(ctx, http.MethodGet, "/v1/status", nil, &st)
+	return st, err
+}
+
+// Scale sets the number of workers of a pool.
+func (c *Client) Scale(ctx context.Context, r ScaleRequest) (Done, error) {
+	var d Done
+	err := c.call(ctx, http.MethodPost, "/v1/scale", r, &d)
+	return d, err
+}
+
+// Stop begins the end of the service.
+func (c *Client) Stop(ctx context.Context) (Done, error) {
+	var d Done
+	err := c.call(ctx, http.MethodPost, "/v1/stop", struct{}{}, &d)
+	return d, err
+}
+
+// Reload runs a reload and passes its steps on to step as they come. It
+// returns nil when the new generation serves, otherwise the reason why it
+// does not.
+func (c *Client) Reload(ctx context.Context, r ReloadRequest, step func(string)) error {
+	body, err := c.do(ctx, http.MethodPost, "/v1/reload", r)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	d := json.NewDecoder(io.LimitReader(body, maxAnswer))
+	for {
+		var p Progress
+		if err := d.Decode(&p); err != nil {
+			return fmt.Errorf("control: %s: reload: the supervisor ended before its verdict: %w", c.path, err)
+		}
+		switch {
+		case !p.Done:
+			step(p.Message)
+		case p.OK:
+			return nil
+		default:
+			return errors.New(p.Message)
+		}
+	}
+}
+
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	body, err := c.do(ctx, method, path, in)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	if err := json.NewDecoder(io.LimitReader(body, maxAnswer)).Decode(out); err != nil {
+		return fmt.Errorf("control: %s: %s: %w", c.path, path, err)
+	}
+	return nil
+}
+
+func (c *Client) do(ctx context.Context, method, path string, in any) (io.ReadCloser, error) {
+	var payload io.Reader
+	if in != nil {
+		text, err := json.Marshal(in)
+		if err != nil {
+			return nil, fmt.Errorf("control: %s: %w", path, err)
+		}
+		payload = bytes.NewReader(text)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://control"+path, payload)
+	if err != nil {
+		return nil, fmt.Errorf("control: %s: %w", path, err)
+	}
+	resp, err := c.http.Do(req)
+	switch {
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return nil, fmt.Errorf("%w: no one listens on %s", ErrNotRunning, c.path)
+	case err != nil:
+		return nil, fmt.Errorf("control: %s: %w", c.path, err)
+	}
+	if resp.StatusCode >= 400 {
+		defer resp.Body.Close()
+		var p Problem
+		if err := json.NewDecoder(io.LimitReader(resp.Body, MaxRequest)).Decode(&p); err != nil || p.Error == "" {
+			return nil, fmt.Errorf("control: %s: %s: %s", c.path, path, resp.Status)
+		}
+		return nil, errors.New(p.Error)
+	}
+	return resp.Body, nil
+}

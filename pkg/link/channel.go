@@ -1,0 +1,171 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrBusy is returned by Send when the other side has left so many messages
+// unread that no more fit. Nothing was sent.
+var ErrBusy = errors.New("link: the other side does not read")
+
+// Channel is one end of the control socket. Send may be called from any
+// goroutine; Recv, TryRecv and Interrupt as they say.
+type Channel struct {
+	file  *os.File
+	raw   syscall.RawConn
+	epoch atomic.Uint64 // highest seen
+	seq   atomic.Uint64
+}
+
+// Pair makes a control socket. near is the caller's end; far is a
+// close-on-exec descriptor for the other process, owned by the caller, who
+// closes it after the spawn.
+func Pair(epoch uint64) (near *Channel, far int, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, -1, fmt.Errorf("link: %w", os.NewSyscallError("socketpair", err))
+	}
+	near, err = NewChannel(fds[0], epoch)
+	if err != nil {
+		unix.Close(fds[0])
+		unix.Close(fds[1])
+		return nil, -1, err
+	}
+	return near, fds[1], nil
+}
+
+// NewChannel makes a Channel of fd, which it takes over on success. epoch is
+// put into what is sent, until a higher one is received. It fails if fd is
+// no SOCK_SEQPACKET socket.
+func NewChannel(fd int, epoch uint64) (*Channel, error) {
+	typ, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil || typ != unix.SOCK_SEQPACKET {
+		return nil, fmt.Errorf("link: fd %d is no control socket (SOCK_SEQPACKET)", fd)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return nil, fmt.Errorf("link: fd %d: %w", fd, os.NewSyscallError("fcntl", err))
+	}
+	c := &Channel{file: os.NewFile(uintptr(fd), "control")}
+	if c.raw, err = c.file.SyscallConn(); err != nil {
+		return nil, fmt.Errorf("link: fd %d: %w", fd, err)
+	}
+	c.epoch.Store(epoch)
+	return c, nil
+}
+
+// Send sends one message and never waits. It fails with ErrBusy if the other
+// side does not read, with an error of the system if it is gone, and as
+// Encode does.
+func (c *Channel) Send(body Body) error {
+	b, err := Encode(Message{Epoch: c.epoch.Load(), Seq: c.seq.Add(1), Body: body})
+	if err != nil {
+		return err
+	}
+	var sent error
+	err = c.raw.Control(func(fd uintptr) {
+		for {
+			sent = unix.Send(int(fd), b, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+			if !errors.Is(sent, unix.EINTR) {
+				return
+			}
+		}
+	})
+	switch {
+	case err != nil:
+		return fmt.Errorf("link: %T: %w", body, err)
+	case errors.Is(sent, unix.EAGAIN):
+		return ErrBusy
+	case sent != nil:
+		return fmt.Errorf("link: %T: %w", body, os.NewSyscallError("send", sent))
+	}
+	return nil
+}
+
+// Recv waits for the next message. Messages of a lower epoch than the
+// highest seen and unknown ones that may be skipped are dropped. It returns
+// io.EOF when the other side is gone, os.ErrDeadlineExceeded after
+// Interrupt, os.ErrClosed after Close, and Decode's errors for a message
+// that cannot be understood, after which the next may be received. One
+// goroutine at a time may call it.
+func (c *Channel) Recv() (Message, error) {
+	buf := make([]byte, MaxMessage)
+	for {
+		var n int
+		var got error
+		err := c.raw.Read(func(fd uintptr) bool {
+			n, got = recv(int(fd), buf)
+			return !errors.Is(got, unix.EAGAIN)
+		})
+		if err != nil {
+			return Message{}, fmt.Errorf("link: %w", err)
+		}
+		if m, ok, err := c.take(buf[:max(n, 0)], got); ok || err != nil {
+			return m, err
+		}
+	}
+}
+
+// TryRecv returns the next message that is already there; ok is false if
+// there is none. It takes what a dead process has left behind. It may be
+// called when no Recv is running.
+func (c *Channel) TryRecv() (m Message, ok bool, err error) {
+	buf := make([]byte, MaxMessage)
+	for {
+		var n int
+		var got error
+		if err := c.raw.Control(func(fd uintptr) { n, got = recv(int(fd), buf) }); err != nil {
+			return Message{}, false, fmt.Errorf("link: %w", err)
+		}
+		if errors.Is(got, unix.EAGAIN) {
+			return Message{}, false, nil
+		}
+		if m, ok, err := c.take(buf[:max(n, 0)], got); ok || err != nil {
+			return m, ok, err
+		}
+	}
+}
+
+func recv(fd int, buf []byte) (int, error) {
+	for {
+		n, _, err := unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT)
+		if !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
+}
+
+// take judges what recv returned; ok is false if it is to be dropped.
+func (c *Channel) take(b []byte, err error) (m Message, ok bool, _ error) {
+	switch {
+	case errors.Is(err, unix.ECONNRESET), err == nil && len(b) == 0:
+		return Message{}, false, errGone
+	case err != nil:
+		return Message{}, false, fmt.Errorf("link: %w", os.NewSyscallError("recv", err))
+	}
+	if m, err = Decode(b); err != nil {
+		return Message{}, false, err
+	}
+	for {
+		seen := c.epoch.Load()
+		if m.Epoch < seen {
+			return Message{}, false, nil
+		}
+		if m.Epoch == seen || c.epoch.CompareAndSwap(seen, m.Epoch) {
+			return m, m.Body != nil, nil
+		}
+	}
+}
+
+// Interrupt makes a waiting and every later Recv return
+// os.ErrDeadlineExceeded. Any goroutine may call it.
+func (c *Channel) Interrupt() error { return c.file.SetReadDeadline(time.Unix(0, 1)) }
+
+// Close closes the descriptor. Any goroutine may call it.
+func (c *Channel) Close() error { return c.file.Close() }

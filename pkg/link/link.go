@@ -1,0 +1,274 @@
+// Package link is the contract between the supervisor and a worker: what a
+// worker finds in its environment and in its descriptor table when it is
+// started, and the messages the two exchange afterwards.
+//
+// # Environment
+//
+// One variable, MAINSTAY_WORKER, holds the worker's Identity as JSON. A
+// process that has it is a worker; it takes the variable out of its
+// environment, so that what it starts in turn is none.
+//
+// # Descriptors
+//
+//	0        /dev/null
+//	1, 2     a pipe to the supervisor, which passes the lines on and keeps
+//	         the last ones; a worker that is ready puts FDStderr in its place
+//	3        FDControl: a SOCK_SEQPACKET socket, the Channel
+//	4        FDStats: the scoreboard
+//	5        FDConfig: the configuration of this generation, sealed
+//	6        FDStderr: the service's own standard error
+//	7        FDCrash: a memfd for the runtime's last words
+//	8...     FDListeners: the listening sockets, in Identity's order
+//
+// All of them but 0 to 2 are close-on-exec once Inherit has returned.
+//
+// # Messages
+//
+// A message is one datagram on the control socket: 24 bytes of header, all
+// little endian, then the body as JSON.
+//
+//	offset size
+//	     0    2  kind
+//	     2    2  flags; bit 0: whoever does not know the kind may skip it
+//	     4    4  length of the body
+//	     8    8  epoch of the supervisor that speaks or is spoken to
+//	    16    8  sequence number, counted by the sender from 1
+//	    24    -  body
+//
+//	worker to supervisor     supervisor to worker
+//	Hello    I have started  Accept   take connections
+//	Ready    I could serve   Rearm    watch the listeners anew
+//	Draining I accept        Drain    accept no more, finish, exit
+//	         no more         Stop     exit now, in order
+//	Failed   why I give up   LogLevel log from this level on
+//
+// A worker obeys the highest epoch it has seen and drops what comes from a
+// lower one. Start reading at Identity, Inherit, Channel and Body.
+package link
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Contract is the version of this contract. A peer of the version before is
+// understood as well.
+const Contract = 1
+
+// Env is the environment variable that makes a process a worker.
+const Env = "MAINSTAY_WORKER"
+
+// The worker's descriptors; see the table above.
+const (
+	FDControl   = 3
+	FDStats     = 4
+	FDConfig    = 5
+	FDStderr    = 6
+	FDCrash     = 7
+	FDListeners = 8
+)
+
+// MaxConfig is the largest configuration that is handed to a worker, in
+// bytes.
+const MaxConfig = 1 << 20
+
+// Identity says which worker a process is.
+type Identity struct {
+	Contract    int    `json:"contract"`    // Contract of the supervisor
+	Service     string `json:"service"`     // name of the service
+	Pool        string `json:"pool"`        // name of the pool
+	Slot        int    `json:"slot"`        // place in the pool, from 0
+	Incarnation uint64 `json:"incarnation"` // number of this process, never reused
+	Generation  uint64 `json:"generation"`  // counts reloads, from 1
+	Epoch       uint64 `json:"epoch"`       // counts supervisors, from 1
+	Seat        int    `json:"seat"`        // its seat on the scoreboard
+	// Listeners are the sockets from FDListeners on.
+	Listeners []Listener `json:"listeners"`
+	// Predecessor says how the process died that had the slot before; nil if
+	// there was none or if it was asked to leave.
+	Predecessor *Death `json:"predecessor,omitempty"`
+}
+
+// Listener describes an inherited listening socket.
+type Listener struct {
+	Name    string `json:"name"`
+	Address string `json:"address"` // as a URL: tcp://127.0.0.1:80, unix:///run/x.sock
+}
+
+// Death says how a worker died.
+type Death struct {
+	PID    int    `json:"pid"`
+	Class  string `json:"class"` // as supervisor.Exit's class
+	Detail string `json:"detail"`
+}
+
+// Environ returns base with id in Env and without what must not reach a
+// worker: the variables by which systemd speaks to the supervisor.
+func (id Identity) Environ(base []string) []string {
+	text, err := json.Marshal(id)
+	if err != nil {
+		panic(err) // an Identity has no field that could fail
+	}
+	env := make([]string, 0, len(base)+1)
+	for _, v := range base {
+		name, _, _ := strings.Cut(v, "=")
+		switch name {
+		case Env, "LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES",
+			"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "MAINPID", "FDSTORE":
+		default:
+			env = append(env, v)
+		}
+	}
+	return append(env, Env+"="+string(text))
+}
+
+// ParseIdentity reads what Environ wrote. It fails on anything but an
+// Identity of a contract that this package speaks.
+func ParseIdentity(text string) (Identity, error) {
+	var id Identity
+	if err := json.Unmarshal([]byte(text), &id); err != nil {
+		return Identity{}, fmt.Errorf("link: %s=%q: %w", Env, text, err)
+	}
+	switch {
+	case id.Contract != Contract:
+		return Identity{}, fmt.Errorf("link: %s: contract %d, want %d", Env, id.Contract, Contract)
+	case id.Pool == "" || id.Slot < 0 || id.Incarnation == 0 || id.Generation == 0 || id.Epoch == 0 || id.Seat < 0:
+		return Identity{}, fmt.Errorf("link: %s=%q: incomplete", Env, text)
+	}
+	return id, nil
+}
+
+// Files is what a worker's descriptors are to be made from.
+type Files struct {
+	Null      int // 0
+	Output    int // 1 and 2
+	Control   int
+	Stats     int
+	Config    int
+	Stderr    int
+	Crash     int
+	Listeners []int
+}
+
+// Table returns the descriptors in the order of the worker's numbers, as
+// syscall.ProcAttr wants them.
+func (f Files) Table() []uintptr {
+	t := []int{f.Null, f.Output, f.Output, f.Control, f.Stats, f.Config, f.Stderr, f.Crash}
+	t = append(t, f.Listeners...)
+	out := make([]uintptr, len(t))
+	for i, fd := range t {
+		out[i] = uintptr(fd)
+	}
+	return out
+}
+
+// Inherited is what a worker was started with. It owns the descriptors.
+type Inherited struct {
+	Identity
+	Control *Channel
+	Stats   int    // for scoreboard.Open
+	Config  []byte // configuration of the generation
+	Stderr  int
+	Crash   int
+	Sockets []int // listening sockets, as Identity.Listeners
+}
+
+// IsWorker reports whether this process was started as a worker.
+func IsWorker() bool { return os.Getenv(Env) != "" }
+
+// Inherit takes over what the supervisor handed to this process: it reads
+// and removes Env, makes the descriptors close-on-exec and checks each. It
+// is called once, before anything else opens a descriptor. It fails if Env
+// is absent or not understood, or if a descriptor is not what the table of
+// this package says; the error names the descriptor.
+func Inherit() (*Inherited, error) {
+	text, ok := os.LookupEnv(Env)
+	if !ok {
+		return nil, fmt.Errorf("link: %s is not set: not started by a supervisor", Env)
+	}
+	os.Unsetenv(Env)
+	id, err := ParseIdentity(text)
+	if err != nil {
+		return nil, err
+	}
+	in := &Inherited{Identity: id, Stats: FDStats, Stderr: FDStderr, Crash: FDCrash}
+	for fd := FDControl; fd < FDListeners+len(id.Listeners); fd++ {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, unix.FD_CLOEXEC); err != nil {
+			return nil, fmt.Errorf("link: %s: fd %d: %w", Env, fd, os.NewSyscallError("fcntl", err))
+		}
+	}
+	for i, l := range id.Listeners {
+		fd := FDListeners + i
+		if v, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || v == 0 {
+			return nil, fmt.Errorf("link: listener %q: fd %d is no listening socket", l.Name, fd)
+		}
+		// Another process may have cleared O_NONBLOCK of the shared socket.
+		if err := unix.SetNonblock(fd, true); err != nil {
+			return nil, fmt.Errorf("link: listener %q: fd %d: %w", l.Name, fd, os.NewSyscallError("fcntl", err))
+		}
+		in.Sockets = append(in.Sockets, fd)
+	}
+	if in.Config, err = readConfig(FDConfig); err != nil {
+		return nil, err
+	}
+	if in.Control, err = NewChannel(FDControl, id.Epoch); err != nil {
+		return nil, err
+	}
+	return in, nil
+}
+
+// ConfigFile returns a sealed memfd that holds config, for Files.Config. The
+// caller owns it. It fails if config is over MaxConfig or the kernel refuses.
+func ConfigFile(config []byte) (*os.File, error) {
+	if len(config) > MaxConfig {
+		return nil, fmt.Errorf("link: configuration of %d bytes, want at most %d", len(config), MaxConfig)
+	}
+	fd, err := unix.MemfdCreate("mainstay-config", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, fmt.Errorf("link: %w", os.NewSyscallError("memfd_create", err))
+	}
+	f := os.NewFile(uintptr(fd), "config")
+	if _, err := f.Write(config); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("link: %w", err)
+	}
+	const seals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE | unix.F_SEAL_SEAL
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("link: %w", os.NewSyscallError("fcntl F_ADD_SEALS", err))
+	}
+	return f, nil
+}
+
+// readConfig reads by offset: the file position is shared by all workers of
+// a generation.
+func readConfig(fd int) ([]byte, error) {
+	buf := make([]byte, 0, 4096)
+	for {
+		if len(buf) == cap(buf) {
+			buf = append(buf, 0)[:len(buf)]
+		}
+		n, err := unix.Pread(fd, buf[len(buf):cap(buf)], int64(len(buf)))
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return nil, fmt.Errorf("link: configuration: fd %d: %w", fd, os.NewSyscallError("pread", err))
+		case n == 0:
+			unix.Close(fd)
+			return buf, nil
+		case len(buf)+n > MaxConfig:
+			return nil, fmt.Errorf("link: configuration: fd %d: over %d bytes", fd, MaxConfig)
+		default:
+			buf = buf[:len(buf)+n]
+		}
+	}
+}
+
+// errGone is io.EOF: the other process has closed its end, or died.
+var errGone = io.EOF

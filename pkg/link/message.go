@@ -1,0 +1,181 @@
+package link
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"time"
+)
+
+// MaxMessage is the largest message, header included, in bytes.
+const MaxMessage = 32 << 10
+
+const headerSize = 24
+
+const flagIgnorable = 1
+
+// Message is what travels on a Channel.
+type Message struct {
+	Epoch uint64
+	Seq   uint64
+	Body  Body // nil: of a kind unknown here that may be skipped
+}
+
+// Body is the closed set of what can be said; the package doc lists it.
+type Body interface{ kind() kind }
+
+type kind uint16
+
+const (
+	kindHello kind = iota + 1
+	kindReady
+	kindDraining
+	kindFailed
+	kindAccept
+	kindRearm
+	kindDrain
+	kindStop
+	kindLogLevel
+)
+
+// Hello is a worker's first message.
+type Hello struct {
+	Contract    int    `json:"contract"`
+	Incarnation uint64 `json:"incarnation"`
+	Generation  uint64 `json:"generation"`
+	Build       string `json:"build"` // what was built, for people: version and VCS revision
+}
+
+// Ready says that OnWorkerStart has returned and the worker could serve.
+type Ready struct{}
+
+// Draining says that the worker has left its listeners: nothing waits for it
+// there any more.
+type Draining struct {
+	Connections int `json:"connections"` // still open
+}
+
+// Failed says why a worker is about to exit by itself.
+type Failed struct {
+	Reason string `json:"reason"`
+}
+
+// Accept tells a ready worker to take connections.
+type Accept struct{}
+
+// Rearm tells a worker to watch its listeners anew, because a wake-up may
+// have gone to one that cannot answer it any more.
+type Rearm struct{}
+
+// Drain tells a worker to accept no more, finish what is open, and exit.
+type Drain struct {
+	// Prompt: connections are closed as soon as they are between two
+	// messages. Otherwise they are served until their peers leave or the
+	// grace is over.
+	Prompt bool `json:"prompt"`
+	// Grace is the time after which what is still open is closed.
+	Grace time.Duration `json:"grace"`
+}
+
+// Stop tells a worker to end its grace now: close everything in order and
+// exit.
+type Stop struct{}
+
+// LogLevel tells a worker to log from this level on.
+type LogLevel struct {
+	Level string `json:"level"` // debug, info, warn, error
+}
+
+func (Hello) kind() kind    { return kindHello }
+func (Ready) kind() kind    { return kindReady }
+func (Draining) kind() kind { return kindDraining }
+func (Failed) kind() kind   { return kindFailed }
+func (Accept) kind() kind   { return kindAccept }
+func (Rearm) kind() kind    { return kindRearm }
+func (Drain) kind() kind    { return kindDrain }
+func (Stop) kind() kind     { return kindStop }
+func (LogLevel) kind() kind { return kindLogLevel }
+
+// maxReason bounds Failed.Reason so that a message always fits; JSON may
+// write a byte as six.
+const maxReason = 4096
+
+// Encode returns m as it stands on the wire. It fails if m has no body, or
+// if the message would be over MaxMessage. A longer Failed.Reason is cut.
+func Encode(m Message) ([]byte, error) {
+	if m.Body == nil {
+		return nil, fmt.Errorf("link: message without a body")
+	}
+	if f, ok := m.Body.(Failed); ok && len(f.Reason) > maxReason {
+		m.Body = Failed{Reason: f.Reason[:maxReason]}
+	}
+	body, err := json.Marshal(m.Body)
+	if err != nil {
+		return nil, fmt.Errorf("link: %T: %w", m.Body, err)
+	}
+	if headerSize+len(body) > MaxMessage {
+		return nil, fmt.Errorf("link: %T: %d bytes, want at most %d", m.Body, headerSize+len(body), MaxMessage)
+	}
+	b := make([]byte, headerSize, headerSize+len(body))
+	binary.LittleEndian.PutUint16(b[0:], uint16(m.Body.kind()))
+	binary.LittleEndian.PutUint16(b[2:], 0)
+	binary.LittleEndian.PutUint32(b[4:], uint32(len(body)))
+	binary.LittleEndian.PutUint64(b[8:], m.Epoch)
+	binary.LittleEndian.PutUint64(b[16:], m.Seq)
+	return append(b, body...), nil
+}
+
+// Decode reads one message. It fails if b is too short, if the length is not
+// that of the rest, if the body is not the kind's, or if the kind is unknown
+// and must not be skipped. An unknown kind that may be skipped gives a
+// Message without Body.
+func Decode(b []byte) (Message, error) {
+	if len(b) < headerSize {
+		return Message{}, fmt.Errorf("link: message of %d bytes, want at least %d", len(b), headerSize)
+	}
+	k := kind(binary.LittleEndian.Uint16(b[0:]))
+	flags := binary.LittleEndian.Uint16(b[2:])
+	m := Message{Epoch: binary.LittleEndian.Uint64(b[8:]), Seq: binary.LittleEndian.Uint64(b[16:])}
+	if n := binary.LittleEndian.Uint32(b[4:]); uint64(n) != uint64(len(b)-headerSize) {
+		return Message{}, fmt.Errorf("link: message of kind %d: body of %d bytes, header says %d", k, len(b)-headerSize, n)
+	}
+	var err error
+	body := b[headerSize:]
+	switch k {
+	case kindHello:
+		m.Body, err = decode[Hello](body)
+	case kindReady:
+		m.Body, err = decode[Ready](body)
+	case kindDraining:
+		m.Body, err = decode[Draining](body)
+	case kindFailed:
+		m.Body, err = decode[Failed](body)
+	case kindAccept:
+		m.Body, err = decode[Accept](body)
+	case kindRearm:
+		m.Body, err = decode[Rearm](body)
+	case kindDrain:
+		m.Body, err = decode[Drain](body)
+	case kindStop:
+		m.Body, err = decode[Stop](body)
+	case kindLogLevel:
+		m.Body, err = decode[LogLevel](body)
+	default:
+		if flags&flagIgnorable == 0 {
+			err = fmt.Errorf("link: message of unknown kind %d", k)
+		}
+	}
+	if err != nil {
+		return Message{}, err
+	}
+	return m, nil
+}
+
+func decode[T Body](b []byte) (Body, error) {
+	var v T
+	if err := json.Unmarshal(b, &v); err != nil {
+		return nil, fmt.Errorf("link: %s: %w", reflect.TypeFor[T]().Name(), err)
+	}
+	return v, nil
+}

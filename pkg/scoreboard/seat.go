@@ -1,0 +1,134 @@
+package scoreboard
+
+import "sync/atomic"
+
+// Seat is one incarnation's place on the board: 512 bytes, every word an
+// atomic. The worker that sits there writes, whoever maps the board reads.
+// A Seat is never copied.
+type Seat struct {
+	// Written by the supervisor while nobody sits here.
+
+	Incarnation atomic.Uint64 // 0: vacant
+	Generation  atomic.Uint64
+	Slot        atomic.Int64
+	PID         atomic.Int64
+
+	// Written by the worker.
+
+	State     atomic.Uint32 // the worker's own word on its state, a link.State
+	_         uint32
+	Heartbeat atomic.Int64 // CLOCK_MONOTONIC of the loop's last turn, in ns; 0: no turn yet
+
+	// Gauges.
+
+	Connections atomic.Int64
+	Timers      atomic.Int64
+	QueueBytes  atomic.Int64 // bytes waiting in all send queues
+
+	// Counters. They only grow while somebody sits here.
+
+	Accepts      atomic.Uint64
+	Messages     atomic.Uint64
+	BytesIn      atomic.Uint64
+	BytesOut     atomic.Uint64
+	SendFailures atomic.Uint64 // messages that Send refused
+	Panics       atomic.Uint64 // callbacks that panicked
+
+	handler handler
+
+	_ [512 - 15*8 - handlerSize]byte
+}
+
+// handlerSize is the size of handler.
+const handlerSize = 8 + 8 + 8 + listenerWords*8
+
+// listenerWords is how many words of a listener's name are kept.
+const listenerWords = 8
+
+// handler says which callback runs on the loop. Its words are guarded by
+// seq: odd while they are being written.
+type handler struct {
+	seq      atomic.Uint64
+	conn     atomic.Uint64
+	since    atomic.Int64
+	listener [listenerWords]atomic.Uint64
+}
+
+// NewSeat returns a vacant seat in private memory, for code that runs
+// without a supervisor.
+func NewSeat() *Seat { return new(Seat) }
+
+// Clear makes the seat vacant and all its words zero. Only the supervisor
+// calls it, when no process sits there.
+func (s *Seat) Clear() {
+	for _, w := range []*atomic.Uint64{
+		&s.Incarnation, &s.Generation, &s.Accepts, &s.Messages, &s.BytesIn,
+		&s.BytesOut, &s.SendFailures, &s.Panics, &s.handler.seq, &s.handler.conn,
+	} {
+		w.Store(0)
+	}
+	for _, w := range []*atomic.Int64{
+		&s.Slot, &s.PID, &s.Heartbeat, &s.Connections, &s.Timers, &s.QueueBytes, &s.handler.since,
+	} {
+		w.Store(0)
+	}
+	s.State.Store(0)
+}
+
+// SetHandler notes that a callback of connection conn on the named listener
+// runs on the loop since the given time, CLOCK_MONOTONIC in ns. Names longer
+// than 64 bytes are cut. Only the goroutine of the worker's loop calls it.
+func (s *Seat) SetHandler(listener string, conn uint64, since int64) {
+	h := &s.handler
+	h.seq.Add(1)
+	h.conn.Store(conn)
+	h.since.Store(since)
+	for i := range h.listener {
+		var w uint64
+		for j := range 8 {
+			if k := i*8 + j; k < len(listener) {
+				w |= uint64(listener[k]) << (8 * j)
+			}
+		}
+		h.listener[i].Store(w)
+	}
+	h.seq.Add(1)
+}
+
+// ClearHandler notes that no callback runs on the loop. Only the goroutine
+// of the worker's loop calls it.
+func (s *Seat) ClearHandler() {
+	h := &s.handler
+	h.seq.Add(1)
+	h.since.Store(0)
+	h.seq.Add(1)
+}
+
+// Handler returns what SetHandler noted last; ok is false if no callback
+// runs. A worker that died while it wrote leaves a note that cannot be read:
+// then ok is false too. Anyone may call it.
+func (s *Seat) Handler() (listener string, conn uint64, since int64, ok bool) {
+	h := &s.handler
+	for range 100 {
+		seq := h.seq.Load()
+		if seq%2 == 1 {
+			continue
+		}
+		conn, since = h.conn.Load(), h.since.Load()
+		var name [listenerWords * 8]byte
+		n := 0
+		for i := range h.listener {
+			w := h.listener[i].Load()
+			for j := range 8 {
+				if c := byte(w >> (8 * j)); c != 0 {
+					name[n] = c
+					n++
+				}
+			}
+		}
+		if h.seq.Load() == seq {
+			return string(name[:n]), conn, since, since != 0
+		}
+	}
+	return "", 0, 0, false
+}
