@@ -1,0 +1,32 @@
+// Package supervisor keeps a pool of workers alive: it spawns them, hands
+// them the listening sockets, reaps and respawns them, replaces them by a
+// new generation, scales, and ends them in order. No byte of a connection
+// passes through it and no application code runs in it.
+//
+// # Invariants
+//
+//   - One goroutine, Run's, owns all slots and incarnations. Processes, their
+//     pipes, timers, signals and operators only send it messages.
+//   - What happens to a process is a row of the table in incarnation.go, what
+//     happens to a place in the pool is a row of the table in slot.go. A pair
+//     of state and event that is in neither is dropped, and the tests list
+//     each such pair with the reason.
+//   - A process is known by its pidfd: signals cannot hit a stranger, and it
+//     is reaped by its own number before that number can be given away.
+//   - The listening sockets are never closed, shut down or opened anew.
+//   - A slot's serving worker is not asked to leave before its replacement
+//     accepts connections and has lived through the bake time.
+//   - Every wait has a deadline: for readiness, for the end of a drain, for
+//     the end of the service.
+//
+// # The walk of a worker
+//
+//	spawn    process.go      fork and exec, its descriptors, its pidfd
+//	hello    incarnation.go  spawned -> unready
+//	ready    incarnation.go  unready -> ready; slot.go: it may accept
+//	retire   incarnation.go  ready -> draining
+//	exit     process.go      reaped, its last words collected
+//	         slot.go         respawned, at once or after a delay
+//
+// Start reading at the two tables, then reload.go.
+package supervisor

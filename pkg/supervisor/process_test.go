@@ -1,0 +1,382 @@
+package supervisor
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/mainstay-go/mainstay/pkg/activation"
+	"github.com/mainstay-go/mainstay/pkg/control"
+	"github.com/mainstay-go/mainstay/pkg/link"
+	"github.com/mainstay-go/mainstay/pkg/scoreboard"
+)
+
+// TestMain lets the test binary be a worker: what kind is said by the
+// configuration it is handed.
+func TestMain(m *testing.M) {
+	if link.IsWorker() {
+		os.Exit(work())
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func work() int {
+	in, err := link.Inherit()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	crash := os.NewFile(uintptr(in.Crash), "crash")
+	debug.SetCrashOutput(crash, debug.CrashOptions{})
+	board, err := scoreboard.Open(in.Stats)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	seat := board.Seat(in.Seat)
+	in.Control.Send(link.Hello{Contract: link.Contract, Incarnation: in.Incarnation, Generation: in.Generation, Build: "test"})
+	switch string(in.Config) {
+	case "says why":
+		in.Control.Send(link.Failed{Reason: "the database is away"})
+		return 1
+	case "writes why":
+		fmt.Fprintf(os.Stderr, "reading settings\nno licence found\n")
+		return 4
+	case "panics":
+		var m map[string]int
+		m["x"] = 1
+	case "hangs":
+		select {}
+	case "leaves a child":
+		// The child has the pipe, so the pipe has no end.
+		exec.Command("sleep", "2").Start()
+		c := exec.Command("sleep", "2")
+		c.Stderr = os.Stderr
+		c.Start()
+		fmt.Fprintln(os.Stderr, "a child lives on")
+		return 5
+	}
+	seat.Connections.Store(int64(in.Slot) + 7)
+	unix.Dup3(in.Stderr, 2, 0)
+	in.Control.Send(link.Ready{})
+	for {
+		m, err := in.Control.Recv()
+		if err != nil {
+			return 0
+		}
+		switch m.Body.(type) {
+		case link.Accept:
+			go greet(in)
+		case link.Drain, link.Stop:
+			in.Control.Send(link.Draining{})
+			return 0
+		}
+	}
+}
+
+// greet answers every connection with the process id.
+func greet(in *link.Inherited) {
+	l, err := net.FileListener(os.NewFile(uintptr(in.Sockets[0]), in.Listeners[0].Name))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		fmt.Fprintln(c, os.Getpid())
+		c.Close()
+	}
+}
+
+// real is a supervisor of real processes.
+type real struct {
+	*Supervisor
+	settings Settings
+	address  string
+	dir      string
+	ended    chan error
+}
+
+func startReal(t *testing.T, behave string) *real {
+	t.Helper()
+	sock, err := activation.Listen("greet", "tcp://127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &real{
+		settings: Settings{Workers: 2, StartAttempts: 1, StopGrace: 5 * time.Second, Bake: 10 * time.Millisecond, StartTimeout: 20 * time.Second, Worker: []byte(behave)},
+		address:  strings.TrimPrefix(sock.Address, "tcp://"), dir: t.TempDir(), ended: make(chan error, 1),
+	}
+	r.Supervisor, err = New(Config{
+		Name: "test", Sockets: []activation.Socket{sock}, Executable: exe, RuntimeDir: r.dir,
+		Load: func(map[string]string) (Settings, error) { return r.settings, nil },
+		Log:  zap.NewNop(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("GORACE", "atexit_sleep_ms=0")
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { r.ended <- r.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		<-r.done
+		sock.Close()
+	})
+	return r
+}
+
+// await waits until ok says so; what is told when it never does.
+func await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within 20 s", what)
+		}
+		time.Sleep(5 * time.Millisecond) // between two looks at the condition
+	}
+}
+
+func (r *real) workers(t *testing.T) []control.Worker {
+	t.Helper()
+	st, err := r.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st.Pools[0].Workers
+}
+
+func (r *real) awaitServing(t *testing.T) {
+	t.Helper()
+	await(t, "serving", func() bool {
+		st, err := r.Status(t.Context())
+		return err == nil && st.State == control.StateServing
+	})
+}
+
+func (r *real) ask(t *testing.T) string {
+	t.Helper()
+	c, err := net.Dial("tcp", r.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	answer, err := io.ReadAll(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(answer))
+}
+
+func TestRealWorkersServeTheInheritedSocket(t *testing.T) {
+	r := startReal(t, "")
+	r.awaitServing(t)
+	workers := r.workers(t)
+	pid := r.ask(t)
+	known := false
+	for i, w := range workers {
+		known = known || fmt.Sprint(w.PID) == pid
+		if w.Connections != int64(i)+7 || w.RSSBytes == 0 || w.Build != "test" {
+			t.Errorf("worker %d is %+v", i, w)
+		}
+		if got, err := unix.Getpgid(w.PID); err != nil || got != w.PID {
+			t.Errorf("worker %d is in process group %d (%v), want its own", i, got, err)
+		}
+	}
+	if !known {
+		t.Errorf("pid %s answered, want one of %+v", pid, workers)
+	}
+}
+
+func TestRealWorkerThatIsKilledIsReapedAndRespawned(t *testing.T) {
+	r := startReal(t, "")
+	r.awaitServing(t)
+	before := r.workers(t)
+	unix.Kill(before[0].PID, unix.SIGKILL)
+	await(t, "respawn", func() bool {
+		w := r.workers(t)
+		return w[0].PID != before[0].PID && w[0].State == "ready"
+	})
+	if _, err := os.Stat(fmt.Sprintf("/proc/%d", before[0].PID)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("pid %d is still there: %v", before[0].PID, err)
+	}
+	if after := r.workers(t); after[1].PID != before[1].PID || after[0].Respawns != 1 || !strings.Contains(after[0].LastDeath, "SIGKILL") {
+		t.Errorf("workers %+v, before %+v", after, before)
+	}
+}
+
+func TestLastWordsOfARealWorker(t *testing.T) {
+	for _, tt := range []struct {
+		behave, want string
+	}{
+		{"says why", "the database is away"},
+		{"writes why", "no licence found"},
+		{"panics", "assignment to entry in nil map"},
+		{"leaves a child", "a child lives on"},
+	} {
+		t.Run(tt.behave, func(t *testing.T) {
+			r := startReal(t, tt.behave)
+			err := <-r.ended
+			var start *StartError
+			if !errors.As(err, &start) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("ended with %v, want %q in it", err, tt.want)
+			}
+			if tt.behave == "panics" && !strings.Contains(err.Error(), "process_test.go") {
+				t.Errorf("%v does not tell where", err)
+			}
+		})
+	}
+}
+
+func TestReloadOfRealWorkersKeepsTheSocket(t *testing.T) {
+	r := startReal(t, "")
+	r.awaitServing(t)
+	before := r.workers(t)
+	if err := r.Reload(t.Context(), control.ReloadRequest{}, func(string) {}); err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range r.workers(t) {
+		old := w.PID == before[0].PID || w.PID == before[1].PID
+		if want := map[bool]string{true: "draining", false: "ready"}[old]; w.State != want || old == (w.Generation == 2) {
+			t.Errorf("worker %+v after the reload, want it %s", w, want)
+		}
+	}
+	r.ask(t)
+	r.settings.Worker = []byte("says why")
+	if err := r.Reload(t.Context(), control.ReloadRequest{}, func(string) {}); err == nil || !strings.Contains(err.Error(), "the database is away") {
+		t.Errorf("verdict %v", err)
+	}
+	r.ask(t)
+}
+
+func TestOldExecutableIsStartedAfterItsFileWasReplaced(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "program")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, text, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	e, err := openExecutable(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.close()
+	if e.name() != path {
+		t.Errorf("executes %s, want %s", e.name(), path)
+	}
+	if err := os.WriteFile(path+".new", []byte("#!/bin/sh\nexit 9\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(e.name())
+	if err != nil || !bytes.Equal(got, text) {
+		t.Errorf("%s is not the old program: %d bytes, %v", e.name(), len(got), err)
+	}
+}
+
+func TestWhatIsNoExecutableIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	plain := filepath.Join(dir, "plain")
+	if err := os.WriteFile(plain, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{filepath.Join(dir, "absent"), plain, dir} {
+		if e, err := openExecutable(path); err == nil {
+			e.close()
+			t.Errorf("%s was opened", path)
+		} else if !strings.Contains(err.Error(), path) {
+			t.Errorf("error %q does not name %s", err, path)
+		}
+	}
+}
+
+func TestReapWithoutAMarkKillsNobody(t *testing.T) {
+	if n, err := Reap(t.TempDir()); n != 0 || err != nil {
+		t.Errorf("killed %d, %v", n, err)
+	}
+}
+
+func TestOrderlyStopLeavesItsMarkAndTheNextStartTakesItAway(t *testing.T) {
+	r := startReal(t, "")
+	r.awaitServing(t)
+	mark := filepath.Join(r.dir, markName)
+	if err := r.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-r.ended; err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(mark); err != nil {
+		t.Error(err)
+	}
+	r.unmark()
+	if _, err := os.Stat(mark); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the mark is still there: %v", err)
+	}
+}
+
+func TestCrashSummaryTellsMessageAndPlace(t *testing.T) {
+	report := "panic: boom\n\ngoroutine 1 [running]:\npanic({0x1, 0x2})\n\t/go/src/runtime/panic.go:1 +0x1\nmain.handle(...)\n\t/src/app/main.go:42 +0x1d\nmain.main()\n\t/src/app/main.go:9 +0x1\n"
+	if got, want := crashSummary(report), "panic: boom at /src/app/main.go:42"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := crashSummary("fatal error: all is lost"); got != "fatal error: all is lost" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestOutputIsCutIntoBoundedLines(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &output{pipe: r, log: zap.NewNop()}
+	read := make(chan struct{})
+	go func() { o.read(); close(read) }()
+	w.WriteString(strings.Repeat("x", 5*maxLine) + "\n")
+	for i := range 2 * maxKept {
+		fmt.Fprintf(w, "line %d\r\n", i)
+	}
+	w.WriteString("no newline")
+	w.Close()
+	<-read
+	if len(o.kept) != maxKept || o.kept[maxKept-1] != "no newline" || o.kept[maxKept-2] != fmt.Sprintf("line %d", 2*maxKept-1) {
+		t.Errorf("kept %q", o.kept)
+	}
+	for _, l := range o.kept {
+		if len(l) > maxLine {
+			t.Errorf("a line of %d bytes", len(l))
+		}
+	}
+}

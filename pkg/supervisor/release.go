@@ -1,0 +1,143 @@
+package supervisor
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mainstay-go/mainstay/pkg/backoff"
+	"github.com/mainstay-go/mainstay/pkg/link"
+)
+
+// MaxWorkers is the largest number of workers of a pool.
+const MaxWorkers = 256
+
+// Settings is what a configuration says to the supervisor. A zero duration
+// or number stands for the default in brackets.
+type Settings struct {
+	Workers       int           // slots [1], at most MaxWorkers
+	StartAttempts int           // starts in a row that may fail in the first generation before the service has failed to start [3]
+	MaxOld        int           // workers of a slot that may drain at a time; the oldest is hastened beyond that [2]
+	Parallel      int           // slots that a reload replaces at a time [1]
+	StartTimeout  time.Duration // from spawn to readiness [30 s]
+	Grace         time.Duration // for a drain at reload and scale-down [30 s]
+	StopGrace     time.Duration // for a drain at the end of the service [10 s]
+	Bake          time.Duration // how long a new worker serves beside the old one before that leaves; zero: not at all
+	Respawn       backoff.Policy
+	Worker        []byte // configuration for the workers, not looked at here
+}
+
+func (s Settings) withDefaults() (Settings, error) {
+	number := func(v *int, def int) {
+		if *v == 0 {
+			*v = def
+		}
+	}
+	duration := func(v *time.Duration, def time.Duration) {
+		if *v == 0 {
+			*v = def
+		}
+	}
+	number(&s.Workers, 1)
+	number(&s.StartAttempts, 3)
+	number(&s.MaxOld, 2)
+	number(&s.Parallel, 1)
+	duration(&s.StartTimeout, 30*time.Second)
+	duration(&s.Grace, 30*time.Second)
+	duration(&s.StopGrace, 10*time.Second)
+	switch {
+	case s.Workers < 1 || s.Workers > MaxWorkers:
+		return s, fmt.Errorf("supervisor: %d workers, want 1 to %d", s.Workers, MaxWorkers)
+	case s.StartAttempts < 0 || s.MaxOld < 0 || s.Parallel < 0:
+		return s, errors.New("supervisor: a negative number of start attempts, old workers or parallel replacements")
+	case s.StartTimeout < 0 || s.Grace < 0 || s.StopGrace < 0 || s.Bake < 0:
+		return s, errors.New("supervisor: a negative duration")
+	}
+	return s, nil
+}
+
+// release is what the workers of one generation run: an executable and a
+// configuration, both held open, so that a rollback returns to them whatever
+// became of the files.
+type release struct {
+	generation uint64
+	settings   Settings
+	exe        executable
+	config     *os.File
+}
+
+// executable is an open program.
+type executable struct {
+	path string
+	file *os.File
+	dev  uint64
+	ino  uint64
+}
+
+// openExecutable opens the program that path names now.
+func openExecutable(path string) (executable, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return executable{}, fmt.Errorf("supervisor: executable: %w", &os.PathError{Op: "open", Path: path, Err: err})
+	}
+	// High enough not to be overwritten by the descriptors that the child
+	// gets before it executes the file through this one.
+	high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, highFD)
+	unix.Close(fd)
+	if err != nil {
+		return executable{}, fmt.Errorf("supervisor: executable %s: a descriptor above %d: %w", path, highFD, os.NewSyscallError("fcntl", err))
+	}
+	e := executable{path: path, file: os.NewFile(uintptr(high), path)}
+	var st unix.Stat_t
+	if err := unix.Fstat(high, &st); err != nil {
+		e.close()
+		return executable{}, fmt.Errorf("supervisor: executable %s: %w", path, os.NewSyscallError("fstat", err))
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Mode&0o111 == 0 {
+		e.close()
+		return executable{}, fmt.Errorf("supervisor: executable %s: not an executable file", path)
+	}
+	e.dev, e.ino = st.Dev, st.Ino
+	return e, nil
+}
+
+// highFD is above any descriptor number that a worker is started with.
+const highFD = 512
+
+// name returns what to execute: the path while it still names the same file,
+// which also serves scripts and gives the process its name, else the open
+// descriptor.
+func (e executable) name() string {
+	var st unix.Stat_t
+	if unix.Stat(e.path, &st) == nil && st.Dev == e.dev && st.Ino == e.ino {
+		return e.path
+	}
+	return fmt.Sprintf("/proc/self/fd/%d", e.file.Fd())
+}
+
+func (e executable) close() { e.file.Close() }
+
+func newRelease(generation uint64, settings Settings, path string) (*release, error) {
+	settings, err := settings.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	exe, err := openExecutable(path)
+	if err != nil {
+		return nil, err
+	}
+	config, err := link.ConfigFile(settings.Worker)
+	if err != nil {
+		exe.close()
+		return nil, err
+	}
+	return &release{generation: generation, settings: settings, exe: exe, config: config}, nil
+}
+
+func (r *release) close() {
+	r.exe.close()
+	r.config.Close()
+}

@@ -1,0 +1,278 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/mainstay-go/mainstay/pkg/control"
+)
+
+// errStopping is the verdict on a reload that the end of the service cut off.
+var errStopping = errors.New("the service stops")
+
+// reload is a new generation on its way in: slot by slot a worker of the new
+// release is started, proves itself beside the old one, and takes over. If
+// one fails, all slots go back to the old release. The supervisor's
+// goroutine owns it.
+type reload struct {
+	requests []*reloadRequest
+	began    time.Time
+	from, to *release
+	todo     []*slot // not begun
+	busy     []*slot // their replacement is under way
+	failure  error   // set: it rolls back
+	extra    []*slot // slots that only the new release has
+}
+
+// reloadRequest is somebody who waits for a verdict.
+type reloadRequest struct {
+	env     map[string]string
+	step    chan string // buffered; steps that do not fit are left out
+	verdict chan error  // buffered for one
+}
+
+func (r *reload) tell(format string, args ...any) {
+	for _, q := range r.requests {
+		select {
+		case q.step <- fmt.Sprintf(format, args...):
+		default:
+		}
+	}
+}
+
+// Reload implements control.Backend: it brings in a new generation and
+// returns nil when that serves, or the reason why the old one does. A reload
+// during another is run after it, together with all others that were asked
+// for meanwhile. Any goroutine may call it.
+func (s *Supervisor) Reload(ctx context.Context, r control.ReloadRequest, step func(string)) error {
+	q := &reloadRequest{env: r.Env, step: make(chan string, 256), verdict: make(chan error, 1)}
+	if err := s.ask(ctx, q); err != nil {
+		return err
+	}
+	if r.Detach {
+		return nil
+	}
+	for {
+		select {
+		case text := <-q.step:
+			step(text)
+		case err := <-q.verdict:
+			for len(q.step) > 0 {
+				step(<-q.step)
+			}
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.done:
+			return errStopping
+		}
+	}
+}
+
+// requestReload begins a reload, or notes that one is wanted after the one
+// that runs.
+func (s *Supervisor) requestReload(q *reloadRequest) {
+	switch {
+	case s.phase == stopping:
+		q.verdict <- errStopping
+	case s.phase == booting, s.job != nil:
+		q.step <- "waits for what is under way"
+		s.queued = append(s.queued, q)
+	default:
+		s.beginReload([]*reloadRequest{q})
+	}
+}
+
+// beginReload reads the configuration beside the loop; beginRolling goes on.
+func (s *Supervisor) beginReload(requests []*reloadRequest) {
+	s.generations++
+	generation := s.generations
+	s.job = &reload{requests: requests, began: time.Now(), from: s.current}
+	s.log.Info("reload begins", zap.Uint64("generation", generation))
+	s.notified("reloading", s.conf.Notify.Reloading(s.statusLine()))
+	s.extendTimeout(s.current.settings.StartTimeout)
+	env := s.env
+	for _, q := range requests {
+		if q.env != nil {
+			env = q.env
+		}
+	}
+	go func() {
+		settings, err := s.conf.Load(env)
+		var to *release
+		if err == nil {
+			to, err = s.makeRelease(generation, settings, s.conf.Executable)
+		}
+		s.post(released{to, env, err})
+	}()
+}
+
+func (s *Supervisor) beginRolling(m released) {
+	r := s.job
+	if r == nil { // the service stops
+		if m.err == nil {
+			m.release.close()
+		}
+		return
+	}
+	if m.err != nil {
+		s.finish(m.err)
+		return
+	}
+	r.to = m.release
+	s.env = m.env
+	p := s.pool
+	for i := len(p.slots); i < r.to.settings.Workers; i++ {
+		sl := p.add()
+		r.extra = append(r.extra, sl)
+	}
+	r.todo = slices.Clone(p.slots[:r.to.settings.Workers])
+	r.tell("generation %d: replacing %d workers", r.to.generation, len(r.todo))
+	s.roll()
+}
+
+// roll begins as many replacements as may run at a time, or ends the reload
+// when all are done.
+func (s *Supervisor) roll() {
+	r := s.job
+	parallel := r.to.settings.Parallel
+	for len(r.todo) > 0 && len(r.busy) < parallel {
+		sl := r.todo[0]
+		r.todo = r.todo[1:]
+		r.busy = append(r.busy, sl)
+		if r.failure == nil {
+			sl.release = r.to
+		} else {
+			sl.release = r.from
+		}
+		turn := replace
+		if sl.place == empty {
+			turn = fill
+		}
+		s.occur(sl, turn)
+	}
+	if len(r.busy) > 0 {
+		return
+	}
+	if r.failure != nil {
+		s.finish(r.failure)
+		return
+	}
+	s.commit()
+}
+
+func (s *Supervisor) commit() {
+	r := s.job
+	for len(s.pool.slots) > r.to.settings.Workers {
+		s.occur(s.pool.removeLast(), dismiss)
+	}
+	s.current = r.to
+	s.finish(nil)
+}
+
+// settled: a slot has a worker of its release that serves.
+func (s *Supervisor) settled(sl *slot) {
+	r := s.job
+	if r == nil || !slices.Contains(r.busy, sl) {
+		s.progress()
+		return
+	}
+	r.busy = slices.DeleteFunc(r.busy, func(b *slot) bool { return b == sl })
+	r.tell("worker %d: generation %d serves, pid %d", sl.index, sl.current.release.generation, sl.current.pid())
+	s.extendTimeout(r.to.settings.StartTimeout + r.to.settings.Bake)
+	s.roll()
+}
+
+// unsettled: a slot's worker has failed to start or died.
+func (s *Supervisor) unsettled(sl *slot) {
+	r := s.job
+	switch {
+	case s.phase == booting:
+		s.judgeStart(sl)
+	case r == nil || r.to == nil || sl.release != r.to && !slices.Contains(r.busy, sl):
+		// not the reload's doing
+	case r.failure != nil && !slices.Contains(r.busy, sl):
+		// its turn in the rollback comes
+	case r.failure == nil:
+		s.rollBack(fmt.Errorf("worker %d of generation %d: %s", sl.index, r.to.generation, sl.lastDeath))
+	default:
+		// The old release does not come up either: serve on with what is
+		// there; the slot keeps trying.
+		r.tell("worker %d: the old generation failed too: %s", sl.index, sl.lastDeath)
+		s.log.Error("rollback incomplete", append(sl.fields(), zap.String("status", sl.lastDeath))...)
+		r.busy = slices.DeleteFunc(r.busy, func(b *slot) bool { return b == sl })
+		if sl.current != nil {
+			sl.release = sl.current.release
+		}
+		s.agenda = append(s.agenda, func() {
+			if s.job == r {
+				s.roll()
+			}
+		})
+	}
+}
+
+// rollBack returns every slot that the reload has touched to the release it
+// came from.
+func (s *Supervisor) rollBack(reason error) {
+	r := s.job
+	r.failure = reason
+	r.tell("rolling back: %v", reason)
+	s.log.Error("reload rolls back", zap.Uint64("generation", r.to.generation), zap.Error(reason))
+	r.todo, r.busy = nil, nil
+	for _, sl := range r.extra {
+		s.occur(sl, dismiss)
+	}
+	s.pool.slots = slices.DeleteFunc(s.pool.slots, func(sl *slot) bool { return slices.Contains(r.extra, sl) })
+	for _, sl := range s.pool.slots {
+		if sl.release != r.to {
+			continue
+		}
+		if sl.current != nil && sl.current.release == r.from {
+			// The old worker has not been asked to leave yet.
+			sl.release = r.from
+			s.occur(sl, abandon)
+			continue
+		}
+		r.todo = append(r.todo, sl)
+	}
+	s.agenda = append(s.agenda, func() {
+		if s.job == r {
+			s.roll()
+		}
+	})
+}
+
+// finish gives the verdict and begins the next reload if one is wanted.
+func (s *Supervisor) finish(err error) {
+	r := s.job
+	s.job = nil
+	took := time.Since(r.began)
+	s.lastReload = &control.Reload{Generation: s.generations, OK: err == nil, At: r.began.UTC().Format(time.RFC3339), TookMS: took.Milliseconds()}
+	if r.to != nil {
+		s.lastReload.Generation = r.to.generation
+	}
+	if err != nil {
+		s.lastReload.Reason = err.Error()
+		s.log.Error("reload failed, the old generation serves", zap.Uint64("generation", s.lastReload.Generation), zap.Error(err), zap.Duration("took", took))
+	} else {
+		s.log.Info("reload done", zap.Uint64("generation", s.lastReload.Generation), zap.Duration("took", took))
+	}
+	if s.phase != stopping {
+		s.notified("ready", s.conf.Notify.Ready(s.statusLine()))
+	}
+	for _, q := range r.requests {
+		q.verdict <- err
+	}
+	s.sweepReleases()
+	if len(s.queued) > 0 && s.phase == running {
+		requests := s.queued
+		s.queued = nil
+		s.beginReload(requests)
+	}
+}

@@ -1,0 +1,278 @@
+package supervisor
+
+import (
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/mainstay-go/mainstay/pkg/backoff"
+	"github.com/mainstay-go/mainstay/pkg/link"
+)
+
+// place is a slot's state.
+type place int
+
+const (
+	empty      place = iota // no worker wanted
+	starting                // its first worker, or a respawned one, is not ready yet
+	serving                 // current serves
+	replacing               // current serves, next is not ready yet
+	proving                 // current and next both accept; next has to live through the bake time
+	backingOff              // no worker; the next start is timed
+)
+
+const numPlaces = int(backingOff) + 1
+
+func (p place) String() string {
+	return [...]string{"empty", "starting", "serving", "replacing", "proving", "backing off"}[p]
+}
+
+// turn is an event of a slot.
+type turn int
+
+const (
+	fill    turn = iota // a worker is wanted
+	up                  // the worker that was starting is ready
+	failed              // the worker that was starting, or on trial, is dead
+	died                // the worker that served is dead or leaves
+	replace             // a worker of the slot's release is to take over
+	abandon             // the worker that was to take over is not wanted any more
+	dismiss             // no worker is wanted any more
+	due                 // the slot's timer: the delay, or the bake time, is over
+)
+
+const numTurns = int(due) + 1
+
+func (t turn) String() string {
+	return [...]string{"fill", "up", "failed", "died", "replace", "abandon", "dismiss", "due"}[t]
+}
+
+// slot is a worker's place in its pool. The supervisor's goroutine owns it.
+type slot struct {
+	pool  *pool
+	index int
+
+	place    place
+	release  *release       // what its next worker runs
+	current  *incarnation   // it serves
+	next     *incarnation   // it starts, or is on trial
+	draining []*incarnation // they leave, oldest first
+
+	backoff backoff.Backoff
+	lived   time.Duration // how long the last worker was in service that died
+	retryAt time.Time     // backing off: when the next start is due
+	timer   *time.Timer
+	round   int // of the timer
+
+	failures      int    // starts that failed in a row
+	tooLate       bool   // the last of them was not ready in time
+	startFailures uint64 // starts that failed
+	respawns      uint64 // deaths that nobody asked for
+	lastDeath     string
+	predecessor   *link.Death
+}
+
+type move struct {
+	next   place
+	action func(*Supervisor, *slot)
+}
+
+type situation struct {
+	in place
+	on turn
+}
+
+// slots is the table: what an event does to a place in the pool.
+var slots map[situation]move
+
+// The rows name methods that apply the table in turn, so they are filled in
+// at init.
+func init() {
+	slots = map[situation]move{
+		{empty, fill}: {starting, (*Supervisor).spawn},
+
+		{starting, up}:      {serving, (*Supervisor).promote},
+		{starting, failed}:  {backingOff, (*Supervisor).backOffStart},
+		{starting, replace}: {starting, (*Supervisor).startOver},
+		{starting, dismiss}: {empty, (*Supervisor).retireAll},
+
+		{serving, died}:    {backingOff, (*Supervisor).backOff},
+		{serving, replace}: {replacing, (*Supervisor).spawn},
+		{serving, dismiss}: {empty, (*Supervisor).retireAll},
+
+		{replacing, up}:      {proving, (*Supervisor).prove},
+		{replacing, failed}:  {serving, (*Supervisor).replacementFailed},
+		{replacing, died}:    {starting, (*Supervisor).countDeath}, // the replacement is the slot's worker now
+		{replacing, abandon}: {serving, (*Supervisor).dropNext},
+		{replacing, dismiss}: {empty, (*Supervisor).retireAll},
+
+		{proving, due}:     {serving, (*Supervisor).takeOver},
+		{proving, failed}:  {serving, (*Supervisor).replacementFailed},
+		{proving, died}:    {serving, (*Supervisor).takeOverAlone},
+		{proving, abandon}: {serving, (*Supervisor).dropNext},
+		{proving, dismiss}: {empty, (*Supervisor).retireAll},
+
+		{backingOff, due}:     {starting, (*Supervisor).spawn},
+		{backingOff, replace}: {starting, (*Supervisor).spawn},
+		{backingOff, dismiss}: {empty, (*Supervisor).retireAll},
+	}
+}
+
+// occur queues an event of a slot. Actions cause events; they are applied
+// one after the other, never inside one another.
+func (s *Supervisor) occur(sl *slot, t turn) {
+	s.agenda = append(s.agenda, func() { s.apply(sl, t) })
+}
+
+func (s *Supervisor) apply(sl *slot, t turn) {
+	row, ok := slots[situation{sl.place, t}]
+	if !ok {
+		s.log.Debug("event dropped", append(sl.fields(), zap.Stringer("place", sl.place), zap.Stringer("event", t))...)
+		return
+	}
+	sl.place = row.next
+	sl.disarm()
+	row.action(s, sl)
+}
+
+func (sl *slot) fields() []zap.Field {
+	return []zap.Field{zap.String("pool", sl.pool.name), zap.Int("worker", sl.index)}
+}
+
+func (s *Supervisor) armSlot(sl *slot, d time.Duration) {
+	sl.disarm()
+	round := sl.round
+	sl.timer = time.AfterFunc(d, func() { s.post(slotTimeout{sl, round}) })
+}
+
+func (sl *slot) disarm() {
+	sl.round++
+	if sl.timer != nil {
+		sl.timer.Stop()
+		sl.timer = nil
+	}
+}
+
+// forget takes a dead worker out of the slot.
+func (sl *slot) forget(inc *incarnation) {
+	switch inc {
+	case sl.current:
+		sl.current = nil
+	case sl.next:
+		sl.next = nil
+	}
+	sl.draining = slices.DeleteFunc(sl.draining, func(d *incarnation) bool { return d == inc })
+}
+
+// drainingSince moves a worker to those that leave.
+func (sl *slot) drainingSince(inc *incarnation) {
+	sl.forget(inc)
+	sl.draining = append(sl.draining, inc)
+}
+
+// loss is what the end of a worker means to its slot.
+func (sl *slot) loss(inc *incarnation) turn {
+	if inc == sl.current {
+		return died
+	}
+	return failed
+}
+
+// hasWorker reports whether somebody serves in the slot.
+func (sl *slot) hasWorker() bool { return sl.current != nil && sl.current.state == ready }
+
+func (s *Supervisor) promote(sl *slot) {
+	sl.current, sl.next = sl.next, nil
+	sl.failures = 0
+	s.settled(sl)
+}
+
+func (s *Supervisor) prove(sl *slot) { s.armSlot(sl, sl.next.release.settings.Bake) }
+
+func (s *Supervisor) takeOver(sl *slot) {
+	old := sl.current
+	sl.current, sl.next = sl.next, nil
+	sl.failures = 0
+	s.retire(old, false, sl.release.settings.Grace)
+	s.settled(sl)
+}
+
+// takeOverAlone: the old worker died while the new one was on trial.
+func (s *Supervisor) takeOverAlone(sl *slot) {
+	sl.respawns++
+	sl.current, sl.next = sl.next, nil
+	sl.failures = 0
+	s.settled(sl)
+}
+
+func (s *Supervisor) replacementFailed(sl *slot) { s.unsettled(sl) }
+
+func (s *Supervisor) countDeath(sl *slot) { sl.respawns++ }
+
+func (s *Supervisor) backOff(sl *slot) {
+	sl.respawns++
+	s.unsettled(sl)
+	s.delay(sl)
+}
+
+func (s *Supervisor) backOffStart(sl *slot) {
+	s.unsettled(sl)
+	s.delay(sl)
+}
+
+func (s *Supervisor) delay(sl *slot) {
+	sl.backoff.Policy = sl.release.settings.Respawn
+	d := sl.backoff.Next(sl.lived)
+	sl.lived = 0
+	sl.retryAt = time.Now().Add(d)
+	if d > 0 {
+		s.log.Warn("worker will be respawned", append(sl.fields(), zap.Duration("delay", d), zap.Int("failures", sl.failures))...)
+	}
+	s.armSlot(sl, d)
+}
+
+func (s *Supervisor) startOver(sl *slot) {
+	s.dropNext(sl)
+	s.spawn(sl)
+}
+
+func (s *Supervisor) dropNext(sl *slot) {
+	if sl.next != nil {
+		s.retire(sl.next, true, sl.next.release.settings.Grace)
+	}
+	if sl.current != nil {
+		sl.release = sl.current.release
+	}
+}
+
+// retireAll asks everybody in the slot to leave, on the terms of a stop if
+// the service stops.
+func (s *Supervisor) retireAll(sl *slot) {
+	for _, inc := range []*incarnation{sl.current, sl.next} {
+		if inc != nil {
+			s.retire(inc, s.phase == stopping, s.terms(inc))
+		}
+	}
+}
+
+// terms is the grace for a worker that leaves now.
+func (s *Supervisor) terms(inc *incarnation) time.Duration {
+	if s.phase == stopping {
+		return s.current.settings.StopGrace
+	}
+	return inc.release.settings.Grace
+}
+
+// retire asks a worker to leave and sees to it that no more than MaxOld of
+// a slot do so at a time.
+func (s *Supervisor) retire(inc *incarnation, prompt bool, grace time.Duration) {
+	inc.prompt, inc.grace = prompt, grace
+	sl := inc.slot
+	sl.drainingSince(inc)
+	s.happen(inc, retire)
+	for i := range len(sl.draining) - max(1, sl.release.settings.MaxOld) {
+		s.log.Warn("worker hastened: too many of its slot drain", sl.draining[i].fields()...)
+		s.happen(sl.draining[i], hasten)
+	}
+}

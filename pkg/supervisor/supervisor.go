@@ -1,0 +1,672 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/mainstay-go/mainstay/pkg/activation"
+	"github.com/mainstay-go/mainstay/pkg/control"
+	"github.com/mainstay-go/mainstay/pkg/link"
+	"github.com/mainstay-go/mainstay/pkg/notify"
+	"github.com/mainstay-go/mainstay/pkg/scoreboard"
+)
+
+// Config is what a Supervisor is made of.
+type Config struct {
+	Name    string              // of the service, for status and process titles
+	Version string              // of the supervisor's own build, for status
+	Log     *zap.Logger         // nil: nothing is logged
+	Notify  *notify.Notifier    // nil: nobody is notified
+	Sockets []activation.Socket // listening; they stay the caller's, open until Run has returned
+	Serve   map[string]string   // listener's name to its kind, for status; may be nil
+	Args    []string            // of a worker, behind its title; may be nil
+	Stderr  *os.File            // the workers' standard error once they are ready; nil: os.Stderr
+
+	// Executable is the path of the workers' program. It is opened anew at
+	// each reload, so replacing the file is how new code gets in.
+	Executable string
+
+	// Load reads the configuration: at the start with a nil env, at a reload
+	// with the settings that came with the last request that had some, which
+	// then stand for the supervisor's own environment. It is called from one
+	// goroutine at a time.
+	Load func(env map[string]string) (Settings, error)
+
+	// RuntimeDir is where an orderly end of the service leaves its mark for
+	// Reap; empty: nowhere.
+	RuntimeDir string
+}
+
+// StartError is returned by Run when the first generation could not become
+// ready.
+type StartError struct {
+	Worker int    // its slot
+	Reason string // how it died, with its last words
+}
+
+func (e *StartError) Error() string {
+	return fmt.Sprintf("supervisor: worker %d did not become ready: %s", e.Worker, e.Reason)
+}
+
+// phase is how far the service as a whole is.
+type phase int
+
+const (
+	booting  phase = iota // the first generation is not ready yet
+	running               // READY was sent
+	stopping              // everybody leaves
+)
+
+// pool is the workers of one kind.
+type pool struct {
+	name  string
+	slots []*slot // by index
+}
+
+func (p *pool) add() *slot {
+	sl := &slot{pool: p, index: len(p.slots)}
+	p.slots = append(p.slots, sl)
+	return sl
+}
+
+func (p *pool) removeLast() *slot {
+	last := p.slots[len(p.slots)-1]
+	p.slots = p.slots[:len(p.slots)-1]
+	return last
+}
+
+// Supervisor supervises. Make one with New, then call Run once. It
+// implements control.Backend.
+type Supervisor struct {
+	// Set once in New.
+
+	conf        Config
+	log         *zap.Logger
+	launcher    launcher
+	makeRelease func(generation uint64, settings Settings, path string) (*release, error)
+	inbox       chan message
+	done        chan struct{} // closed when Run has returned
+	began       time.Time
+	epoch       uint64
+	board       *scoreboard.Board
+
+	// Owned by Run's goroutine.
+
+	phase        phase
+	verdict      error // what Run will return
+	pool         *pool
+	current      *release // the generation that serves
+	releases     []*release
+	incarnations map[uint64]*incarnation
+	freeSeats    []int
+	lastNumber   uint64 // of incarnations
+	generations  uint64 // the last number given
+	env          map[string]string
+	job          *reload
+	queued       []*reloadRequest
+	lastReload   *control.Reload
+	agenda       []func() // what follows from the message that is being handled
+	lastLine     string   // STATUS= as sent
+	oomKills     uint64
+	hastened     bool
+}
+
+// poolName is the name of the one pool there is so far.
+const poolName = "worker"
+
+// New prepares a supervisor: it reads the configuration and opens the
+// executable, but starts nothing. Its errors are those of Load, or say which
+// setting or file cannot be used.
+func New(conf Config) (*Supervisor, error) {
+	if conf.Stderr == nil {
+		conf.Stderr = os.Stderr
+	}
+	if conf.Log == nil {
+		conf.Log = zap.NewNop()
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("supervisor: %w", err)
+	}
+	l := &osLauncher{args: conf.Args, stderr: conf.Stderr, log: conf.Log, null: null}
+	return newSupervisor(conf, l, newRelease)
+}
+
+func newSupervisor(conf Config, l launcher, makeRelease func(uint64, Settings, string) (*release, error)) (*Supervisor, error) {
+	settings, err := conf.Load(nil)
+	if err != nil {
+		return nil, err
+	}
+	first, err := makeRelease(1, settings, conf.Executable)
+	if err != nil {
+		return nil, err
+	}
+	const seats = 4*MaxWorkers + 8
+	board, err := scoreboard.Create(seats)
+	if err != nil {
+		return nil, err
+	}
+	s := &Supervisor{
+		conf: conf, log: conf.Log, launcher: l, makeRelease: makeRelease,
+		inbox: make(chan message, 64), done: make(chan struct{}),
+		epoch: 1, board: board,
+		pool: &pool{name: poolName}, current: first, releases: []*release{first}, generations: 1,
+		incarnations: make(map[uint64]*incarnation),
+	}
+	board.Epoch().Store(s.epoch)
+	for i := seats - 1; i >= 0; i-- {
+		s.freeSeats = append(s.freeSeats, i)
+	}
+	return s, nil
+}
+
+// message is what reaches Run's goroutine; this is the closed list.
+type message interface{ isMessage() }
+
+type (
+	incarnationSaid struct {
+		inc  *incarnation
+		body link.Body
+	}
+	incarnationBroke struct {
+		inc *incarnation
+		err error
+	}
+	incarnationExited struct {
+		inc  *incarnation
+		exit Exit
+	}
+	incarnationTimeout struct {
+		inc  *incarnation
+		turn int
+	}
+	slotTimeout struct {
+		slot  *slot
+		round int
+	}
+	released struct { // a reload's configuration has been read
+		release *release
+		env     map[string]string
+		err     error
+	}
+	signalled    struct{ sig os.Signal }
+	scaleRequest struct {
+		n       int // if add is 0
+		add     int // relative, by a signal
+		verdict chan error
+	}
+	stopRequest   struct{ verdict chan error }
+	statusRequest struct{ reply chan snapshot }
+)
+
+func (incarnationSaid) isMessage()    {}
+func (incarnationBroke) isMessage()   {}
+func (incarnationExited) isMessage()  {}
+func (incarnationTimeout) isMessage() {}
+func (slotTimeout) isMessage()        {}
+func (released) isMessage()           {}
+func (signalled) isMessage()          {}
+func (scaleRequest) isMessage()       {}
+func (stopRequest) isMessage()        {}
+func (statusRequest) isMessage()      {}
+func (*reloadRequest) isMessage()     {}
+
+// post sends a message that must not get lost while Run runs.
+func (s *Supervisor) post(m message) {
+	select {
+	case s.inbox <- m:
+	case <-s.done:
+	}
+}
+
+// errNotRunning answers requests after the end.
+var errNotRunning = errors.New("the supervisor has ended")
+
+// ask sends an operator's message.
+func (s *Supervisor) ask(ctx context.Context, m message) error {
+	select {
+	case s.inbox <- m:
+		return nil
+	case <-s.done:
+		return errNotRunning
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Run starts the first generation and supervises until the service ends: by
+// ctx, by a signal (SIGTERM, SIGINT), or by Stop. It returns nil after an
+// orderly end and a *StartError if the first generation did not become
+// ready; in both cases no worker is left. After the signal of a restart
+// (SIGRTMIN+1) it returns nil at once and the workers drain by themselves. It
+// may be called once.
+func (s *Supervisor) Run(ctx context.Context) error {
+	s.unmark()
+	signals, unwatch := watchSignals()
+	defer unwatch()
+	go func() {
+		for {
+			select {
+			case sig := <-signals:
+				s.post(signalled{sig})
+			case <-s.done:
+				return
+			}
+		}
+	}()
+	return s.run(ctx)
+}
+
+func (s *Supervisor) run(ctx context.Context) error {
+	defer s.board.Close()
+	defer close(s.done)
+	s.began = time.Now()
+	s.oomKills = oomKills()
+	for range s.current.settings.Workers {
+		sl := s.pool.add()
+		sl.release = s.current
+		s.occur(sl, fill)
+	}
+	s.extendTimeout(s.current.settings.StartTimeout)
+	var beat <-chan time.Time
+	if d := s.conf.Notify.WatchdogInterval(); d > 0 {
+		t := time.NewTicker(d / 2)
+		defer t.Stop()
+		beat = t.C
+	}
+	ending := ctx.Done()
+	for {
+		for len(s.agenda) > 0 {
+			next := s.agenda[0]
+			s.agenda = s.agenda[1:]
+			next()
+		}
+		s.showStatus()
+		if s.phase == stopping && len(s.incarnations) == 0 {
+			return s.verdict
+		}
+		select {
+		case m := <-s.inbox:
+			if s.handle(m) {
+				return s.verdict
+			}
+		case <-beat:
+			s.notified("watchdog", s.conf.Notify.Watchdog())
+		case <-ending:
+			ending = nil
+			s.stop()
+		}
+	}
+}
+
+// handle applies a message; true ends Run at once.
+func (s *Supervisor) handle(m message) (leave bool) {
+	switch m := m.(type) {
+	case incarnationSaid:
+		s.heard(m.inc, m.body)
+	case incarnationBroke:
+		m.inc.reason = m.err.Error()
+		s.happen(m.inc, unsettling)
+	case incarnationExited:
+		s.dead(m.inc, m.exit)
+	case incarnationTimeout:
+		if m.turn == m.inc.turn {
+			s.happen(m.inc, timeout)
+		}
+	case slotTimeout:
+		if m.round == m.slot.round {
+			s.occur(m.slot, due)
+		}
+	case released:
+		if m.err == nil {
+			s.releases = append(s.releases, m.release)
+		}
+		s.beginRolling(m)
+	case *reloadRequest:
+		s.requestReload(m)
+	case scaleRequest:
+		m.verdict <- s.scale(m)
+	case stopRequest:
+		s.stop()
+		m.verdict <- nil
+	case statusRequest:
+		m.reply <- s.snapshot()
+	case signalled:
+		return s.onSignal(m.sig)
+	}
+	return false
+}
+
+// heard sorts what a worker says into events.
+func (s *Supervisor) heard(inc *incarnation, body link.Body) {
+	switch m := body.(type) {
+	case link.Hello:
+		inc.build = m.Build
+		if m.Contract != link.Contract || m.Incarnation != inc.number {
+			inc.reason = fmt.Sprintf("said hello as incarnation %d of contract %d, want %d of %d", m.Incarnation, m.Contract, inc.number, link.Contract)
+			s.happen(inc, unsettling)
+			return
+		}
+		s.happen(inc, saidHello)
+	case link.Ready:
+		s.happen(inc, saidReady)
+	case link.Draining:
+		s.happen(inc, saidLeft)
+	case link.Failed:
+		inc.reason = m.Reason
+	default:
+		inc.reason = fmt.Sprintf("sent a %T, which is not a worker's to send", body)
+		s.happen(inc, unsettling)
+	}
+}
+
+func (s *Supervisor) dead(inc *incarnation, exit Exit) {
+	oom := false
+	if exit.Signal != 0 && inc.state != late && inc.state != overdue {
+		now := oomKills()
+		oom = now > s.oomKills
+		s.oomKills = now
+	}
+	inc.exit = exit
+	inc.exit.classify(inc.state, oom)
+	if inc.reason != "" && inc.exit.Words == inc.reason {
+		inc.exit.Words = ""
+	}
+	if s.phase != booting {
+		s.extendTimeout(s.current.settings.StopGrace + drainMargin)
+	}
+	s.happen(inc, exited)
+}
+
+// spawn starts a worker in the slot. One that cannot even be started is a
+// start that failed.
+func (s *Supervisor) spawn(sl *slot) {
+	s.lastNumber++
+	inc := &incarnation{number: s.lastNumber, slot: sl, release: sl.release, seatNo: -1, born: time.Now()}
+	sl.next = inc
+	s.incarnations[inc.number] = inc
+	var err error
+	if n := len(s.freeSeats); n == 0 {
+		err = errors.New("no seat is free: too many old workers still drain")
+	} else {
+		inc.seatNo = s.freeSeats[n-1]
+		s.freeSeats = s.freeSeats[:n-1]
+		inc.seat = s.board.Seat(inc.seatNo)
+		inc.seat.Clear()
+		inc.seat.Slot.Store(int64(sl.index))
+		inc.seat.Generation.Store(inc.release.generation)
+		inc.seat.Incarnation.Store(inc.number)
+		inc.process, err = s.launch(inc)
+	}
+	if err != nil {
+		inc.process = nil
+		s.agenda = append(s.agenda, func() { s.dead(inc, Exit{Err: err}) })
+		return
+	}
+	inc.seat.PID.Store(int64(inc.pid()))
+	s.log.Debug("worker spawned", inc.fields()...)
+	s.arm(inc, s.startTimeout(inc))
+}
+
+func (s *Supervisor) launch(inc *incarnation) (process, error) {
+	sl := inc.slot
+	id := link.Identity{
+		Contract: link.Contract, Service: s.conf.Name, Pool: sl.pool.name, Slot: sl.index,
+		Incarnation: inc.number, Generation: inc.release.generation, Epoch: s.epoch, Seat: inc.seatNo,
+		Predecessor: sl.predecessor,
+	}
+	sl.predecessor = nil
+	for _, sock := range s.conf.Sockets {
+		id.Listeners = append(id.Listeners, link.Listener{Name: sock.Name, Address: sock.Address})
+	}
+	return s.launcher.launch(order{
+		release: inc.release, identity: id, sockets: s.conf.Sockets, stats: s.board.FD(),
+		said:    func(b link.Body) { s.post(incarnationSaid{inc, b}) },
+		unknown: func(err error) { s.post(incarnationBroke{inc, err}) },
+		exited:  func(e Exit) { s.post(incarnationExited{inc, e}) },
+	})
+}
+
+// vacate takes a dead worker off the books.
+func (s *Supervisor) vacate(inc *incarnation) {
+	delete(s.incarnations, inc.number)
+	if inc.seat != nil {
+		inc.seat.Clear()
+		s.freeSeats = append(s.freeSeats, inc.seatNo)
+	}
+	s.sweepReleases()
+}
+
+// sweepReleases closes what nobody will run any more.
+func (s *Supervisor) sweepReleases() {
+	s.releases = slices.DeleteFunc(s.releases, func(r *release) bool {
+		if r == s.current || s.job != nil && (r == s.job.from || r == s.job.to) {
+			return false
+		}
+		for _, sl := range s.pool.slots {
+			if sl.release == r {
+				return false
+			}
+		}
+		for _, inc := range s.incarnations {
+			if inc.release == r {
+				return false
+			}
+		}
+		r.close()
+		return true
+	})
+}
+
+// living yields the workers that are not reaped yet, oldest first.
+func (s *Supervisor) living() iter.Seq[*incarnation] {
+	all := make([]*incarnation, 0, len(s.incarnations))
+	for _, inc := range s.incarnations {
+		if inc.process != nil {
+			all = append(all, inc)
+		}
+	}
+	slices.SortFunc(all, func(a, b *incarnation) int { return int(a.number) - int(b.number) })
+	return slices.Values(all)
+}
+
+func (s *Supervisor) startTimeout(inc *incarnation) time.Duration {
+	return inc.release.settings.StartTimeout
+}
+
+// progress looks whether the first generation is complete.
+func (s *Supervisor) progress() {
+	if s.phase != booting {
+		return
+	}
+	s.extendTimeout(s.current.settings.StartTimeout)
+	for _, sl := range s.pool.slots {
+		if !sl.hasWorker() {
+			return
+		}
+	}
+	s.phase = running
+	s.log.Info("service ready", zap.Int("workers", len(s.pool.slots)), zap.Duration("took", time.Since(s.began)))
+	s.lastLine = s.statusLine()
+	s.notified("ready", s.conf.Notify.Ready(s.lastLine))
+	if len(s.queued) > 0 {
+		requests := s.queued
+		s.queued = nil
+		s.beginReload(requests)
+	}
+}
+
+// judgeStart ends the service if its first generation cannot become ready.
+func (s *Supervisor) judgeStart(sl *slot) {
+	if sl.failures < s.current.settings.StartAttempts && !sl.tooLate {
+		return
+	}
+	s.verdict = &StartError{Worker: sl.index, Reason: sl.lastDeath}
+	s.log.Error("service cannot start", append(sl.fields(), zap.String("status", sl.lastDeath))...)
+	s.notified("failed", s.conf.Notify.Status("cannot start: "+s.verdict.Error()))
+	s.wind()
+}
+
+// Scale implements control.Backend: it sets the number of workers. It fails
+// with control.ErrInvalid if the pool is unknown or the number is not in
+// 1..MaxWorkers, and if a reload is under way. The number holds until the
+// next reload or restart. Any goroutine may call it.
+func (s *Supervisor) Scale(ctx context.Context, r control.ScaleRequest) error {
+	if r.Pool != "" && r.Pool != poolName {
+		return fmt.Errorf("%w: no pool %q, there is %q", control.ErrInvalid, r.Pool, poolName)
+	}
+	m := scaleRequest{n: r.N, verdict: make(chan error, 1)}
+	if err := s.ask(ctx, m); err != nil {
+		return err
+	}
+	select {
+	case err := <-m.verdict:
+		return err
+	case <-s.done:
+		return errNotRunning
+	}
+}
+
+func (s *Supervisor) scale(m scaleRequest) error {
+	n := m.n
+	if m.add != 0 {
+		n = len(s.pool.slots) + m.add
+	}
+	switch {
+	case n < 1 || n > MaxWorkers:
+		return fmt.Errorf("%w: %d workers, want 1 to %d", control.ErrInvalid, n, MaxWorkers)
+	case s.phase != running:
+		return errors.New("the service starts or stops: not scaled")
+	case s.job != nil:
+		return errors.New("a reload is under way: not scaled")
+	}
+	s.log.Info("scaling", zap.Int("from", len(s.pool.slots)), zap.Int("to", n))
+	for len(s.pool.slots) > n {
+		s.occur(s.pool.removeLast(), dismiss)
+	}
+	for len(s.pool.slots) < n {
+		sl := s.pool.add()
+		sl.release = s.current
+		s.occur(sl, fill)
+	}
+	return nil
+}
+
+// Stop implements control.Backend: it begins the orderly end of the service.
+// Any goroutine may call it.
+func (s *Supervisor) Stop(ctx context.Context) error {
+	m := stopRequest{verdict: make(chan error, 1)}
+	if err := s.ask(ctx, m); err != nil {
+		return err
+	}
+	select {
+	case err := <-m.verdict:
+		return err
+	case <-s.done:
+		return nil
+	}
+}
+
+// stop begins the end of the service; asked again, it hastens it.
+func (s *Supervisor) stop() {
+	if s.phase != stopping {
+		s.mark()
+		s.log.Info("service stops", zap.Duration("grace", s.current.settings.StopGrace))
+		s.notified("stopping", s.conf.Notify.Stopping("stopping"))
+		s.wind()
+		return
+	}
+	if s.hastened {
+		return
+	}
+	s.hastened = true
+	s.log.Info("stop hastened")
+	for inc := range s.living() {
+		s.happen(inc, hasten)
+	}
+}
+
+// wind has everybody leave.
+func (s *Supervisor) wind() {
+	s.phase = stopping
+	grace := s.current.settings.StopGrace
+	s.extendTimeout(grace + drainMargin)
+	if s.job != nil {
+		s.finish(errStopping)
+	}
+	for _, q := range s.queued {
+		q.verdict <- errStopping
+	}
+	s.queued = nil
+	for _, sl := range s.pool.slots {
+		s.occur(sl, dismiss)
+	}
+	for inc := range s.living() {
+		if inc.state == draining {
+			inc.prompt, inc.grace = true, min(grace, inc.grace)
+			s.happen(inc, retire)
+		}
+	}
+}
+
+// leave hands over to the next supervisor: the workers are told to drain and
+// left alone.
+func (s *Supervisor) leave() {
+	s.log.Info("supervisor leaves, its workers drain")
+	s.notified("stopping", s.conf.Notify.Stopping("restarting"))
+	for inc := range s.living() {
+		if inc.state == ready {
+			s.send(inc, link.Drain{Grace: inc.release.settings.Grace})
+		} else if inc.state != draining {
+			s.kill(inc)
+		}
+	}
+}
+
+func (s *Supervisor) notified(what string, err error) {
+	if err != nil {
+		s.log.Warn("systemd not notified", zap.String("what", what), zap.Error(err))
+	}
+}
+
+// extendTimeout asks systemd for more time, because something went on.
+func (s *Supervisor) extendTimeout(d time.Duration) {
+	if s.phase == running && s.job == nil {
+		return
+	}
+	s.notified("progress", s.conf.Notify.ExtendTimeout(d+extendMargin))
+}
+
+// extendMargin is added to what a step may take before systemd loses its
+// patience.
+const extendMargin = 5 * time.Second
+
+// markName is the file in the runtime directory that says the service was
+// ended in order.
+const markName = "stopped"
+
+func (s *Supervisor) mark() {
+	if s.conf.RuntimeDir == "" {
+		return
+	}
+	if err := os.WriteFile(filepath.Join(s.conf.RuntimeDir, markName), nil, 0o644); err != nil {
+		s.log.Warn("orderly stop not marked", zap.Error(err))
+	}
+}
+
+func (s *Supervisor) unmark() {
+	if s.conf.RuntimeDir == "" {
+		return
+	}
+	if err := os.Remove(filepath.Join(s.conf.RuntimeDir, markName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		s.log.Warn("mark of the last stop not removed", zap.Error(err))
+	}
+}
