@@ -40,7 +40,9 @@
 //	Ready    I could serve   Rearm    watch the listeners anew
 //	Draining I accept        Drain    accept no more, finish, exit
 //	         no more         Stop     exit now, in order
-//	Failed   why I give up   LogLevel log from this level on
+//	Paused   I accept no     LogLevel log from this level on
+//	         more for now
+//	Failed   why I give up
 //
 // A worker obeys the highest epoch it has seen and drops what comes from a
 // lower one. Start reading at Identity, Inherit, Channel and Body.

@@ -176,7 +176,7 @@ func TestFilesStandAtTheirNumbers(t *testing.T) {
 
 var bodies = []Body{
 	Hello{Contract: 1, Incarnation: 2, Generation: 3, Build: "v1"}, Ready{}, Draining{Connections: 4}, Failed{Reason: "no"},
-	Accept{}, Rearm{}, Drain{Prompt: true, Grace: time.Minute}, Stop{}, LogLevel{Level: "debug"},
+	Accept{}, Rearm{}, Drain{Prompt: true, Grace: time.Minute}, Stop{}, LogLevel{Level: "debug"}, Paused{Listener: "echo", Reason: "EMFILE"},
 }
 
 func pair(t *testing.T) (near, far *Channel) {

@@ -37,6 +37,7 @@ const (
 	kindDrain
 	kindStop
 	kindLogLevel
+	kindPaused
 )
 
 // Hello is a worker's first message.
@@ -59,6 +60,13 @@ type Draining struct {
 // Failed says why a worker is about to exit by itself.
 type Failed struct {
 	Reason string `json:"reason"`
+}
+
+// Paused says that the worker cannot accept on a listener for a while, so
+// that others are to be woken for what waits there.
+type Paused struct {
+	Listener string `json:"listener"`
+	Reason   string `json:"reason"`
 }
 
 // Accept tells a ready worker to take connections.
@@ -96,6 +104,7 @@ func (Rearm) kind() kind    { return kindRearm }
 func (Drain) kind() kind    { return kindDrain }
 func (Stop) kind() kind     { return kindStop }
 func (LogLevel) kind() kind { return kindLogLevel }
+func (Paused) kind() kind   { return kindPaused }
 
 // maxReason bounds Failed.Reason so that a message always fits; JSON may
 // write a byte as six.
@@ -161,6 +170,8 @@ func Decode(b []byte) (Message, error) {
 		m.Body, err = decode[Stop](body)
 	case kindLogLevel:
 		m.Body, err = decode[LogLevel](body)
+	case kindPaused:
+		m.Body, err = decode[Paused](body)
 	default:
 		if flags&flagIgnorable == 0 {
 			err = fmt.Errorf("link: message of unknown kind %d", k)

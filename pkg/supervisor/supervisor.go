@@ -362,6 +362,9 @@ func (s *Supervisor) heard(inc *incarnation, body link.Body) {
 		s.happen(inc, saidLeft)
 	case link.Failed:
 		inc.reason = m.Reason
+	case link.Paused:
+		s.log.Warn("listener paused", append(inc.fields(), zap.String("listener", m.Listener), zap.String("reason", m.Reason))...)
+		s.rearm()
 	default:
 		inc.reason = fmt.Sprintf("sent a %T, which is not a worker's to send", body)
 		s.happen(inc, unsettling)

@@ -675,27 +675,51 @@ func TestWorkerThatLeavesByItselfIsReplaced(t *testing.T) {
 	})
 }
 
-func TestSiblingsRearmWhenAWorkerDies(t *testing.T) {
-	armed := make(chan int, 16)
-	supervise(t, quick, func(p *fake) {
-		p.hello()
-		p.order.said(link.Ready{})
-		for m := range p.in {
-			switch m := m.(type) {
-			case link.Rearm:
-				armed <- p.pid
-			case link.Drain:
-				p.exit(Exit{})
-			case unix.Signal:
-				p.exit(Exit{Signal: m})
+func TestOthersRearmWhenAWorkerDiesOrPauses(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		happen func(*fake)
+	}{
+		{"dies", func(p *fake) { p.exit(Exit{Signal: unix.SIGKILL}) }},
+		{"pauses", func(p *fake) { p.order.said(link.Paused{Listener: "echo", Reason: "EMFILE"}) }},
+		{"leaves", func(p *fake) { p.order.said(link.Draining{}) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var armed chan *fake
+			rearming := func(p *fake) {
+				p.hello()
+				p.order.said(link.Ready{})
+				for m := range p.in {
+					switch m.(type) {
+					case link.Rearm:
+						armed <- p
+					case link.Drain, unix.Signal:
+						p.exit(Exit{})
+					}
+				}
 			}
-		}
-	}, func(r *rig) {
-		r.fakes.last(0).exit(Exit{Signal: unix.SIGKILL})
-		if got := <-armed; got != r.fakes.last(1).pid {
-			t.Errorf("pid %d was told to rearm, want %d", got, r.fakes.last(1).pid)
-		}
-	})
+			supervise(t, quick, serve, func(r *rig) {
+				armed = make(chan *fake, 16) // of this bubble
+				r.fakes.set(rearming)
+				if err := r.Scale(r.t.Context(), control.ScaleRequest{N: 3}); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				sibling := r.fakes.last(2)
+				tt.happen(r.fakes.last(0))
+				synctest.Wait()
+				select {
+				case p := <-armed:
+					if p != sibling {
+						t.Errorf("pid %d was told to rearm, want %d", p.pid, sibling.pid)
+					}
+				default:
+					t.Error("nobody was told to rearm")
+				}
+				r.fakes.last(0).exit(Exit{})
+			})
+		})
+	}
 }
 
 func TestStopDuringAReloadEndsBoth(t *testing.T) {
