@@ -103,7 +103,7 @@ type ReloadRequest struct {
 	// daemon-reload, the ExecReload helper has the drop-ins' new ones while
 	// the supervisor still has the old. They replace the supervisor's own.
 	// nil: the supervisor's own are kept.
-	Env map[string]string `json:"env,omitempty"`
+	Env map[string]string `json:"env"`
 	// Detach: do not wait, answer when the reload is queued.
 	Detach bool `json:"detach,omitempty"`
 }

@@ -1,0 +1,65 @@
+package conn
+
+import (
+	"math/bits"
+	"sync"
+)
+
+// buffer holds bytes on their way through a connection: the incomplete tail
+// of its input, a message waiting for the Pool, or a part of its send queue.
+// It is taken by getBuffer and given back by free, so that a connection that
+// has nothing to keep keeps no memory.
+type buffer struct {
+	next  *buffer // in a send queue
+	b     []byte  // everything that was put in
+	off   int     // how much of it has been taken out
+	class int     // in bufferPools; -1: not from there
+}
+
+const (
+	minBuffer     = 512
+	bufferClasses = 12 // 512 B to 1 MiB
+)
+
+var bufferPools [bufferClasses]sync.Pool
+
+// getBuffer returns an empty buffer with room for at least n bytes.
+func getBuffer(n int) *buffer {
+	class := max(bits.Len(uint(n-1)), bits.Len(minBuffer-1)) - bits.Len(minBuffer-1)
+	if class >= bufferClasses {
+		return &buffer{b: make([]byte, 0, n), class: -1}
+	}
+	if b, ok := bufferPools[class].Get().(*buffer); ok {
+		return b
+	}
+	return &buffer{b: make([]byte, 0, minBuffer<<class), class: class}
+}
+
+// free gives b back; nobody may hold a part of it any more.
+func (b *buffer) free() {
+	if b.class < 0 {
+		return
+	}
+	b.next, b.b, b.off = nil, b.b[:0], 0
+	bufferPools[b.class].Put(b)
+}
+
+// bytes returns what has not been taken out yet.
+func (b *buffer) bytes() []byte { return b.b[b.off:] }
+
+// room returns how many bytes can be put in without a new buffer.
+func (b *buffer) room() int { return cap(b.b) - len(b.b) }
+
+// add puts p in behind what is there. It returns b, or a larger buffer in its
+// place.
+func (b *buffer) add(p []byte) *buffer {
+	if b.room() < len(p) {
+		rest := b.bytes()
+		larger := getBuffer(2*len(rest) + len(p))
+		larger.b = append(larger.b, rest...)
+		b.free()
+		b = larger
+	}
+	b.b = append(b.b, p...)
+	return b
+}

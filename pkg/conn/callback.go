@@ -1,0 +1,108 @@
+package conn
+
+import (
+	"runtime/debug"
+	"time"
+)
+
+// slow is how long Inline callbacks may hold the loop before it is told;
+// slowEvery is how often that is told.
+const (
+	slow      = 10 * time.Millisecond
+	slowEvery = time.Second
+)
+
+// eventKind tells which callback an event is for.
+type eventKind uint8
+
+const (
+	connected eventKind = iota
+	message
+	bufferFull
+	bufferDrain
+	timerOver
+	closed
+)
+
+// event is a callback that is due.
+type event struct {
+	kind    eventKind
+	message *buffer // of message
+	timer   *timer  // of timerOver
+	why     error   // of closed
+}
+
+// deliver has an event's callback called: now if Inline, else by the Pool.
+// Loop only, and in no callback.
+func (c *Conn) deliver(ev event) {
+	if !c.cfg.Inline {
+		c.push(ev)
+		return
+	}
+	c.set.enter(c)
+	defer c.set.leave(c)
+	c.call(ev)
+}
+
+// call calls an event's callback.
+func (c *Conn) call(ev event) {
+	h := c.cfg.Handler
+	switch ev.kind {
+	case connected:
+		h.OnConnect(c)
+	case message:
+		h.OnMessage(c, ev.message.bytes())
+	case bufferFull:
+		h.OnBufferFull(c)
+	case bufferDrain:
+		h.OnBufferDrain(c)
+	case timerOver:
+		if c.takeTimer(ev.timer) {
+			h.OnTimer(c, ev.timer.name)
+		}
+	case closed:
+		h.OnClose(c, ev.why)
+	}
+}
+
+// enter and leave stand around the callbacks of c on the loop. They read the
+// clock once, at the end: the start is the end of what went before.
+func (s *Set) enter(c *Conn) {
+	s.since = max(s.since, s.loop.Now())
+	c.cfg.Seat.SetHandler(c.cfg.Listener, c.ID(), int64(s.since))
+}
+
+// leave is to be deferred: it catches the callback's panic.
+func (s *Set) leave(c *Conn) {
+	if v := recover(); v != nil {
+		c.panicked(v)
+	}
+	c.cfg.Seat.ClearHandler()
+	now := s.loop.Clock()
+	if took := now - s.since; took > slow {
+		c.cfg.tellSlow(c, took, now)
+	}
+	s.since = now
+}
+
+// panicked ends c. It runs on the stack that panicked.
+func (c *Conn) panicked(value any) {
+	err := &PanicError{Value: value, Stack: debug.Stack()}
+	c.cfg.Seat.Panics.Add(1)
+	c.CloseNow(err)
+	if c.cfg.Event != nil {
+		c.cfg.Event(Event{Kind: CallbackPanicked, Conn: c, Err: err})
+	}
+}
+
+func (s *settings) tellSlow(c *Conn, took, now time.Duration) {
+	if s.Event == nil {
+		return
+	}
+	if now-s.slowTold < slowEvery {
+		s.slowSkipped++
+		return
+	}
+	s.Event(Event{Kind: SlowCallback, Conn: c, Took: took, Skipped: s.slowSkipped})
+	s.slowTold, s.slowSkipped = now, 0
+}

@@ -1,0 +1,123 @@
+package conn
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// Close ends the connection in good order: no more messages come or are
+// taken, what was sent before still leaves, then the peer is told the end
+// and is given time to take note, so that no reset destroys what is on the
+// way. All of it is over at Limits.Close. why is what OnClose is told, nil for
+// an end that needs no reason; if not all could be sent, ErrStalled is told
+// with it. After the first Close or CloseNow a second Close does nothing.
+func (c *Conn) Close(why error) { c.bye(flagGoodbye, why) }
+
+// CloseNow ends the connection at the end of the loop's turn and drops what
+// waits to be sent. why is what OnClose is told, unless Close was given a
+// reason before.
+func (c *Conn) CloseNow(why error) { c.bye(flagCloseNow, why) }
+
+func (c *Conn) bye(flag uint32, why error) {
+	c.mu.Lock()
+	if c.has(flagClosed) || flag == flagGoodbye && c.has(flagsEnded) {
+		c.mu.Unlock()
+		return
+	}
+	if c.why == nil {
+		c.why = why
+	}
+	c.flags.Or(flag)
+	first := c.dirtyLocked()
+	c.mu.Unlock()
+	if first {
+		c.set.settleLater(c)
+	}
+}
+
+// end is Close on the loop's own account, when no callback runs or waits.
+func (c *Conn) end(why error) { c.bye(flagGoodbye, why) }
+
+// startClosing acts on Close.
+func (c *Conn) startClosing() {
+	c.state = Closing
+	c.dropInput()
+	if limit := c.cfg.Limits.Close; limit >= 0 {
+		c.closeBy = c.set.loop.Now() + limit
+		c.expireBy(c.closeBy)
+	}
+}
+
+// flushed goes on with a closing when all has been sent: tell the peer, then
+// wait for its end. Closing the descriptor with unread bytes in it, or with
+// bytes to come, would reset the connection and with it what is on its way.
+func (c *Conn) flushed() {
+	if c.eof {
+		c.release(c.reason())
+		return
+	}
+	if c.shut {
+		return
+	}
+	if err := unix.Shutdown(int(c.fd), unix.SHUT_WR); err != nil {
+		c.release(c.reason()) // ENOTCONN: it is broken, and all had been sent
+		return
+	}
+	c.shut = true
+}
+
+// reason returns what Close was given.
+func (c *Conn) reason() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.why
+}
+
+// overdue is told that flush and linger took too long.
+func (c *Conn) overdue() {
+	why := c.reason()
+	switch {
+	case c.outEmpty():
+	case why == nil:
+		why = ErrStalled
+	default:
+		why = fmt.Errorf("%w, after %w", ErrStalled, why)
+	}
+	c.release(why)
+}
+
+// release is the one door out: it gives back all that the connection has and
+// has OnClose called. Loop only, and in no callback.
+func (c *Conn) release(why error) {
+	if c.state == Closed {
+		return
+	}
+	c.state = Closed
+	loop := c.set.loop
+	loop.Disarm(&c.deadline)
+	// Before the close: epoll watches the open file, which another process
+	// may hold too, not the descriptor. An error here is that of a
+	// descriptor which is closed a line further down.
+	_ = loop.Remove(c.token)
+
+	c.mu.Lock()
+	fd := int(c.fd)
+	c.fd = -1
+	c.flags.Or(flagClosed)
+	c.takeLocked(c.queued)
+	timers := c.timers
+	c.timers = nil
+	c.mu.Unlock()
+
+	unix.Close(fd)
+	c.count(0)
+	c.dropInput()
+	for _, t := range timers {
+		t.stop()
+	}
+	c.set.remove(c)
+	c.cfg.Seat.Connections.Add(-1)
+	c.deliver(event{kind: closed, why: why})
+	c.set.drained()
+}

@@ -1,0 +1,166 @@
+package conn
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/mainstay-go/mainstay/pkg/reactor"
+	"github.com/mainstay-go/mainstay/pkg/scoreboard"
+	"github.com/mainstay-go/mainstay/pkg/wire"
+)
+
+// Limits bound what one connection may take of memory and time. A zero field
+// means its default, a negative duration that there is no such deadline. All
+// sizes are bytes that are really there, whatever a peer has announced.
+type Limits struct {
+	MaxMessage int // longest message, and most bytes of an incomplete one; default 1 MiB
+	SendHigh   int // OnBufferFull when more bytes wait; default 1 MiB, or SendHard if that is less
+	SendLow    int // OnBufferDrain when this many or fewer still wait; default a quarter of SendHigh
+	SendHard   int // Send refuses what would make more bytes wait; default 8 MiB, or SendHigh if that is more
+	QueueDepth int // messages that may wait for the Pool, then reading pauses; default 64
+
+	FirstByte  time.Duration // from the accept to the first byte; default 30 s
+	Message    time.Duration // from the first byte of an incomplete message to its last; default 30 s
+	Idle       time.Duration // without a byte in either direction; default none
+	WriteStall time.Duration // bytes wait and the peer takes none; default 60 s
+	Close      time.Duration // from Close to the end, flush and linger together; default 5 s
+}
+
+// Defaults of Limits.
+const (
+	DefaultMaxMessage = 1 << 20
+	DefaultSendHigh   = 1 << 20
+	DefaultSendHard   = 8 << 20
+	DefaultQueueDepth = 64
+	DefaultFirstByte  = 30 * time.Second
+	DefaultMessage    = 30 * time.Second
+	DefaultWriteStall = 60 * time.Second
+	DefaultClose      = 5 * time.Second
+)
+
+// Config is what the connections of one listener have in common. It must not
+// be changed once a connection was accepted with it.
+type Config struct {
+	Listener string        // its name, for Conn.Listener and the seat
+	Protocol wire.Protocol // nil means wire.Raw
+	Handler  Handler
+	Limits   Limits
+
+	Inline bool  // callbacks on the loop; they must not block
+	Pool   *Pool // runs the callbacks unless Inline
+
+	// Seat gets the counters; nil means that nobody reads them.
+	Seat *scoreboard.Seat
+
+	// Event, if not nil, is told what ought to be logged, since this package
+	// does not log. It is called on the loop or on a goroutine of the Pool
+	// and must not block.
+	Event func(Event)
+}
+
+// EventKind is a kind of Event.
+type EventKind int
+
+const (
+	// SlowCallback means that Inline callbacks of one connection have held
+	// the loop for more than 10 ms without a break. It is told at most once
+	// a second for each Config.
+	SlowCallback EventKind = iota + 1
+
+	// CallbackPanicked means that a callback panicked; the connection is
+	// being closed.
+	CallbackPanicked
+)
+
+// String returns what happened, in words.
+func (k EventKind) String() string {
+	switch k {
+	case SlowCallback:
+		return "callback is slow"
+	case CallbackPanicked:
+		return "callback panicked"
+	default:
+		return fmt.Sprintf("conn.EventKind(%d)", int(k))
+	}
+}
+
+// Event is something to be logged.
+type Event struct {
+	Kind    EventKind
+	Conn    *Conn
+	Took    time.Duration // SlowCallback: how long the loop was held
+	Skipped int           // SlowCallback: how many were not told since the last one
+	Err     error         // CallbackPanicked: a *PanicError
+}
+
+// settings is a Config with its defaults filled in.
+type settings struct {
+	Config
+	readMax int // most bytes of one read
+
+	slowTold    time.Duration // loop: when a SlowCallback was told last
+	slowSkipped int
+}
+
+func (cfg *Config) settings() (*settings, error) {
+	s := &settings{Config: *cfg, readMax: reactor.ReadBufferSize, slowTold: -time.Hour}
+	if s.Handler == nil {
+		return nil, fmt.Errorf("conn: listener %q: no Handler", s.Listener)
+	}
+	if !s.Inline && s.Pool == nil {
+		return nil, fmt.Errorf("conn: listener %q: neither Inline nor a Pool", s.Listener)
+	}
+	if s.Seat == nil {
+		s.Seat = scoreboard.NewSeat()
+	}
+	if err := s.Limits.fill(); err != nil {
+		return nil, fmt.Errorf("conn: listener %q: %w", s.Listener, err)
+	}
+	if s.Protocol == nil {
+		s.Protocol = wire.Raw{}
+	}
+	if _, raw := s.Protocol.(wire.Raw); raw {
+		// A read is a message there, so the limit is that of a read.
+		s.readMax = min(s.readMax, s.Limits.MaxMessage)
+	}
+	return s, nil
+}
+
+func (l *Limits) fill() error {
+	if l.SendHard == 0 {
+		l.SendHard = max(DefaultSendHard, l.SendHigh)
+	}
+	if l.SendHigh == 0 {
+		l.SendHigh = min(DefaultSendHigh, l.SendHard)
+	}
+	if l.SendLow == 0 {
+		l.SendLow = l.SendHigh / 4
+	}
+	if l.MaxMessage == 0 {
+		l.MaxMessage = DefaultMaxMessage
+	}
+	if l.QueueDepth == 0 {
+		l.QueueDepth = DefaultQueueDepth
+	}
+	if l.MaxMessage < 0 || l.QueueDepth < 0 {
+		return fmt.Errorf("MaxMessage %d, QueueDepth %d: want at least 0", l.MaxMessage, l.QueueDepth)
+	}
+	if l.SendLow < 0 || l.SendLow > l.SendHigh || l.SendHigh > l.SendHard {
+		return fmt.Errorf("SendLow %d, SendHigh %d, SendHard %d: want them in this order", l.SendLow, l.SendHigh, l.SendHard)
+	}
+	for _, d := range []struct {
+		limit *time.Duration
+		unset time.Duration
+	}{
+		{&l.FirstByte, DefaultFirstByte},
+		{&l.Message, DefaultMessage},
+		{&l.Idle, -1},
+		{&l.WriteStall, DefaultWriteStall},
+		{&l.Close, DefaultClose},
+	} {
+		if *d.limit == 0 {
+			*d.limit = d.unset
+		}
+	}
+	return nil
+}

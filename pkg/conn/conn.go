@@ -1,0 +1,321 @@
+package conn
+
+import (
+	"net/netip"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mainstay-go/mainstay/pkg/reactor"
+	"golang.org/x/sys/unix"
+)
+
+// State is how far a connection is in its life.
+type State uint8
+
+const (
+	// Open means that messages come and go.
+	Open State = iota
+
+	// Closing means that nothing more is taken: what is queued still
+	// leaves, what the peer sends is thrown away.
+	Closing
+
+	// Closed means that the descriptor is closed.
+	Closed
+)
+
+// String returns the state's name in lower case.
+func (s State) String() string {
+	switch s {
+	case Open:
+		return "open"
+	case Closing:
+		return "closing"
+	case Closed:
+		return "closed"
+	default:
+		return "conn.State(" + strconv.Itoa(int(s)) + ")"
+	}
+}
+
+// Conn is one connection, made by Set.Accepted. Its methods may be called
+// from any goroutine, in callbacks and after OnClose too. Those that change
+// it only leave a mark. The loop acts on the marks when it has read from the
+// connection and its callbacks have returned, and on all others at the end of
+// the turn.
+//
+// The fields stand in groups by who may touch them. What makes up the state
+// of an idle connection, and would have to be told to another process that
+// takes over its descriptor, is: peer, value, timers, rx, tx, the bytes in
+// in and out, flagPaused, and the stamps as time that has gone by.
+type Conn struct {
+	// Set once in Accepted.
+
+	set   *Set
+	cfg   *settings
+	token reactor.Token
+	peer  string
+
+	// Owned by the loop.
+
+	index    int32          // in set.conns
+	events   reactor.Events // watched for
+	state    State
+	eof      bool // the peer sends no more
+	shut     bool // we send no more
+	hup      bool // both of it, and nobody wants to read: not watched
+	peerGone bool // RDHUP was told while nobody wanted to read
+	blocked  bool // the kernel takes no more until it is Writable
+	held     bool // in may hold complete messages: they wait for their turn, Resume or the Pool
+	listed   bool // in set.waiting
+	due      bool // to be closed at the next message boundary
+	in       *buffer
+	deadline reactor.Deadline
+	activity time.Duration // last byte in or out, or the accept
+	partial  time.Duration // first byte of the incomplete message in in, 0: none; before the first byte the accept
+	progress time.Duration // since when the kernel takes nothing
+	closeBy  time.Duration // end of flush and linger
+	over     error         // why no more messages come: to be ended when those that came are handled
+	counted  int           // what the seat's QueueBytes has of queued
+	rx, tx   atomic.Uint64 // read by anyone
+
+	// Guarded by mu.
+
+	mu       sync.Mutex
+	fd       int32         // -1: closed; the loop may read it without mu
+	flags    atomic.Uint32 // read by anyone
+	outHead  *buffer       // send queue
+	outTail  *buffer
+	queued   int // bytes in the send queue
+	inbox    *inbox
+	messages int // in inbox
+	value    any
+	why      error // what Close was given first
+	timers   map[string]*timer
+}
+
+// The flags of a connection.
+const (
+	flagDirty     uint32 = 1 << iota // settle is to come
+	flagPaused                       // Pause was called
+	flagThrottled                    // QueueDepth messages wait: reading pauses
+	flagFull                         // over SendHigh, until SendLow
+	flagTellFull                     // OnBufferFull is due
+	flagTellDrain                    // OnBufferDrain is due
+	flagGoodbye                      // Close was called
+	flagCloseNow                     // CloseNow was called, or a callback panicked
+	flagClosed                       // the descriptor is closed
+	flagRunning                      // on the Pool's list, or on one of its goroutines
+	flagAwaited                      // the loop wants to know when that is over
+)
+
+const (
+	flagsEnded = flagGoodbye | flagCloseNow | flagClosed // no more messages in or out
+	flagsHeld  = flagsEnded | flagPaused | flagThrottled // no more messages in for now
+)
+
+func (c *Conn) has(bits uint32) bool { return c.flags.Load()&bits != 0 }
+
+// ID returns a number that no other connection of this loop has ever had.
+func (c *Conn) ID() uint64 { return uint64(c.token) }
+
+// Listener returns the name of the listener it came by.
+func (c *Conn) Listener() string { return c.cfg.Listener }
+
+// Peer returns the other end's address: "192.0.2.1:80", "[2001:db8::1]:80"
+// (an IPv6 zone as its number), the path of a unix socket, "@name" of an
+// abstract one, or "unix" for one without a name.
+func (c *Conn) Peer() string { return c.peer }
+
+// Local returns this end's address in Peer's form, or "" once the connection
+// is over. It makes a system call.
+func (c *Conn) Local() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.fd < 0 {
+		return ""
+	}
+	sa, err := unix.Getsockname(int(c.fd))
+	if err != nil {
+		return ""
+	}
+	return address(sa)
+}
+
+// State returns the connection's state.
+func (c *Conn) State() State {
+	switch flags := c.flags.Load(); {
+	case flags&flagClosed != 0:
+		return Closed
+	case flags&flagsEnded != 0:
+		return Closing
+	default:
+		return Open
+	}
+}
+
+// BytesIn returns how many bytes were read from the descriptor.
+func (c *Conn) BytesIn() uint64 { return c.rx.Load() }
+
+// BytesOut returns how many bytes the kernel has taken.
+func (c *Conn) BytesOut() uint64 { return c.tx.Load() }
+
+// Queued returns how many bytes wait to be sent.
+func (c *Conn) Queued() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.queued
+}
+
+// Value returns what SetValue was given last, or nil.
+func (c *Conn) Value() any {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.value
+}
+
+// SetValue keeps the application's own state of this connection.
+func (c *Conn) SetValue(v any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.value = v
+}
+
+// Pause stops reading: no more OnMessage until Resume, except for messages
+// that were read before and wait for the Pool. The peer is held up once the
+// kernel's buffers are full; its going away is not noticed, and the deadlines
+// of reading stand still.
+func (c *Conn) Pause() { c.mark(flagPaused, 0) }
+
+// Resume undoes Pause, however often that was called.
+func (c *Conn) Resume() { c.mark(0, flagPaused) }
+
+// mark changes flags and has the loop look at them.
+func (c *Conn) mark(set, clear uint32) {
+	c.mu.Lock()
+	c.flags.And(^clear)
+	c.flags.Or(set)
+	first := c.dirtyLocked()
+	c.mu.Unlock()
+	if first {
+		c.set.settleLater(c)
+	}
+}
+
+// dirtyLocked says whether the caller has to call settleLater once it has
+// let go of mu. It needs mu.
+func (c *Conn) dirtyLocked() bool {
+	if c.has(flagDirty | flagClosed) {
+		return false
+	}
+	c.flags.Or(flagDirty)
+	return true
+}
+
+// settle acts on all marks. Loop only, and in no callback.
+func (c *Conn) settle() {
+	c.mu.Lock()
+	flags := c.flags.And(^(flagDirty | flagTellFull))
+	why := c.why
+	c.mu.Unlock()
+	if c.state == Closed {
+		return
+	}
+	if flags&flagCloseNow != 0 {
+		c.release(why)
+		return
+	}
+	if flags&flagGoodbye != 0 && c.state == Open {
+		c.startClosing()
+	}
+	if flags&flagTellFull != 0 && c.state == Open {
+		c.deliver(event{kind: bufferFull})
+	}
+	c.flush()
+	if c.state == Closed {
+		return
+	}
+	if c.state == Open {
+		c.settleInput()
+	}
+	if c.state == Closing && c.outEmpty() {
+		c.flushed()
+	}
+	if c.state != Closed {
+		c.watch()
+	}
+}
+
+// settleInput is settle's part for an open connection's input: go on with
+// what was held up, end after the peer's end, drain at a boundary.
+func (c *Conn) settleInput() {
+	if c.held && !c.has(flagsHeld) {
+		c.set.processLater(c)
+		return
+	}
+	if c.held || c.over == nil && !c.due || c.has(flagsEnded) {
+		return
+	}
+	if c.running() {
+		return // it is settled again afterwards
+	}
+	if c.over != nil {
+		c.end(c.over)
+	} else if c.atBoundary() {
+		c.end(ErrDrained)
+	}
+}
+
+// watch tells the reactor what to watch the descriptor for.
+func (c *Conn) watch() {
+	flags := c.flags.Load()
+	wanted := c.state == Closing || flags&(flagPaused|flagThrottled) == 0
+	var ev reactor.Events
+	switch {
+	case c.eof:
+	case wanted:
+		ev = reactor.Readable | reactor.PeerClosed
+		if c.events&reactor.Readable == 0 {
+			c.restamp()
+		}
+		c.hup, c.peerGone = false, false
+	case !c.peerGone:
+		ev = reactor.PeerClosed
+	}
+	if c.blocked {
+		ev |= reactor.Writable
+	}
+	if c.hup {
+		ev = 0
+	}
+	if ev == c.events {
+		return
+	}
+	if err := c.set.loop.Modify(c.token, ev); err != nil {
+		c.release(err)
+		return
+	}
+	c.events = ev
+}
+
+func address(sa unix.Sockaddr) string {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)).String()
+	case *unix.SockaddrInet6:
+		ip := netip.AddrFrom16(sa.Addr).Unmap()
+		if sa.ZoneId != 0 {
+			ip = ip.WithZone(strconv.Itoa(int(sa.ZoneId)))
+		}
+		return netip.AddrPortFrom(ip, uint16(sa.Port)).String()
+	case *unix.SockaddrUnix:
+		if sa.Name == "" || sa.Name == "@" { // getsockname(2) of a socket without a name gives the latter
+			return "unix"
+		}
+		return sa.Name
+	default:
+		return ""
+	}
+}

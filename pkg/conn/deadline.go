@@ -1,0 +1,69 @@
+package conn
+
+import (
+	"time"
+
+	"github.com/mainstay-go/mainstay/pkg/reactor"
+)
+
+// expireBy has expired called at the time given, or earlier. A connection has
+// one deadline in the reactor's wheel, for whichever of its own comes first:
+// what moves them only leaves a stamp, and expired looks at the stamps.
+func (c *Conn) expireBy(at time.Duration) {
+	if armed, ok := c.deadline.Armed(); ok && armed <= at {
+		return
+	}
+	c.set.loop.Arm(&c.deadline, at, (*watcher)(c))
+}
+
+// expired looks which deadline is over.
+func (c *Conn) expired(now time.Duration) {
+	l := &c.cfg.Limits
+	if c.state == Closing {
+		if l.Close >= 0 && c.check(c.closeBy, now) {
+			c.overdue()
+		}
+		return
+	}
+	if c.blocked && l.WriteStall >= 0 && c.check(c.progress+l.WriteStall, now) {
+		c.release(ErrStalled)
+		return
+	}
+	if c.events&reactor.Readable == 0 || c.held || c.running() {
+		// The peer is not to blame for what waits for us.
+		c.restamp()
+	}
+	switch {
+	case c.rx.Load() == 0:
+		if l.FirstByte >= 0 && c.check(c.partial+l.FirstByte, now) {
+			c.release(ErrFirstByte)
+			return
+		}
+	case c.partial != 0:
+		if l.Message >= 0 && c.check(c.partial+l.Message, now) {
+			c.release(ErrMessageDeadline)
+			return
+		}
+	}
+	if l.Idle >= 0 && c.check(c.activity+l.Idle, now) {
+		c.release(ErrIdle)
+	}
+}
+
+// check says whether a deadline is over; one that is not is armed again.
+func (c *Conn) check(at, now time.Duration) bool {
+	if at <= now {
+		return true
+	}
+	c.expireBy(at)
+	return false
+}
+
+// restamp starts the deadlines of reading anew.
+func (c *Conn) restamp() {
+	now := c.set.loop.Now()
+	c.activity = now
+	if c.partial != 0 {
+		c.partial = now
+	}
+}

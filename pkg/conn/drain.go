@@ -1,0 +1,129 @@
+package conn
+
+import (
+	"time"
+
+	"github.com/mainstay-go/mainstay/pkg/reactor"
+	"golang.org/x/sys/unix"
+)
+
+// DrainMode is a way of ending all connections.
+type DrainMode int
+
+const (
+	// DrainPatient serves on until the peers close. In the second half of
+	// the grace the connections are closed one after the other, each at a
+	// message boundary, so that not all clients come back at the same time.
+	DrainPatient DrainMode = iota
+
+	// DrainPrompt closes at once the connections at a message boundary, and
+	// the others as soon as they get there.
+	DrainPrompt
+)
+
+// drainSteps is into how many steps the second half of a patient grace is
+// cut, though none is shorter than minDrainStep.
+const (
+	drainSteps   = 100
+	minDrainStep = 10 * time.Millisecond
+)
+
+// drain is a drain that goes on.
+type drain struct {
+	mode       DrainMode
+	start, end time.Duration
+	timer      *reactor.Timer
+	list       []*Conn // those to be closed, once that has begun
+	next       int     // in list
+	done       []func()
+}
+
+// Drain ends all connections, and those that are accepted meanwhile, with
+// ErrDrained, in the given way; what is left after grace is closed at once,
+// wherever it is. A connection is at a message boundary if the peer has sent
+// nothing that is not handled, no callback runs or waits for the Pool, and
+// all replies have left. done, which may be nil, is called on the loop when
+// no connection is left; their OnClose may still run on the Pool then. A
+// second Drain replaces mode and grace of the first, and both done are
+// called. Loop only, and not in a callback.
+func (s *Set) Drain(mode DrainMode, grace time.Duration, done func()) {
+	d := s.drain
+	if d == nil {
+		d = new(drain)
+		s.drain = d
+	} else {
+		d.timer.Stop()
+	}
+	if done != nil {
+		d.done = append(d.done, done)
+	}
+	d.mode = mode
+	d.start = s.loop.Clock()
+	d.end = d.start + grace
+	d.timer = s.loop.Every(max(grace/2/drainSteps, minDrainStep), s.drainStep)
+	if mode == DrainPrompt {
+		s.Each((*Conn).drainAtBoundary)
+	}
+	s.drainStep()
+	s.drained()
+}
+
+// drainStep closes those whose time has come.
+func (s *Set) drainStep() {
+	d, now := s.drain, s.loop.Clock()
+	half := max((d.end-d.start)/2, 1)
+	switch late := now - d.start - half; {
+	case now >= d.end:
+		for len(s.conns) > 0 {
+			s.conns[len(s.conns)-1].release(ErrDrained)
+		}
+	case d.mode == DrainPatient && late >= 0:
+		if d.list == nil {
+			d.list = append([]*Conn{}, s.conns...)
+		}
+		for upTo := int(int64(len(d.list)) * int64(late) / int64(half)); d.next < upTo; d.next++ {
+			d.list[d.next].drainAtBoundary()
+		}
+	}
+}
+
+// drainAtBoundary has c closed at its next message boundary.
+func (c *Conn) drainAtBoundary() {
+	c.due = true
+	c.mark(0, 0)
+}
+
+// joined is told of a connection that was accepted during the drain.
+func (d *drain) joined(c *Conn) {
+	switch {
+	case d == nil:
+	case d.mode == DrainPrompt:
+		c.drainAtBoundary()
+	case d.list != nil:
+		d.list = append(d.list, c)
+	}
+}
+
+// drained ends the drain if no connection is left.
+func (s *Set) drained() {
+	d := s.drain
+	if d == nil || len(s.conns) > 0 {
+		return
+	}
+	s.drain = nil
+	d.timer.Stop()
+	for _, done := range d.done {
+		s.loop.AtTurnEnd(done)
+	}
+}
+
+// atBoundary says whether an open connection on which no callback runs is at
+// a message boundary.
+func (c *Conn) atBoundary() bool {
+	if c.in != nil || !c.outEmpty() {
+		return false
+	}
+	// Bytes that the kernel has and that were not read yet.
+	n, err := unix.IoctlGetInt(int(c.fd), unix.TIOCINQ)
+	return err != nil || n == 0
+}

@@ -1,0 +1,72 @@
+package conn
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/mainstay-go/mainstay/pkg/wire"
+)
+
+// Why a connection ended, or why Send refused a message.
+var (
+	// ErrClosed is Send's answer once Close was called or the connection is over.
+	ErrClosed = errors.New("conn: closed")
+
+	// ErrFull is Send's answer to a message with which more than
+	// Limits.SendHard bytes would wait.
+	ErrFull = errors.New("conn: send queue is full")
+
+	// ErrTooLong says that a message is longer than its limit: on the way in
+	// Limits.MaxMessage, on the way out Limits.SendHard or the protocol's own.
+	ErrTooLong = wire.ErrTooLong
+
+	// ErrPeerClosed ends a connection whose peer has closed it in good order.
+	ErrPeerClosed = errors.New("conn: closed by the peer")
+
+	// ErrReset ends a connection that its peer, or the network, has broken.
+	ErrReset = errors.New("conn: broken by the peer or the network")
+
+	// ErrIdle ends a connection on which nothing moved for Limits.Idle.
+	ErrIdle = errors.New("conn: idle for too long")
+
+	// ErrFirstByte ends a connection whose peer sent nothing for Limits.FirstByte.
+	ErrFirstByte = errors.New("conn: no first byte in time")
+
+	// ErrMessageDeadline ends a connection whose peer did not complete a
+	// message within Limits.Message.
+	ErrMessageDeadline = errors.New("conn: message not completed in time")
+
+	// ErrStalled ends a connection whose peer did not take what was sent:
+	// nothing for Limits.WriteStall, or not all within Limits.Close after Close.
+	ErrStalled = errors.New("conn: peer does not read")
+
+	// ErrDrained ends a connection that Set.Drain closed.
+	ErrDrained = errors.New("conn: drained")
+)
+
+// PanicError ends a connection of which a callback panicked.
+type PanicError struct {
+	Value any    // what panic was given
+	Stack []byte // of the goroutine that panicked, as debug.Stack has it
+}
+
+// Error tells the panic's value, not the stack.
+func (e *PanicError) Error() string { return fmt.Sprintf("conn: callback panicked: %v", e.Value) }
+
+// Unwrap returns the value if it is an error.
+func (e *PanicError) Unwrap() error {
+	err, _ := e.Value.(error)
+	return err
+}
+
+// ProtocolError ends a connection whose peer sent what the protocol or a
+// limit forbids.
+type ProtocolError struct {
+	Err error // from Protocol.Split, or ErrTooLong
+}
+
+// Error tells what was wrong.
+func (e *ProtocolError) Error() string { return fmt.Sprintf("conn: protocol: %v", e.Err) }
+
+// Unwrap returns Err.
+func (e *ProtocolError) Unwrap() error { return e.Err }

@@ -1,0 +1,57 @@
+package conn
+
+// Handler is what the application does with the connections of a listener.
+//
+// The callbacks of one connection come in order, never two at once, and never
+// one inside another: OnConnect first, OnClose last and exactly once. With
+// Config.Inline they run on the loop and must not block; otherwise they run
+// on a goroutine of the Pool and may. A panic in one of them closes that
+// connection with a *PanicError.
+type Handler interface {
+	// OnConnect is told of a new connection.
+	OnConnect(c *Conn)
+
+	// OnMessage is given one message. m is valid until OnMessage returns,
+	// and must not be changed or kept.
+	OnMessage(c *Conn, m []byte)
+
+	// OnBufferFull says that more than Limits.SendHigh bytes wait to be
+	// sent. Send still takes messages, up to Limits.SendHard.
+	OnBufferFull(c *Conn)
+
+	// OnBufferDrain follows an OnBufferFull when at most Limits.SendLow
+	// bytes still wait.
+	OnBufferDrain(c *Conn)
+
+	// OnTimer says that the timer set by SetTimer under this name is over.
+	OnTimer(c *Conn, name string)
+
+	// OnClose says that the connection is over: its descriptor is closed
+	// and nothing can be sent. why is what Close was given, or one of this
+	// package's errors; errors.Is and errors.As tell which.
+	OnClose(c *Conn, why error)
+}
+
+// NopHandler does nothing at each callback. Embedded in a handler, it stands
+// in for the callbacks that the handler does not have.
+type NopHandler struct{}
+
+var _ Handler = NopHandler{}
+
+// OnConnect does nothing.
+func (NopHandler) OnConnect(*Conn) {}
+
+// OnMessage does nothing.
+func (NopHandler) OnMessage(*Conn, []byte) {}
+
+// OnBufferFull does nothing.
+func (NopHandler) OnBufferFull(*Conn) {}
+
+// OnBufferDrain does nothing.
+func (NopHandler) OnBufferDrain(*Conn) {}
+
+// OnTimer does nothing.
+func (NopHandler) OnTimer(*Conn, string) {}
+
+// OnClose does nothing.
+func (NopHandler) OnClose(*Conn, error) {}

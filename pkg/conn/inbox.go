@@ -1,0 +1,118 @@
+package conn
+
+import "sync"
+
+// inbox is what waits for the Pool, in order. A connection has one only while
+// something waits.
+type inbox struct {
+	events []event
+	head   int
+}
+
+var inboxes = sync.Pool{New: func() any { return new(inbox) }}
+
+// push puts an event behind those that wait for the Pool, and puts the
+// connection on the Pool's list if it is not there. Loop only.
+func (c *Conn) push(ev event) {
+	c.mu.Lock()
+	if c.inbox == nil {
+		c.inbox = inboxes.Get().(*inbox)
+	}
+	c.inbox.events = append(c.inbox.events, ev)
+	var settle bool
+	if ev.kind == message {
+		c.messages++
+		if c.messages >= c.cfg.Limits.QueueDepth && !c.has(flagThrottled) {
+			c.flags.Or(flagThrottled)
+			settle = c.dirtyLocked()
+		}
+	}
+	start := !c.has(flagRunning)
+	c.flags.Or(flagRunning)
+	c.mu.Unlock()
+	if settle {
+		c.set.settleLater(c)
+	}
+	if start {
+		c.cfg.Pool.submit(c)
+	}
+}
+
+// pop takes the next event; ok is false if there is none, and then the
+// connection is not running any more.
+func (c *Conn) pop() (ev event, ok bool) {
+	c.mu.Lock()
+	settle := false
+	if box := c.inbox; box != nil {
+		ev, ok = box.events[box.head], true
+		box.events[box.head] = event{}
+		box.head++
+		if box.head == len(box.events) {
+			c.inbox = nil
+			box.events, box.head = box.events[:0], 0
+			inboxes.Put(box)
+		}
+		if ev.kind == message {
+			c.messages--
+			if c.has(flagThrottled) && c.messages <= c.cfg.Limits.QueueDepth/2 {
+				c.flags.And(^flagThrottled)
+				settle = c.dirtyLocked()
+			}
+		}
+	} else {
+		if c.has(flagAwaited) {
+			settle = c.dirtyLocked()
+		}
+		c.flags.And(^(flagRunning | flagAwaited))
+	}
+	c.mu.Unlock()
+	if settle {
+		c.set.settleLater(c)
+	}
+	return ev, ok
+}
+
+// running says whether callbacks run on the Pool or wait for it. If so, the
+// connection is settled again when that is over. Loop only.
+func (c *Conn) running() bool {
+	if !c.has(flagRunning) {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.has(flagRunning) {
+		return false
+	}
+	c.flags.Or(flagAwaited)
+	return true
+}
+
+// runEvents calls up to n callbacks and says whether there may be more.
+func (c *Conn) runEvents(n int) bool {
+	for range n {
+		ev, ok := c.pop()
+		if !ok {
+			return false
+		}
+		c.runEvent(ev)
+	}
+	return true
+}
+
+func (c *Conn) runEvent(ev event) {
+	returned := false
+	defer func() {
+		if ev.message != nil {
+			ev.message.free()
+		}
+		// Without a panic it is runtime.Goexit, which costs the connection too.
+		if v := recover(); v != nil || !returned {
+			c.panicked(v)
+		}
+	}()
+	// After Close the application wants no more than to hear of the end.
+	if ev.kind == closed || !c.has(flagGoodbye|flagCloseNow) {
+		c.call(ev)
+	}
+	returned = true
+}

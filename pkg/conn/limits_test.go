@@ -1,0 +1,304 @@
+package conn
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mainstay-go/mainstay/pkg/wire/text"
+)
+
+func TestEachWaitHasItsDeadline(t *testing.T) {
+	const limit = 60 * time.Millisecond
+	never := Limits{FirstByte: -1, Message: -1, WriteStall: -1, Close: -1}
+	with := func(set func(*Limits)) Limits {
+		l := never
+		set(&l)
+		return l
+	}
+	big := make([]byte, 6<<20)
+	for _, tt := range []struct {
+		name   string
+		limits Limits
+		client func(t *testing.T, w interface{ Write([]byte) (int, error) }) // what the client does
+		server func(t *testing.T, c *Conn)                                   // what the server does
+		want   error
+	}{
+		{
+			name:   "first byte",
+			limits: with(func(l *Limits) { l.FirstByte = limit }),
+			server: func(t *testing.T, c *Conn) {
+				// What we send does not count.
+				if err := c.Send([]byte("hello")); err != nil {
+					t.Error(err)
+				}
+			},
+			want: ErrFirstByte,
+		},
+		{
+			name:   "message",
+			limits: with(func(l *Limits) { l.Message = limit }),
+			client: func(t *testing.T, w interface{ Write([]byte) (int, error) }) {
+				// Dribbling does not help.
+				tick := time.NewTicker(limit / 20)
+				defer tick.Stop()
+				for range 1000 {
+					if _, err := w.Write([]byte("x")); err != nil {
+						return
+					}
+					<-tick.C
+				}
+				t.Error("the dribbler was never cut off")
+			},
+			want: ErrMessageDeadline,
+		},
+		{
+			name:   "second message",
+			limits: with(func(l *Limits) { l.Message = limit }),
+			client: func(t *testing.T, w interface{ Write([]byte) (int, error) }) {
+				w.Write([]byte("whole\nhalf"))
+			},
+			want: ErrMessageDeadline,
+		},
+		{
+			name:   "idle",
+			limits: with(func(l *Limits) { l.Idle = limit }),
+			client: func(t *testing.T, w interface{ Write([]byte) (int, error) }) {
+				w.Write([]byte("whole\n"))
+			},
+			want: ErrIdle,
+		},
+		{
+			name:   "idle before the first byte",
+			limits: with(func(l *Limits) { l.Idle = limit }),
+			want:   ErrIdle,
+		},
+		{
+			name:   "write stall",
+			limits: with(func(l *Limits) { l.WriteStall = limit }),
+			server: func(t *testing.T, c *Conn) {
+				if err := c.Send(big); err != nil {
+					t.Error(err)
+				}
+			},
+			want: ErrStalled,
+		},
+		{
+			name:   "close with a peer that does not read",
+			limits: with(func(l *Limits) { l.Close = limit }),
+			server: func(t *testing.T, c *Conn) {
+				if err := c.Send(big); err != nil {
+					t.Error(err)
+				}
+				c.Close(nil)
+			},
+			want: ErrStalled,
+		},
+		{
+			name:   "close with a reason and a peer that does not read",
+			limits: with(func(l *Limits) { l.Close = limit }),
+			server: func(t *testing.T, c *Conn) {
+				if err := c.Send(big); err != nil {
+					t.Error(err)
+				}
+				c.Close(errors.New("with a reason"))
+			},
+			want: ErrStalled,
+		},
+		{
+			name:   "close with a peer that does not close",
+			limits: with(func(l *Limits) { l.Close = limit }),
+			server: func(t *testing.T, c *Conn) { c.Close(nil) },
+			want:   nil,
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t)
+			closed := make(chan error, 1)
+			cfg := r.config(funcs{close: func(c *Conn, why error) { closed <- why }}, true)
+			cfg.Protocol = text.Protocol{MaxLine: -1}
+			cfg.Limits = tt.limits
+			began := time.Now()
+			client, c := r.tcp(cfg)
+			if tt.server != nil {
+				tt.server(t, c)
+			}
+			if tt.client != nil {
+				tt.client(t, client)
+			}
+			why := receive(t, closed)
+			if took := time.Since(began); took < limit {
+				t.Errorf("ended after %v, want not before %v", took, limit)
+			}
+			if !errors.Is(why, tt.want) || tt.want == nil && why != nil {
+				t.Errorf("OnClose with %v, want %v", why, tt.want)
+			}
+			if strings.Contains(tt.name, "reason") && !strings.Contains(why.Error(), "with a reason") {
+				t.Errorf("OnClose with %v, want the reason in it", why)
+			}
+		})
+	}
+}
+
+func TestDeadlinesArePushedBackByWhatMoves(t *testing.T) {
+	r := newRig(t)
+	const limit = 100 * time.Millisecond
+	done := make(chan struct{})
+	ticks := 0
+	cfg := r.config(funcs{
+		connect: func(c *Conn) { c.SetTimer("tick", limit/4) },
+		timer: func(c *Conn, name string) {
+			if ticks++; ticks == 12 { // three times the limit
+				close(done)
+				return
+			}
+			if err := c.Send([]byte("ping")); err != nil {
+				t.Errorf("tick %d: %v", ticks, err)
+			}
+			c.SetTimer("tick", limit/4)
+		},
+		message: func(c *Conn, m []byte) {},
+	}, true)
+	cfg.Protocol = text.Protocol{}
+	cfg.Limits = Limits{Idle: limit, Message: limit, FirstByte: -1}
+	client, c := r.pair(cfg)
+	write(t, client, "x\n")
+	wait(t, done)
+	if c.State() != Open {
+		t.Errorf("state %v, want open", c.State())
+	}
+}
+
+func TestDeadlinesOfReadingStandStillWhilePaused(t *testing.T) {
+	r := newRig(t)
+	const limit = 50 * time.Millisecond
+	for _, first := range []string{"", "half a message"} {
+		t.Run(fmt.Sprintf("after %q", first), func(t *testing.T) {
+			fired, closed := make(chan struct{}), make(chan error, 1)
+			cfg := r.config(funcs{
+				timer: func(*Conn, string) { close(fired) },
+				close: func(c *Conn, why error) { closed <- why },
+			}, true)
+			cfg.Protocol = text.Protocol{}
+			cfg.Limits = Limits{FirstByte: limit, Message: limit, Idle: 3 * limit}
+			client, c := r.pair(cfg)
+			if first != "" {
+				write(t, client, first)
+				r.until("it is read", func() bool { return c.BytesIn() > 0 })
+			}
+			c.Pause()
+			c.SetTimer("long after", 6*limit)
+			wait(t, fired)
+			if c.State() != Open {
+				t.Fatalf("state %v while paused, want open", c.State())
+			}
+			resumed := time.Now()
+			c.Resume()
+			why := receive(t, closed)
+			if took := time.Since(resumed); took < limit {
+				t.Errorf("ended %v after Resume, want not before %v", took, limit)
+			}
+			if why != ErrFirstByte && why != ErrMessageDeadline {
+				t.Errorf("OnClose with %v", why)
+			}
+		})
+	}
+}
+
+func TestBusyHandlerIsNotIdle(t *testing.T) {
+	r := newRig(t)
+	const limit = 40 * time.Millisecond
+	fired := make(chan struct{})
+	closed := make(chan error, 1)
+	cfg := r.config(funcs{
+		message: func(c *Conn, m []byte) {
+			<-fired
+			if c.State() != Open {
+				t.Errorf("state %v while the handler runs, want open", c.State())
+			}
+		},
+		close: func(c *Conn, why error) { closed <- why },
+	}, false)
+	cfg.Limits.Idle = limit
+	client, _ := r.pair(cfg)
+	r.do(func() { r.loop.After(5*limit, func() { close(fired) }) })
+	write(t, client, "x")
+	if why := receive(t, closed); why != ErrIdle {
+		t.Errorf("OnClose with %v, want ErrIdle", why)
+	}
+}
+
+func TestTimersAreNamed(t *testing.T) {
+	bothWays(t, func(t *testing.T, inline bool) {
+		r := newRig(t)
+		fired := make(chan string, 10)
+		_, c := r.pair(r.config(funcs{timer: func(c *Conn, name string) { fired <- name }}, inline))
+		r.do(func() {
+			c.SetTimer("second", 20*time.Millisecond)
+			c.SetTimer("first", time.Millisecond)
+			c.SetTimer("stopped", 0)
+			c.StopTimer("stopped")
+			c.StopTimer("unknown")
+			c.SetTimer("moved", 0)
+			c.SetTimer("moved", 40*time.Millisecond)
+		})
+		for _, want := range []string{"first", "second", "moved"} {
+			if got := receive(t, fired); got != want {
+				t.Errorf("timer %q, want %q", got, want)
+			}
+		}
+		c.SetTimer("never", time.Hour)
+		r.until("it is armed", func() bool { return r.seat.Timers.Load() == 1 })
+		c.SetTimer("never", 2*time.Hour)
+		r.do(func() {
+			if got := r.loop.Timers(); got != 1 {
+				t.Errorf("%d timers, want 1", got)
+			}
+		})
+		c.CloseNow(nil)
+		r.until("closed", func() bool { return c.State() == Closed })
+		c.SetTimer("too late", 0)
+		r.do(func() {
+			if r.loop.Timers() != 0 || len(fired) != 0 {
+				t.Errorf("%d timers, %d fired after the end", r.loop.Timers(), len(fired))
+			}
+		})
+	})
+}
+
+func TestSlowInlineCallbackIsTold(t *testing.T) {
+	r := newRig(t)
+	events := make(chan Event, 10)
+	cfg := r.config(funcs{message: func(c *Conn, m []byte) {
+		<-time.After(2 * slow)
+		listener, conn, since, ok := r.seat.Handler()
+		if listener != "test" || conn != c.ID() || since == 0 || !ok {
+			t.Errorf("seat says %q, %d, %d, %v while a callback of %d runs", listener, conn, since, ok, c.ID())
+		}
+		echo(t)(c, m)
+	}}, true)
+	cfg.Event = func(e Event) { events <- e }
+	client, c := r.pair(cfg)
+	for range 3 {
+		write(t, client, "x")
+		expect(t, client, "x")
+	}
+	e := receive(t, events)
+	if e.Kind != SlowCallback || e.Conn != c || e.Took < 2*slow || e.Took > patience {
+		t.Errorf("event %+v, want a slow callback of this connection", e)
+	}
+	if len(events) != 0 {
+		t.Errorf("told again within a second: %+v", <-events)
+	}
+	r.do(func() {
+		cfg := r.set.settings[cfg]
+		if cfg.slowSkipped == 0 {
+			t.Error("what was not told is not counted")
+		}
+		if _, _, _, ok := r.seat.Handler(); ok {
+			t.Error("seat says that a callback runs")
+		}
+	})
+}

@@ -1,0 +1,285 @@
+package conn
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/mainstay-go/mainstay/pkg/reactor"
+	"golang.org/x/sys/unix"
+)
+
+// What one connection may do in one turn before the others have theirs.
+const (
+	turnMessages = 256
+	turnTime     = time.Millisecond
+	clockEvery   = 8 // messages between two looks at the clock
+)
+
+var errNoAdvance = errors.New("protocol found a message, but does not advance")
+
+// watcher is a Conn as the reactor sees it: its methods are not for users.
+type watcher Conn
+
+// OnReady is called by the reactor.
+func (w *watcher) OnReady(ev reactor.Events) { (*Conn)(w).ready(ev) }
+
+// OnDeadline is called by the reactor.
+func (w *watcher) OnDeadline(now time.Duration) { (*Conn)(w).expired(now) }
+
+// ready is told what the descriptor is ready for.
+func (c *Conn) ready(ev reactor.Events) {
+	// Settled here and not at the turn's end: the replies to one read leave
+	// in one write, while the socket and the replies are in the cache.
+	c.flags.Or(flagDirty)
+	if ev&reactor.Writable != 0 {
+		c.blocked = false
+	}
+	switch {
+	case c.has(flagCloseNow): // an event of before
+	case c.events&reactor.Readable == 0:
+		c.notReading(ev)
+	case ev&^reactor.Writable != 0:
+		// The end of the stream and a fault are told by read, in their place
+		// behind the bytes that came before them. So is PeerClosed.
+		c.readable()
+	}
+	c.settle()
+}
+
+// notReading takes note of what is told although nobody asks, so that it is
+// not told again each turn.
+func (c *Conn) notReading(ev reactor.Events) {
+	if ev&reactor.Fault != 0 {
+		errno, err := unix.GetsockoptInt(int(c.fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		if err == nil && errno != 0 {
+			c.broken("epoll_pwait", unix.Errno(errno))
+			return
+		}
+	}
+	if ev&reactor.PeerClosed != 0 {
+		c.peerGone = true
+	}
+	if ev&(reactor.Hangup|reactor.Fault) != 0 {
+		c.hup = true
+		c.blocked = false // flush finds out what a write says now
+	}
+}
+
+// readable reads once and delivers what is complete.
+func (c *Conn) readable() {
+	if c.held || c.eof || c.has(flagsHeld) && c.state == Open {
+		return
+	}
+	loop := c.set.loop
+	n, errno := reactor.Read(int(c.fd), loop.ReadBuffer()[:c.cfg.readMax])
+	switch {
+	case errno == unix.EAGAIN || errno == unix.EINTR:
+		return
+	case errno != 0:
+		c.broken("read", errno)
+		return
+	case n == 0:
+		c.ended()
+		return
+	}
+	if c.rx.Load() == 0 {
+		c.partial = 0 // the deadline of the first byte is over
+	}
+	c.rx.Store(c.rx.Load() + uint64(n))
+	c.cfg.Seat.BytesIn.Add(uint64(n))
+	c.activity = loop.Now()
+	if c.state == Closing || c.over != nil {
+		return // nobody wants it
+	}
+	if c.in == nil {
+		c.process(loop.ReadBuffer()[:n], false)
+		return
+	}
+	// The tail and what has just come, in one piece: the shorter is copied
+	// to the longer, so dribbling into a long message stays cheap.
+	if tail := c.in.bytes(); len(tail) < n {
+		c.process(loop.Prepend(tail, n), false)
+		return
+	}
+	c.in = c.in.add(loop.ReadBuffer()[:n])
+	c.process(c.in.bytes(), true)
+}
+
+// process delivers the messages that data holds and keeps the rest. own says
+// that data lies in c.in; otherwise it starts with what c.in has, but lies in
+// the loop's buffer.
+func (c *Conn) process(data []byte, own bool) {
+	used, err := c.split(data)
+	if err == nil && !c.held && len(data)-used > c.cfg.Limits.MaxMessage {
+		err = fmt.Errorf("%d bytes and no end: %w", len(data)-used, ErrTooLong)
+	}
+	if err != nil && c.over == nil {
+		c.over = &ProtocolError{Err: err}
+	}
+	if c.over != nil || c.has(flagsEnded) {
+		c.dropInput()
+		c.mark(0, 0)
+		return
+	}
+	c.keep(data[used:], used, own)
+	now := c.set.loop.Now()
+	switch {
+	case c.in == nil || c.held:
+		c.partial = 0
+	case used > 0 || c.partial == 0:
+		c.partial = now
+		if limit := c.cfg.Limits.Message; limit >= 0 {
+			c.expireBy(now + limit)
+		}
+	}
+	if c.due || c.held {
+		c.mark(0, 0)
+	}
+}
+
+// processHeld goes on with input that was held up.
+func (c *Conn) processHeld() {
+	if c.state != Open || !c.held || c.has(flagsHeld) {
+		return
+	}
+	c.held = false
+	if c.in != nil {
+		c.process(c.in.bytes(), true)
+	}
+	c.mark(0, 0)
+}
+
+// keep keeps the rest of what process was given.
+func (c *Conn) keep(rest []byte, used int, own bool) {
+	switch {
+	case len(rest) == 0:
+		if c.in != nil {
+			c.in.free()
+			c.in = nil
+		}
+	case own:
+		c.in.off += used
+	default:
+		if c.in == nil {
+			c.in = getBuffer(len(rest))
+		}
+		c.in.b, c.in.off = c.in.b[:0], 0
+		c.in = c.in.add(rest)
+	}
+}
+
+func (c *Conn) dropInput() {
+	if c.in != nil {
+		c.in.free()
+		c.in = nil
+	}
+	c.held, c.partial = false, 0
+}
+
+// ended is told that the peer sends no more. What it sent is still handled
+// and answered: a half-closed connection is a legitimate one.
+func (c *Conn) ended() {
+	c.eof = true
+	if c.state == Open && c.over == nil && c.in != nil {
+		c.process(c.in.bytes(), true) // what a protocol makes of the rest
+	}
+	if c.over == nil {
+		c.over = ErrPeerClosed
+	}
+}
+
+// broken ends the connection at once: the system says that it is no more.
+func (c *Conn) broken(call string, errno unix.Errno) {
+	c.release(fmt.Errorf("%w: %w", ErrReset, os.NewSyscallError(call, errno)))
+}
+
+// split delivers the messages at the start of data and returns how many bytes
+// that used. It sets held if there may be more of them.
+func (c *Conn) split(data []byte) (used int, err error) {
+	if c.cfg.Inline {
+		return c.splitInline(data)
+	}
+	return c.splitForPool(data)
+}
+
+// next is Protocol.Split with its promises checked.
+func (c *Conn) next(data []byte) (advance int, m []byte, ok bool, err error) {
+	advance, m, ok, err = c.cfg.Protocol.Split(data, c.eof)
+	switch {
+	case err != nil:
+		return 0, nil, false, err
+	case advance < 0 || advance > len(data):
+		return 0, nil, false, fmt.Errorf("protocol advances by %d of %d bytes", advance, len(data))
+	case ok && advance == 0:
+		return 0, nil, false, errNoAdvance
+	case len(m) > c.cfg.Limits.MaxMessage:
+		return 0, nil, false, fmt.Errorf("message of %d bytes: %w", len(m), ErrTooLong)
+	}
+	return advance, m, ok, nil
+}
+
+// splitInline calls OnMessage on the loop, straight from data.
+func (c *Conn) splitInline(data []byte) (used int, err error) {
+	s := c.set
+	s.enter(c)
+	n := 0
+	defer func() { c.cfg.Seat.Messages.Add(uint64(n)) }()
+	defer s.leave(c)
+	for used < len(data) {
+		advance, m, ok, err := c.next(data[used:])
+		if err != nil {
+			return used, err
+		}
+		used += advance
+		if !ok {
+			if advance == 0 {
+				return used, nil
+			}
+			continue
+		}
+		n++
+		c.cfg.Handler.OnMessage(c, m)
+		if c.has(flagsHeld | flagTellFull) {
+			if c.takeTellFull() {
+				c.cfg.Handler.OnBufferFull(c)
+			}
+			if c.has(flagsHeld) {
+				break
+			}
+		}
+		if n == turnMessages || n%clockEvery == 0 && s.loop.Clock()-s.since > turnTime {
+			break
+		}
+	}
+	c.held = used < len(data)
+	return used, nil
+}
+
+// splitForPool copies messages into the connection's inbox, for the Pool.
+func (c *Conn) splitForPool(data []byte) (used int, err error) {
+	n := 0
+	for used < len(data) {
+		advance, m, ok, err := c.next(data[used:])
+		if err != nil {
+			return used, err
+		}
+		used += advance
+		if !ok {
+			if advance == 0 {
+				break
+			}
+			continue
+		}
+		copied := getBuffer(len(m)).add(m)
+		c.push(event{kind: message, message: copied})
+		n++
+		if n == turnMessages || c.has(flagsHeld) {
+			c.held = used < len(data)
+			break
+		}
+	}
+	c.cfg.Seat.Messages.Add(uint64(n))
+	return used, nil
+}

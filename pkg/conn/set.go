@@ -1,0 +1,178 @@
+package conn
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/mainstay-go/mainstay/pkg/reactor"
+	"golang.org/x/sys/unix"
+)
+
+// Set is all connections of one loop. Its methods are for that loop only.
+type Set struct {
+	// Set once in NewSet.
+
+	loop       *reactor.Loop
+	settleAll  func()
+	processAll func()
+
+	// Owned by the loop.
+
+	settings   map[*Config]*settings
+	conns      []*Conn
+	waiting    []*Conn       // with input that was held up, for the next turn
+	settling   []*Conn       // taken from dirty, then spare room
+	processing []*Conn       // the same for waiting
+	since      time.Duration // when the running callbacks were started
+	iovecs     []unix.Iovec
+	drain      *drain
+
+	// Guarded by mu.
+
+	mu    sync.Mutex
+	dirty []*Conn // to be settled
+}
+
+// NewSet makes an empty set of connections for loop.
+func NewSet(loop *reactor.Loop) *Set {
+	s := &Set{loop: loop, settings: make(map[*Config]*settings)}
+	s.settleAll = s.settle
+	s.processAll = s.process
+	return s
+}
+
+// Accepted takes over fd, a connected stream socket as accept4(2) gave it
+// with SOCK_NONBLOCK and SOCK_CLOEXEC, and its peer's address, which may be
+// nil. It calls OnConnect, Inline or through the Pool; the connection that it
+// returns may be over already. It fails if cfg is not usable or if epoll_ctl(2)
+// refuses fd; fd is closed then. Loop only, and not in a callback.
+func (s *Set) Accepted(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
+	c, err := s.open(fd, peer, cfg)
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	c.deliver(event{kind: connected})
+	return c, nil
+}
+
+func (s *Set) open(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
+	settings := s.settings[cfg]
+	if settings == nil {
+		var err error
+		if settings, err = cfg.settings(); err != nil {
+			return nil, err
+		}
+		s.settings[cfg] = settings
+	}
+	c := &Conn{
+		set:      s,
+		cfg:      settings,
+		peer:     address(peer),
+		fd:       int32(fd),
+		index:    int32(len(s.conns)),
+		events:   reactor.Readable | reactor.PeerClosed,
+		activity: s.loop.Now(),
+		partial:  s.loop.Now(),
+	}
+	switch peer.(type) {
+	case *unix.SockaddrInet4, *unix.SockaddrInet6:
+		// The replies of a turn leave in one write: there is nothing for Nagle to join.
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
+			return nil, fmt.Errorf("conn: TCP_NODELAY: %w", err)
+		}
+	}
+	var err error
+	if c.token, err = s.loop.Add(fd, c.events, (*watcher)(c)); err != nil {
+		return nil, fmt.Errorf("conn: %w", err)
+	}
+	s.conns = append(s.conns, c)
+	c.cfg.Seat.Connections.Add(1)
+	c.expired(c.activity)
+	s.drain.joined(c)
+	return c, nil
+}
+
+// remove forgets c.
+func (s *Set) remove(c *Conn) {
+	last := len(s.conns) - 1
+	s.conns[c.index] = s.conns[last]
+	s.conns[c.index].index = c.index
+	s.conns[last] = nil
+	s.conns = s.conns[:last]
+}
+
+// Len returns the number of connections that are not Closed. Loop only.
+func (s *Set) Len() int { return len(s.conns) }
+
+// Each calls f for each connection that is not Closed, in no order. Loop only.
+func (s *Set) Each(f func(*Conn)) {
+	for _, c := range s.conns {
+		f(c)
+	}
+}
+
+// Get returns the connection with this ID, or nil if it is over. Loop only.
+func (s *Set) Get(id uint64) *Conn {
+	h, _ := s.loop.Lookup(reactor.Token(id))
+	w, _ := h.(*watcher)
+	if w == nil || w.set != s {
+		return nil
+	}
+	return (*Conn)(w)
+}
+
+// settleLater has c settled at the end of this turn, or of the next one. Any
+// goroutine may call it, without mu. It returns false if the loop turns no
+// more; the connection counts as closed then, though nobody closes it.
+func (s *Set) settleLater(c *Conn) bool {
+	s.mu.Lock()
+	s.dirty = append(s.dirty, c)
+	first := len(s.dirty) == 1
+	s.mu.Unlock()
+	if !first || s.loop.Post(s.settleAll) == nil {
+		return true
+	}
+	s.mu.Lock()
+	lost := s.dirty
+	s.dirty = nil
+	s.mu.Unlock()
+	for _, c := range lost {
+		c.mu.Lock()
+		c.flags.Or(flagClosed)
+		c.mu.Unlock()
+	}
+	return false
+}
+
+func (s *Set) settle() {
+	s.mu.Lock()
+	s.dirty, s.settling = s.settling[:0], s.dirty
+	s.mu.Unlock()
+	for i, c := range s.settling {
+		s.settling[i] = nil
+		c.settle()
+	}
+}
+
+// processLater has c go on with its input in the next turn. Loop only.
+func (s *Set) processLater(c *Conn) {
+	if c.listed {
+		return
+	}
+	c.listed = true
+	s.waiting = append(s.waiting, c)
+	if len(s.waiting) == 1 {
+		s.loop.NextTurn(s.processAll)
+	}
+}
+
+func (s *Set) process() {
+	s.waiting, s.processing = s.processing[:0], s.waiting
+	for i, c := range s.processing {
+		s.processing[i] = nil
+		c.listed = false
+		c.processHeld()
+	}
+}

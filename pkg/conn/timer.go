@@ -1,0 +1,92 @@
+package conn
+
+import (
+	"time"
+
+	"github.com/mainstay-go/mainstay/pkg/reactor"
+)
+
+// timer is a named timer of a connection.
+type timer struct {
+	conn  *Conn
+	name  string
+	at    time.Duration
+	armed *reactor.Timer // loop; nil: not armed
+}
+
+// SetTimer has OnTimer called with name once, when d has passed. It replaces
+// the timer of the same name; after Close and at the connection's end there
+// are no more timers.
+func (c *Conn) SetTimer(name string, d time.Duration) {
+	t := &timer{conn: c, name: name, at: c.set.loop.Clock() + d}
+	c.mu.Lock()
+	if c.has(flagsEnded) {
+		c.mu.Unlock()
+		return
+	}
+	if c.timers == nil {
+		c.timers = make(map[string]*timer)
+	}
+	old := c.timers[name]
+	c.timers[name] = t
+	c.mu.Unlock()
+	// An error means that no timer of this loop will ever be over.
+	_ = c.set.loop.Post(func() {
+		old.stop()
+		t.start()
+	})
+}
+
+// StopTimer takes back SetTimer: OnTimer is not called with name any more,
+// unless it runs already. A name without a timer is no fault.
+func (c *Conn) StopTimer(name string) {
+	c.mu.Lock()
+	t := c.timers[name]
+	delete(c.timers, name)
+	c.mu.Unlock()
+	if t != nil {
+		_ = c.set.loop.Post(t.stop)
+	}
+}
+
+// start arms t, unless it was taken back before the loop came to it. Loop only.
+func (t *timer) start() {
+	c := t.conn
+	c.mu.Lock()
+	current := c.timers[t.name] == t
+	c.mu.Unlock()
+	if !current {
+		return
+	}
+	loop := c.set.loop
+	t.armed = loop.After(t.at-loop.Clock(), func() {
+		t.armed = nil
+		c.cfg.Seat.Timers.Add(-1)
+		c.deliver(event{kind: timerOver, timer: t})
+	})
+	c.cfg.Seat.Timers.Add(1)
+}
+
+// stop disarms t, which may be nil. Loop only.
+func (t *timer) stop() {
+	if t == nil || t.armed == nil {
+		return
+	}
+	t.armed.Stop()
+	t.armed = nil
+	t.conn.cfg.Seat.Timers.Add(-1)
+}
+
+// takeTimer says whether t is still to be told, and takes it off the list.
+func (c *Conn) takeTimer(t *timer) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.timers[t.name] != t || c.has(flagsEnded) {
+		return false
+	}
+	delete(c.timers, t.name)
+	if len(c.timers) == 0 {
+		c.timers = nil
+	}
+	return true
+}

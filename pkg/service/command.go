@@ -1,0 +1,317 @@
+package service
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/BurntSushi/toml"
+	"github.com/spf13/cobra"
+
+	"github.com/mainstay-go/mainstay/pkg/control"
+	"github.com/mainstay-go/mainstay/pkg/supervisor"
+)
+
+// exitError is the end of a command that did run: its exit code and, unless
+// it was told already, the reason.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string { return fmt.Sprintf("exit %d: %v", e.code, e.err) }
+
+// command plays the role that the command line asks for.
+func (s *Service) command(args []string) int {
+	root := s.commands()
+	root.SetArgs(args)
+	err := root.Execute()
+	if err == nil {
+		return exitDone
+	}
+	if e, ok := errors.AsType[*exitError](err); ok {
+		if e.err != nil {
+			s.complain(e.err)
+		}
+		return e.code
+	}
+	// Whatever else cobra refuses was asked for wrongly.
+	fmt.Fprintf(os.Stderr, "%s: %v\nTry \"%s --help\".\n", root.Name(), err, root.Name())
+	return exitUsage
+}
+
+func (s *Service) commands() *cobra.Command {
+	root := &cobra.Command{
+		Use:   filepath.Base(os.Args[0]),
+		Short: "The service " + s.name + ": run it, or ask one that runs",
+		Long: "The service " + s.name + `: run it, or ask one that runs.
+
+Exit codes: 0 done, 1 refused or failed (the reason is on standard error),
+2 usage, 3 the service is not running, 78 broken configuration (run only).`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return errors.New("which command?")
+		},
+	}
+	root.AddCommand(s.runCommand(), s.statusCommand(), s.reloadCommand(), s.scaleCommand(), s.stopCommand(), s.versionCommand(), s.reapCommand())
+	return root
+}
+
+func (s *Service) runCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Run the service in the foreground, as systemd does",
+		Long: fmt.Sprintf(`Run the service in the foreground until it is told to stop.
+
+Settings come from the file, over it from the environment (%[1]sWORKERS for the
+key workers, %[1]sLOG_LEVEL for log.level), over that from the flags.
+
+Signals: TERM and INT stop, a second one hastens; HUP, USR1 and USR2 reload;
+TTIN and TTOU add and remove a worker.`, s.prefix()),
+		Example: fmt.Sprintf("  %s run --workers 2 --listen NAME=tcp://127.0.0.1:7007 --control unix:///tmp/control.sock", filepath.Base(os.Args[0])),
+		Args:    cobra.NoArgs,
+	}
+	f := cmd.Flags()
+	config := f.String("config", "", "configuration `FILE` (TOML); default "+s.defaultFile()+", which may be absent")
+	f.String("workers", "", "number `N` of workers; 0: one for each CPU")
+	listen := f.StringArray("listen", nil, "bind a listener: `NAME=URL`, URL being tcp://HOST:PORT or unix:///PATH; may be repeated")
+	serve := f.StringArray("serve", nil, "serve a kind on a listener: `NAME=KIND`, KIND being one of "+list(sortedKeys(s.kinds))+"; may be repeated")
+	f.String("control", "", "`URL` of the control socket; default "+defaults(s.name).Control)
+	f.String("grace", "", "`DURATION` for which a worker that is replaced may go on with its connections; default 30s")
+	f.String("log-level", "", "`LEVEL` from which on to log: debug, info, warn or error; default info")
+	f.String("log-format", "", "`FORMAT` of the log: auto, journal, text or json; default auto")
+	keys := map[string]string{
+		"workers": "workers", "control": "control", "grace": "grace", "log-level": "log.level", "log-format": "log.format",
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		flags := runFlags{config: *config}
+		for _, name := range sortedKeys(keys) {
+			if flag := f.Lookup(name); flag.Changed {
+				flags.set = append(flags.set, flagValue{flag: name, key: keys[name], value: flag.Value.String()})
+			}
+		}
+		for _, v := range *listen {
+			flags.set = append(flags.set, flagValue{flag: "listen", key: "address", value: v, listener: true})
+		}
+		for _, v := range *serve {
+			flags.set = append(flags.set, flagValue{flag: "serve", key: "serve", value: v, listener: true})
+		}
+		if code := s.run(cmd.Context(), flags); code != exitDone {
+			return &exitError{code: code}
+		}
+		return nil
+	}
+	return cmd
+}
+
+// askTimeout bounds a question that is answered at once.
+const askTimeout = 10 * time.Second
+
+// ask makes a command that asks a running service.
+func (s *Service) ask(cmd *cobra.Command, do func(ctx context.Context, c *control.Client, args []string) error) *cobra.Command {
+	address := cmd.Flags().String("control", "", fmt.Sprintf("`URL` of the control socket; default $%s, the key control of %s, %s",
+		envName(s.prefix(), "control"), s.defaultFile(), defaults(s.name).Control))
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if *address == "" {
+			*address = s.controlAddress()
+		}
+		c, err := control.NewClient(*address)
+		if err != nil {
+			return err
+		}
+		ctx, cancel := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+		defer cancel()
+		err = do(ctx, c, args)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, control.ErrNotRunning):
+			return &exitError{exitNotRunning, err}
+		}
+		return &exitError{exitFailed, err}
+	}
+	return cmd
+}
+
+// controlAddress is where the service is asked if the command line does not
+// say. A file that is broken does not keep its operator from asking.
+func (s *Service) controlAddress() string {
+	if v := os.Getenv(envName(s.prefix(), "control")); v != "" {
+		return v
+	}
+	var c struct {
+		Control string `toml:"control"`
+	}
+	if _, err := toml.DecodeFile(s.defaultFile(), &c); err == nil && checkControl(c.Control) == nil {
+		return c.Control
+	}
+	return defaults(s.name).Control
+}
+
+func (s *Service) statusCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "status", Short: "Show how the service and its workers are", Args: cobra.NoArgs}
+	asJSON := cmd.Flags().Bool("json", false, "as JSON")
+	return s.ask(cmd, func(ctx context.Context, c *control.Client, _ []string) error {
+		ctx, cancel := context.WithTimeout(ctx, askTimeout)
+		defer cancel()
+		st, err := c.Status(ctx)
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			out := json.NewEncoder(cmd.OutOrStdout())
+			out.SetEscapeHTML(false)
+			return out.Encode(st)
+		}
+		return writeStatus(cmd.OutOrStdout(), st)
+	})
+}
+
+// mainPID is set by systemd for the commands of a unit's ExecReload=.
+const mainPID = "MAINPID"
+
+func (s *Service) reloadCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "reload",
+		Short: "Replace the workers by new ones, with new code and configuration",
+		Long: fmt.Sprintf(`Read the configuration again, start workers of the program as it is on disk
+now, and let the old ones finish. If the new ones do not become ready the old
+ones serve on.
+
+Called by systemd as ExecReload=, the %s* variables of the command, which
+drop-ins may have changed, replace those the service was started with.
+Otherwise the environment of the command does not matter.`, s.prefix()),
+		Args: cobra.NoArgs,
+	}
+	wait := cmd.Flags().Bool("wait", false, "wait for the end, show the steps, and fail if the reload does")
+	return s.ask(cmd, func(ctx context.Context, c *control.Client, _ []string) error {
+		r := control.ReloadRequest{Detach: !*wait}
+		if os.Getenv(mainPID) != "" && *wait {
+			r.Env = s.environment()
+		}
+		out := cmd.OutOrStdout()
+		if !*wait {
+			if err := c.Reload(ctx, r, func(string) {}); err != nil {
+				return err
+			}
+			fmt.Fprintln(out, "reload is queued")
+			return nil
+		}
+		if err := c.Reload(ctx, r, func(step string) { fmt.Fprintln(out, step) }); err != nil {
+			return err
+		}
+		fmt.Fprintln(out, "reloaded")
+		return nil
+	})
+}
+
+func (s *Service) scaleCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "scale [POOL] N",
+		Short: "Set the number of workers, until the next reload",
+	}
+	var r control.ScaleRequest
+	cmd.Args = func(_ *cobra.Command, args []string) error {
+		if len(args) < 1 || len(args) > 2 {
+			return fmt.Errorf("scale: got %d arguments, want [POOL] N", len(args))
+		}
+		if len(args) == 2 {
+			r.Pool = args[0]
+		}
+		n, err := strconv.Atoi(args[len(args)-1])
+		if err != nil || n < 1 || n > supervisor.MaxWorkers {
+			return fmt.Errorf("scale: got %q, want a number of workers from 1 to %d", args[len(args)-1], supervisor.MaxWorkers)
+		}
+		r.N = n
+		return nil
+	}
+	return s.ask(cmd, func(ctx context.Context, c *control.Client, _ []string) error {
+		ctx, cancel := context.WithTimeout(ctx, askTimeout)
+		defer cancel()
+		d, err := c.Scale(ctx, r)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(cmd.OutOrStdout(), d.Message)
+		return nil
+	})
+}
+
+// stopInterval is how often stop looks whether the service has ended.
+const stopInterval = 50 * time.Millisecond
+
+func (s *Service) stopCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "stop",
+		Short: "Stop the service in order, and wait for its end",
+		Long: `Let the workers finish within stop_grace, and end the service. It stays
+stopped, although its sockets may start it again. The command returns when the
+service has ended; if it is interrupted the service ends all the same.`,
+		Args: cobra.NoArgs,
+	}
+	return s.ask(cmd, func(ctx context.Context, c *control.Client, _ []string) error {
+		d, err := c.Stop(ctx)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(cmd.OutOrStdout(), d.Message)
+		tick := time.NewTicker(stopInterval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return errors.New("interrupted; the service is still stopping")
+			case <-tick.C:
+			}
+			if _, err := c.Status(ctx); errors.Is(err, control.ErrNotRunning) {
+				fmt.Fprintln(cmd.OutOrStdout(), "stopped")
+				return nil
+			}
+		}
+	})
+}
+
+func (s *Service) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print what was built", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			fmt.Fprintf(cmd.OutOrStdout(), "%s %s %s %s/%s\n", s.name, buildVersion(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return nil
+		},
+	}
+}
+
+func (s *Service) reapCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "reap",
+		Short: "Kill what an orderly stop has left behind (for ExecStopPost=)",
+		Long: `Kill what is left in the control group of this command, if the service noted in
+its runtime directory that it was stopped in order; otherwise do nothing: after
+a crash the workers finish by themselves. It is the unit's ExecStopPost=.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			dir := runtimeDir()
+			if dir == "" {
+				dir = "/run/" + s.name
+			}
+			killed, err := supervisor.Reap(dir)
+			if err != nil {
+				return &exitError{exitFailed, err}
+			}
+			if killed > 0 {
+				fmt.Fprintf(cmd.OutOrStdout(), "killed %d processes that were left\n", killed)
+			}
+			return nil
+		},
+	}
+}

@@ -1,0 +1,312 @@
+package service
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+var ignoreOrigin = cmpopts.IgnoreUnexported(config{})
+
+func parse(text string) (config, error) {
+	c := defaults("app")
+	err := c.parse("app.toml", []byte(text))
+	if err == nil {
+		err = c.check()
+	}
+	return c, err
+}
+
+func TestFileSetsEveryKey(t *testing.T) {
+	got, err := parse(`
+workers = 3
+control = "unix:///tmp/x.sock"
+start_timeout = "1m"
+start_attempts = 4
+grace = "2s"
+stop_grace = "3s"
+max_old = 5
+
+[reload]
+parallel = 6
+bake = "7s"
+
+[respawn]
+first = "1s"
+max = "9s"
+
+[log]
+level = "debug"
+format = "json"
+
+[listener.a]
+address = "tcp://127.0.0.1:80"
+serve = "echo"
+inline = true
+max_message = 1000
+send_high = "2KiB"
+send_low = "1KiB"
+send_limit = "1MiB"
+queue_depth = 7
+first_byte_timeout = "1s"
+message_timeout = "2s"
+idle_timeout = "3s"
+write_timeout = "4s"
+close_timeout = "none"
+
+[listener."b.c"]
+serve = "discard"
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	yes := true
+	want := config{
+		Workers: 3, Control: "unix:///tmp/x.sock", StartTimeout: time.Minute, StartAttempts: 4,
+		Grace: 2 * time.Second, StopGrace: 3 * time.Second, MaxOld: 5, Parallel: 6, Bake: 7 * time.Second,
+		RespawnFirst: time.Second, RespawnMax: 9 * time.Second, LogLevel: "debug", LogFormat: "json",
+		Listeners: map[string]listenerConfig{
+			"a": {
+				Address: "tcp://127.0.0.1:80", Serve: "echo", Inline: &yes, MaxMessage: 1000,
+				SendHigh: 2048, SendLow: 1024, SendLimit: 1 << 20, QueueDepth: 7,
+				FirstByteTimeout: time.Second, MessageTimeout: 2 * time.Second, IdleTimeout: 3 * time.Second,
+				WriteTimeout: 4 * time.Second, CloseTimeout: noTimeout,
+			},
+			"b.c": {Serve: "discard"},
+		},
+	}
+	if diff := cmp.Diff(want, got, ignoreOrigin); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	for _, s := range settings {
+		if got.origin[s.key] == "" {
+			t.Errorf("%s is set nowhere in this test", s.key)
+		}
+	}
+	for _, s := range listenerSettings {
+		if got.origin["listener.a."+s.key] == "" {
+			t.Errorf("listener.a.%s is set nowhere in this test", s.key)
+		}
+	}
+}
+
+// wrongKeys are files with one fault each; it is on line 3.
+var wrongKeys = []struct {
+	name  string
+	lines string
+	want  string // behind "app.toml:3: "
+}{
+	{"unknown key", "wrokers = 2", `key "wrokers": unknown key`},
+	{"unknown table", "[nothing]", `key "nothing": unknown key`},
+	{"unknown key of a table", "log.colour = true", `key "log.colour": unknown key`},
+	{"unknown key of a listener", `listener.a.port = 80`, `key "listener.a.port": unknown key`},
+	{"table for a value", "[workers]", `key "workers": got a table, want a number from 0 to 256`},
+	{"value for a table", "reload = 3", `key "reload": got 3, want a table [reload]`},
+	{"array of listeners", "[[listener]]", `key "listener": got an array, want tables [listener.NAME]`},
+	{"listener is a value", `listener.a = "echo"`, `key "listener.a": got "echo", want a table [listener.NAME]`},
+	{"listener's name", `[listener."a b"]`, `key "listener.a b": listener "a b": has ' ', want printable ASCII without space, colon, quote, slash and equals sign`},
+	{"workers", `workers = "2"`, `key "workers": got "2", want a number from 0 to 256`},
+	{"workers", `workers = 257`, `key "workers": got 257, want a number from 0 to 256`},
+	{"workers", `workers = -1`, `key "workers": got -1, want a number from 0 to 256`},
+	{"workers", `workers = 1.5`, `key "workers": got 1.5, want a number from 0 to 256`},
+	{"control", `control = "/run/x"`, `key "control": got "/run/x", want unix:///PATH`},
+	{"start_timeout", `start_timeout = 30`, `key "start_timeout": got 30, want a duration such as "30s", from 100ms to 1h`},
+	{"start_timeout", `start_timeout = "30"`, `key "start_timeout": got "30", want a duration such as "30s", from 100ms to 1h`},
+	{"start_attempts", `start_attempts = 0`, `key "start_attempts": got 0, want a number from 1 to 100`},
+	{"grace", `grace = "-1s"`, `key "grace": got "-1s", want a duration such as "30s", from 1ms to 24h`},
+	{"stop_grace", `stop_grace = false`, `key "stop_grace": got false, want a duration such as "30s", from 1ms to 1h`},
+	{"max_old", `max_old = 17`, `key "max_old": got 17, want a number from 1 to 16`},
+	{"reload.parallel", `reload.parallel = 0`, `key "reload.parallel": got 0, want a number from 1 to 256`},
+	{"reload.bake", `reload.bake = "2h"`, `key "reload.bake": got "2h", want a duration such as "30s", from 0s to 1h`},
+	{"respawn.first", `respawn.first = ""`, `key "respawn.first": got "", want a duration such as "30s", from 1ms to 1h`},
+	{"respawn.max", `respawn.max = []`, `key "respawn.max": got an array, want a duration such as "30s", from 1ms to 1h`},
+	{"respawn.first over respawn.max", `respawn.first = "31s"`, `key "respawn.first": respawn.first is 31s, want at most respawn.max, which is 30s`},
+	{"log.level", `log.level = "loud"`, `key "log.level": got "loud", want one of debug, info, warn, error`},
+	{"log.format", `log.format = 1`, `key "log.format": got 1, want one of auto, journal, text, json`},
+	{"address", `listener.a.address = "tcp://localhost:1"`, `key "listener.a.address": got "tcp://localhost:1", want tcp://HOST:PORT or unix:///PATH: activation: `},
+	{"address", `listener.a.address = 80`, `key "listener.a.address": got 80, want tcp://HOST:PORT or unix:///PATH`},
+	{"serve", `listener.a.serve = ""`, `key "listener.a.serve": got "", want the name of a kind`},
+	{"inline", `listener.a.inline = "yes"`, `key "listener.a.inline": got "yes", want true or false`},
+	{"max_message", `listener.a.max_message = 0`, `key "listener.a.max_message": got 0, want bytes, or a size such as "1MiB", up to 1GiB`},
+	{"max_message", `listener.a.max_message = "1MB"`, `key "listener.a.max_message": got "1MB", want bytes, or a size such as "1MiB", up to 1GiB`},
+	{"send_high", `listener.a.send_high = "2GiB"`, `key "listener.a.send_high": got "2GiB", want bytes, or a size such as "1MiB", up to 1GiB`},
+	{"send_low", `listener.a.send_low = true`, `key "listener.a.send_low": got true, want bytes, or a size such as "1MiB", up to 1GiB`},
+	{"send_low over send_high", `listener.a.send_low = "2MiB"`, `key "listener.a.send_low": send_low is 2097152, want at most send_high, which is 1048576`},
+	{"send_limit", `listener.a.send_limit = "-1B"`, `key "listener.a.send_limit": got "-1B", want bytes, or a size such as "1MiB", up to 1GiB`},
+	{"send_high over send_limit", `listener.a = {send_high = "2MiB", send_limit = "1MiB"}`, `key "listener.a.send_high": send_high is 2097152, want at most send_limit, which is 1048576`},
+	{"queue_depth", `listener.a.queue_depth = "many"`, `key "listener.a.queue_depth": got "many", want a number from 1 to 1048576`},
+	{"first_byte_timeout", `listener.a.first_byte_timeout = "0s"`, `key "listener.a.first_byte_timeout": got "0s", want a duration such as "30s", from 1ms to 720h, or "none"`},
+	{"message_timeout", `listener.a.message_timeout = 1`, `key "listener.a.message_timeout": got 1, want a duration such as "30s", from 1ms to 720h, or "none"`},
+	{"idle_timeout", `listener.a.idle_timeout = "never"`, `key "listener.a.idle_timeout": got "never", want a duration such as "30s", from 1ms to 720h, or "none"`},
+	{"write_timeout", `listener.a.write_timeout = "721h"`, `key "listener.a.write_timeout": got "721h", want a duration such as "30s", from 1ms to 720h, or "none"`},
+	{"close_timeout", `listener.a.close_timeout = {}`, `key "listener.a.close_timeout": got a table, want a duration such as "30s", from 1ms to 720h, or "none"`},
+	{"no TOML", `workers 2`, ``},
+	{"key twice", `start_attempts = 1`, ``},
+}
+
+func TestFaultInTheFileIsToldWithLineAndKey(t *testing.T) {
+	for _, tt := range wrongKeys {
+		t.Run(tt.lines, func(t *testing.T) {
+			_, err := parse("# a comment\n" + map[bool]string{true: "start_attempts = 2"}[tt.name == "key twice"] + "\n" + tt.lines + "\n")
+			if err == nil {
+				t.Fatal("no error")
+			}
+			if want := "app.toml:3: " + tt.want; !strings.HasPrefix(err.Error(), want) {
+				t.Errorf("got  %v\nwant %s", err, want)
+			}
+		})
+	}
+	for _, s := range settings {
+		if !tested(s.key) {
+			t.Errorf("no test for a wrong value of %s", s.key)
+		}
+	}
+	for _, s := range listenerSettings {
+		if !tested(s.key) {
+			t.Errorf("no test for a wrong value of %s of a listener", s.key)
+		}
+	}
+}
+
+func tested(key string) bool {
+	for _, tt := range wrongKeys {
+		if tt.name == key {
+			return true
+		}
+	}
+	return false
+}
+
+func TestEnvironmentGoesOverTheFileAndFlagsOverBoth(t *testing.T) {
+	s := New("app")
+	path := filepath.Join(t.TempDir(), "app.toml")
+	if err := os.WriteFile(path, []byte("workers = 2\ngrace = \"2s\"\nmax_old = 2\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	env := map[string]string{"APP_WORKERS": "3", "APP_GRACE": "3s", "APP_SECRET": "not ours", "APP_RELOAD_BAKE": "0s"}
+	flags := runFlags{config: path, set: []flagValue{
+		{flag: "workers", key: "workers", value: "4"},
+		{flag: "listen", key: "address", value: "a=unix:///tmp/a.sock?mode=0600", listener: true},
+		{flag: "serve", key: "serve", value: "a=echo", listener: true},
+	}}
+	c, err := s.load(flags, env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := defaults("app")
+	want.Workers, want.Grace, want.MaxOld, want.Bake = 4, 3*time.Second, 2, 0
+	want.Listeners = map[string]listenerConfig{"a": {Address: "unix:///tmp/a.sock?mode=0600", Serve: "echo"}}
+	if diff := cmp.Diff(want, c, ignoreOrigin); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func TestFaultInTheEnvironmentNamesTheVariable(t *testing.T) {
+	for _, tt := range []struct{ name, value, want string }{
+		{"APP_WORKERS", "many", `APP_WORKERS: key "workers": got "many", want a number from 0 to 256`},
+		{"APP_RELOAD_BAKE", "1", `APP_RELOAD_BAKE: key "reload.bake": got "1", want a duration such as "30s", from 0s to 1h`},
+		{"APP_LOG_LEVEL", "", `APP_LOG_LEVEL: key "log.level": got "", want one of debug, info, warn, error`},
+		{"APP_CONTROL", "tcp://x", `APP_CONTROL: key "control": got "tcp://x", want unix:///PATH`},
+	} {
+		c := defaults("app")
+		err := c.readEnv("APP_", map[string]string{tt.name: tt.value})
+		if err == nil || err.Error() != tt.want {
+			t.Errorf("%s=%q: got %v, want %s", tt.name, tt.value, err, tt.want)
+		}
+	}
+}
+
+func TestFaultInAFlagIsAUsageErrorThatNamesIt(t *testing.T) {
+	s := New("app")
+	for _, tt := range []struct {
+		flag flagValue
+		want string
+	}{
+		{flagValue{"workers", "workers", "x", false}, `--workers: got "x", want a number from 0 to 256`},
+		{flagValue{"grace", "grace", "5", false}, `--grace: got "5", want a duration such as "30s", from 1ms to 24h`},
+		{flagValue{"listen", "address", "tcp://127.0.0.1:1", true}, `--listen: got "tcp://127.0.0.1:1", want NAME=URL`},
+		{flagValue{"listen", "address", "=tcp://127.0.0.1:1", true}, `--listen "=tcp://127.0.0.1:1": a listener's name of 0 bytes, want 1 to 64`},
+		{flagValue{"listen", "address", "a=:80", true}, `--listen a: got ":80", want tcp://HOST:PORT or unix:///PATH: activation: ":80": want tcp://HOST:PORT or unix:///PATH`},
+		{flagValue{"serve", "serve", "a", true}, `--serve: got "a", want NAME=KIND`},
+		{flagValue{"serve", "serve", "a=", true}, `--serve a: got "", want the name of a kind`},
+	} {
+		_, err := s.load(runFlags{set: []flagValue{tt.flag}}, nil)
+		if _, ok := errors.AsType[usageError](err); !ok || err.Error() != tt.want {
+			t.Errorf("--%s %s: got %v, want the usage error %s", tt.flag.flag, tt.flag.value, err, tt.want)
+		}
+	}
+}
+
+func TestFileThatIsNamedMustBeThere(t *testing.T) {
+	s := New("app")
+	path := filepath.Join(t.TempDir(), "none.toml")
+	if _, err := s.load(runFlags{config: path}, nil); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v, want one that says it does not exist", err)
+	}
+	if err := os.Truncate(path, 0); err == nil {
+		t.Fatal("the file is there")
+	}
+	if err := os.WriteFile(path, make([]byte, maxFile+1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.load(runFlags{config: path}, nil); err == nil || !strings.Contains(err.Error(), "want at most") {
+		t.Errorf("got %v, want one that says it is too large", err)
+	}
+}
+
+func TestWorkersGetTheirConfigurationUnchanged(t *testing.T) {
+	c, err := parse("grace = \"5s\"\n[listener.a]\ninline = false\nidle_timeout = \"none\"\nmax_message = 7\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings, err := c.settings()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got workerConfig
+	if err := json.Unmarshal(settings.Worker, &got); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(c.Listeners, got.Listeners); diff != "" || got.Grace != 5*time.Second {
+		t.Errorf("grace %v, listeners -want +got:\n%s", got.Grace, diff)
+	}
+	if settings.Workers < 1 {
+		t.Errorf("%d workers, want one for each CPU", settings.Workers)
+	}
+}
+
+func FuzzConfig(f *testing.F) {
+	for _, tt := range wrongKeys {
+		f.Add(tt.lines)
+	}
+	f.Add("[listener.a]\nserve = \"echo\"\n[reload]\nbake = \"1s\"\n")
+	line := regexp.MustCompile(`^app\.toml:[1-9][0-9]*: `)
+	f.Fuzz(func(t *testing.T, text string) {
+		c, err := parse(text)
+		if err != nil {
+			if !line.MatchString(err.Error()) {
+				t.Errorf("error without file and line: %v", err)
+			}
+			return
+		}
+		if _, err := c.settings(); err != nil {
+			t.Errorf("accepted, but: %v", err)
+		}
+		for name, l := range c.Listeners {
+			if err := checkListenerName(name); err != nil {
+				t.Error(err)
+			}
+			if m := l.withSizes(); m.SendLow > m.SendHigh || m.SendHigh > m.SendLimit {
+				t.Errorf("accepted %+v", l)
+			}
+		}
+	})
+}

@@ -1,0 +1,145 @@
+package service
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/mainstay-go/mainstay/pkg/activation"
+)
+
+// planned is a listener that will be served.
+type planned struct {
+	name    string
+	serve   string             // kind, for status; empty: the code's own protocol
+	address string             // to be bound; empty: socket is there
+	socket  *activation.Socket // inherited; nil: to be bound
+}
+
+// plan pairs sockets and protocols. inherited are systemd's; nil means that
+// the program was started by hand. The error says which listener lacks what.
+func (s *Service) plan(c config, inherited []activation.Socket) ([]planned, error) {
+	activated := len(inherited) > 0
+	sockets := map[string]*activation.Socket{}
+	var names []string
+	for i := range inherited {
+		name := inherited[i].Name
+		if err := checkListenerName(name); err != nil {
+			return nil, fmt.Errorf("activation: fd %d: %w", inherited[i].FD, err)
+		}
+		sockets[name] = &inherited[i]
+		names = append(names, name)
+	}
+	for _, l := range s.listeners {
+		names = append(names, l.name)
+	}
+	names = append(names, sortedKeys(c.Listeners)...)
+
+	var all []planned
+	seen := map[string]bool{}
+	for _, name := range names {
+		if seen[name] {
+			continue
+		}
+		seen[name] = true
+		p, err := s.planOne(c, name, sockets[name], activated)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, p)
+	}
+	if len(all) == 0 && len(s.onStart) == 0 {
+		return nil, fmt.Errorf("no listener: start the service by a socket unit, or give --listen NAME=URL, with a NAME of %s or with --serve NAME=KIND", s.known())
+	}
+	return all, nil
+}
+
+func (s *Service) planOne(c config, name string, socket *activation.Socket, activated bool) (planned, error) {
+	set := c.Listeners[name]
+	p := planned{name: name, serve: set.Serve, address: set.Address, socket: socket}
+	if p.serve == "" && s.declared(name) == nil {
+		p.serve = name
+	}
+	if err := s.check(c, name); err != nil {
+		if socket != nil && s.declared(name) == nil && set.Serve == "" {
+			return p, fmt.Errorf("activation: fd %d: %w", socket.FD, err)
+		}
+		return p, err
+	}
+	if socket != nil && p.address != "" {
+		return p, c.refuse(fmt.Errorf("listener %q has a socket from systemd (fd %d, %s) and an address to bind, %s: want one of them",
+			name, socket.FD, socket.Address, p.address), listenerKey(name)+".address")
+	}
+	if socket != nil || p.address != "" {
+		return p, nil
+	}
+	if d := s.declared(name); d != nil && !activated {
+		p.address = d.address
+	}
+	if p.address == "" {
+		err := fmt.Errorf("listener %q has no socket: want a socket unit with FileDescriptorName=%s, or an address, by --listen %s=URL or address in [listener.%s]", name, name, name, name)
+		return p, c.refuse(err, listenerKey(name))
+	}
+	return p, nil
+}
+
+// check says what is wrong with what is to be served on a listener.
+func (s *Service) check(c config, name string) error {
+	set := c.Listeners[name]
+	protocol, err := s.protocol(name, set.Serve)
+	if err != nil {
+		return c.refuse(err, listenerKey(name)+".serve", listenerKey(name))
+	}
+	if _, err = protocol.listener(name, set); err != nil {
+		if bad, ok := errors.AsType[*settingError](err); ok {
+			return c.refuse(err, listenerKey(name)+"."+bad.key)
+		}
+		return c.refuse(err, listenerKey(name))
+	}
+	return nil
+}
+
+// protocol is what is served on a listener: the operator's word, else the
+// code's, else the kind of that name.
+func (s *Service) protocol(name, serve string) (Protocol, error) {
+	if serve != "" {
+		if p := s.kinds[serve]; p != nil {
+			return p, nil
+		}
+		return nil, fmt.Errorf("listener %q: no kind %q, want one of %s", name, serve, list(sortedKeys(s.kinds)))
+	}
+	if d := s.declared(name); d != nil {
+		return d.protocol, nil
+	}
+	if p := s.kinds[name]; p != nil {
+		return p, nil
+	}
+	return nil, fmt.Errorf("listener %q is not known: want one of %s, or say what to serve on it, by --serve %s=KIND or serve in [listener.%s]", name, s.known(), name, name)
+}
+
+// known lists the names that a listener may have without further words: the
+// kinds' and those of the code's listeners.
+func (s *Service) known() string {
+	names := sortedKeys(s.kinds)
+	for _, l := range s.listeners {
+		names = append(names, l.name)
+	}
+	slices.Sort(names)
+	return list(slices.Compact(names))
+}
+
+func list(names []string) string {
+	if len(names) == 0 {
+		return "(the program has none)"
+	}
+	return strings.Join(names, ", ")
+}
+
+// settingError is a setting that a protocol cannot use.
+type settingError struct {
+	key  string // without the listener
+	what string
+}
+
+func (e *settingError) Error() string { return e.what }

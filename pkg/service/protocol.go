@@ -1,0 +1,263 @@
+package service
+
+import (
+	"net/http"
+	"time"
+
+	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/wire"
+	"github.com/mainstay-go/mainstay/pkg/wire/text"
+	"github.com/mainstay-go/mainstay/pkg/worker"
+)
+
+// Protocol is what can be served on a listener: Raw, Text, Framed or HTTP.
+type Protocol interface {
+	// listener returns what a worker serves under the name, with what the
+	// operator has set.
+	listener(name string, set listenerConfig) (worker.Listener, error)
+}
+
+// Limits bound what one connection may take of memory and time. What the
+// operator has set goes before it.
+type Limits = conn.Limits
+
+// Conn is a connection with the application's state of it. It is valid for
+// ever; what it does after OnClose is said at each method. Its methods may be
+// called from any goroutine, in callbacks too, where they take effect when
+// the callback has returned.
+type Conn[T any] struct {
+	// State is the application's. The callbacks of one connection never run
+	// at the same time, so they may use it freely; other goroutines need a
+	// lock of their own.
+	State T
+
+	conn *conn.Conn
+}
+
+// ID returns a number that no other connection of this worker has ever had.
+func (c *Conn[T]) ID() uint64 { return c.conn.ID() }
+
+// Listener returns the name of the listener it came by.
+func (c *Conn[T]) Listener() string { return c.conn.Listener() }
+
+// Peer returns the other end's address: "192.0.2.1:80", "[2001:db8::1]:80",
+// the path of a unix socket, or "unix" for one without a name.
+func (c *Conn[T]) Peer() string { return c.conn.Peer() }
+
+// Local returns this end's address in Peer's form, "" after OnClose. It makes
+// a system call.
+func (c *Conn[T]) Local() string { return c.conn.Local() }
+
+// Send puts the message into the send queue, from where it leaves at the end
+// of the loop's turn; m is copied. nil means that it is in the queue. It
+// returns ErrFull, and takes nothing, if more than Limits.SendHard bytes
+// would wait; ErrClosed after Close or once the connection is over; ErrTooLong
+// or the protocol's own error if the message cannot be sent at all.
+func (c *Conn[T]) Send(m []byte) error { return c.conn.Send(m) }
+
+// Close ends the connection: what is in the send queue leaves first, within
+// Limits.Close, and OnClose is told why. nil stands for ErrClosed. After the
+// first call, or the end of the connection, it does nothing.
+func (c *Conn[T]) Close(why error) { c.conn.Close(why) }
+
+// CloseNow ends the connection without waiting for what is in the send queue;
+// otherwise as Close.
+func (c *Conn[T]) CloseNow(why error) { c.conn.CloseNow(why) }
+
+// Pause stops reading until Resume. Messages that were read before may still
+// come.
+func (c *Conn[T]) Pause() { c.conn.Pause() }
+
+// Resume undoes Pause.
+func (c *Conn[T]) Resume() { c.conn.Resume() }
+
+// SetTimer calls OnTimer with the name once d has passed. A timer of that
+// name that is set already is replaced. It ends with the connection.
+func (c *Conn[T]) SetTimer(name string, d time.Duration) { c.conn.SetTimer(name, d) }
+
+// StopTimer ends the timer of that name, if there is one.
+func (c *Conn[T]) StopTimer(name string) { c.conn.StopTimer(name) }
+
+// BytesIn returns how many bytes came in.
+func (c *Conn[T]) BytesIn() uint64 { return c.conn.BytesIn() }
+
+// BytesOut returns how many bytes the kernel has taken.
+func (c *Conn[T]) BytesOut() uint64 { return c.conn.BytesOut() }
+
+// Queued returns how many bytes wait to be sent.
+func (c *Conn[T]) Queued() int { return c.conn.Queued() }
+
+// Framed serves connections with a protocol of the application's own.
+//
+// The callbacks of one connection come in order, never two at once and never
+// one inside another: OnConnect first, OnClose last and exactly once. Each may
+// be nil. They run on a pool of goroutines and may block; with Inline they run
+// on the loop and must not. A panic in one of them costs that connection.
+type Framed[T any] struct {
+	Protocol wire.Protocol // nil: as Raw
+
+	OnConnect func(c *Conn[T])
+	// OnMessage is given one message, which is valid until it returns and
+	// must not be changed.
+	OnMessage func(c *Conn[T], m []byte)
+	// OnBufferFull says that more than Limits.SendHigh bytes wait.
+	OnBufferFull func(c *Conn[T])
+	// OnBufferDrain follows an OnBufferFull when few enough wait.
+	OnBufferDrain func(c *Conn[T])
+	// OnTimer says that a timer set by SetTimer is over.
+	OnTimer func(c *Conn[T], name string)
+	// OnClose is told why the connection is over.
+	OnClose func(c *Conn[T], why error)
+
+	Inline bool
+	Limits Limits
+}
+
+// Raw serves connections without framing: a message is what one read brought.
+// The rest is as in Framed.
+type Raw[T any] struct {
+	OnConnect     func(c *Conn[T])
+	OnMessage     func(c *Conn[T], m []byte)
+	OnBufferFull  func(c *Conn[T])
+	OnBufferDrain func(c *Conn[T])
+	OnTimer       func(c *Conn[T], name string)
+	OnClose       func(c *Conn[T], why error)
+
+	Inline bool
+	Limits Limits
+}
+
+// Text serves connections on which a message is a line, ended by a newline
+// that is not part of the message; so is a carriage return before it. The
+// rest is as in Framed.
+type Text[T any] struct {
+	OnConnect     func(c *Conn[T])
+	OnMessage     func(c *Conn[T], line []byte)
+	OnBufferFull  func(c *Conn[T])
+	OnBufferDrain func(c *Conn[T])
+	OnTimer       func(c *Conn[T], name string)
+	OnClose       func(c *Conn[T], why error)
+
+	Inline bool
+	Limits Limits
+}
+
+// HTTP serves HTTP by net/http.
+type HTTP struct {
+	Handler http.Handler // nil: http.DefaultServeMux
+}
+
+func (p Raw[T]) listener(name string, set listenerConfig) (worker.Listener, error) {
+	return Framed[T]{
+		OnConnect: p.OnConnect, OnMessage: p.OnMessage, OnBufferFull: p.OnBufferFull, OnBufferDrain: p.OnBufferDrain,
+		OnTimer: p.OnTimer, OnClose: p.OnClose, Inline: p.Inline, Limits: p.Limits,
+	}.listener(name, set)
+}
+
+func (p Text[T]) listener(name string, set listenerConfig) (worker.Listener, error) {
+	return Framed[T]{
+		Protocol:  text.Protocol{MaxLine: -1}, // Limits.MaxMessage bounds a line
+		OnConnect: p.OnConnect, OnMessage: p.OnMessage, OnBufferFull: p.OnBufferFull, OnBufferDrain: p.OnBufferDrain,
+		OnTimer: p.OnTimer, OnClose: p.OnClose, Inline: p.Inline, Limits: p.Limits,
+	}.listener(name, set)
+}
+
+func (p Framed[T]) listener(name string, set listenerConfig) (worker.Listener, error) {
+	c := &conn.Config{Protocol: p.Protocol, Handler: &callbacks[T]{p}, Limits: set.limits(p.Limits), Inline: p.Inline}
+	if set.Inline != nil {
+		c.Inline = *set.Inline
+	}
+	return worker.Listener{Name: name, Conn: c}, nil
+}
+
+// limits is what the operator has set, where he has not, what the code says.
+func (l listenerConfig) limits(code Limits) Limits {
+	number := func(field *int, set int) {
+		if set != 0 {
+			*field = set
+		}
+	}
+	number(&code.MaxMessage, l.MaxMessage)
+	number(&code.SendHigh, l.SendHigh)
+	number(&code.SendLow, l.SendLow)
+	number(&code.SendHard, l.SendLimit)
+	number(&code.QueueDepth, l.QueueDepth)
+	time := func(field *time.Duration, set time.Duration) {
+		if set != 0 {
+			*field = set
+		}
+	}
+	time(&code.FirstByte, l.FirstByteTimeout)
+	time(&code.Message, l.MessageTimeout)
+	time(&code.Idle, l.IdleTimeout)
+	time(&code.WriteStall, l.WriteTimeout)
+	time(&code.Close, l.CloseTimeout)
+	return code
+}
+
+// listener takes, of what the operator can set, the timeouts that net/http
+// has as well.
+func (p HTTP) listener(name string, set listenerConfig) (worker.Listener, error) {
+	h := p.Handler
+	if h == nil {
+		h = http.DefaultServeMux
+	}
+	for _, other := range []struct {
+		key string
+		set bool
+	}{
+		{"inline", set.Inline != nil}, {"max_message", set.MaxMessage != 0}, {"send_high", set.SendHigh != 0},
+		{"send_low", set.SendLow != 0}, {"send_limit", set.SendLimit != 0}, {"queue_depth", set.QueueDepth != 0},
+		{"first_byte_timeout", set.FirstByteTimeout != 0}, {"write_timeout", set.WriteTimeout != 0},
+		{"close_timeout", set.CloseTimeout != 0},
+	} {
+		if other.set {
+			return worker.Listener{}, &settingError{other.key, "net/http has no such setting, only message_timeout and idle_timeout"}
+		}
+	}
+	limits := worker.HTTPLimits{Header: set.MessageTimeout, Idle: set.IdleTimeout}
+	return worker.Listener{Name: name, HTTP: h, HTTPLimits: limits}, nil
+}
+
+// callbacks gives the callbacks of a Framed their typed connection.
+type callbacks[T any] struct{ Framed[T] }
+
+func (h *callbacks[T]) of(c *conn.Conn) *Conn[T] { return c.Value().(*Conn[T]) }
+
+func (h *callbacks[T]) OnConnect(c *conn.Conn) {
+	typed := &Conn[T]{conn: c}
+	c.SetValue(typed)
+	if h.Framed.OnConnect != nil {
+		h.Framed.OnConnect(typed)
+	}
+}
+
+func (h *callbacks[T]) OnMessage(c *conn.Conn, m []byte) {
+	if h.Framed.OnMessage != nil {
+		h.Framed.OnMessage(h.of(c), m)
+	}
+}
+
+func (h *callbacks[T]) OnBufferFull(c *conn.Conn) {
+	if h.Framed.OnBufferFull != nil {
+		h.Framed.OnBufferFull(h.of(c))
+	}
+}
+
+func (h *callbacks[T]) OnBufferDrain(c *conn.Conn) {
+	if h.Framed.OnBufferDrain != nil {
+		h.Framed.OnBufferDrain(h.of(c))
+	}
+}
+
+func (h *callbacks[T]) OnTimer(c *conn.Conn, name string) {
+	if h.Framed.OnTimer != nil {
+		h.Framed.OnTimer(h.of(c), name)
+	}
+}
+
+func (h *callbacks[T]) OnClose(c *conn.Conn, why error) {
+	if h.Framed.OnClose != nil {
+		h.Framed.OnClose(h.of(c), why)
+	}
+}

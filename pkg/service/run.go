@@ -1,0 +1,362 @@
+package service
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	systemd "github.com/coreos/go-systemd/v22/journal"
+	"go.uber.org/zap"
+
+	"github.com/mainstay-go/mainstay/pkg/activation"
+	"github.com/mainstay-go/mainstay/pkg/backoff"
+	"github.com/mainstay-go/mainstay/pkg/control"
+	"github.com/mainstay-go/mainstay/pkg/journal"
+	"github.com/mainstay-go/mainstay/pkg/notify"
+	"github.com/mainstay-go/mainstay/pkg/supervisor"
+)
+
+// runFlags is the command line of run, as far as it says something.
+type runFlags struct {
+	config string // file; empty: the default one, which may be absent
+	set    []flagValue
+}
+
+// flagValue is a flag that sets a key of the configuration.
+type flagValue struct {
+	flag, key, value string
+	listener         bool // value is NAME=VALUE, key a listener's
+}
+
+// usageError is a flag that cannot be understood.
+type usageError struct{ error }
+
+// load merges all that configures the service; env are its variables.
+func (s *Service) load(flags runFlags, env map[string]string) (config, error) {
+	c := defaults(s.name)
+	path, mayBeAbsent := flags.config, false
+	if path == "" {
+		path, mayBeAbsent = s.defaultFile(), true
+	}
+	if err := c.readFile(path, mayBeAbsent); err != nil {
+		return config{}, err
+	}
+	if err := c.readEnv(s.prefix(), env); err != nil {
+		return config{}, err
+	}
+	for _, f := range flags.set {
+		var err error
+		if f.listener {
+			err = c.setListenerFlag(f.flag, f.key, f.value)
+		} else {
+			err = c.setFlag(f.flag, f.key, f.value)
+		}
+		if err != nil {
+			return config{}, usageError{err}
+		}
+	}
+	return c, c.check()
+}
+
+func (s *Service) defaultFile() string { return "/etc/" + s.name + "/" + s.name + ".toml" }
+
+// environment returns the variables of this process that are settings of the
+// service.
+func (s *Service) environment() map[string]string {
+	env := map[string]string{}
+	for _, key := range settings {
+		name := envName(s.prefix(), key.key)
+		if v, ok := os.LookupEnv(name); ok {
+			env[name] = v
+		}
+	}
+	return env
+}
+
+// run is the supervisor's role.
+func (s *Service) run(ctx context.Context, flags runFlags) int {
+	// Before anything else opens a file or starts a process.
+	inherited, activationErr := activation.Inherited()
+	notifier, err := notify.FromEnv()
+	if err = errors.Join(activationErr, err); err != nil {
+		return s.refuseStart(notifier, exitConfig, err)
+	}
+	env := s.environment()
+	c, err := s.load(flags, env)
+	if _, ok := errors.AsType[usageError](err); ok {
+		return s.refuseStart(notifier, exitUsage, err)
+	}
+	if err != nil {
+		return s.refuseStart(notifier, exitConfig, err)
+	}
+	plan, err := s.plan(c, inherited)
+	if err != nil {
+		return s.refuseStart(notifier, exitConfig, err)
+	}
+	if err := s.supervise(ctx, flags, c, plan, notifier); err != nil {
+		return s.refuseStart(notifier, exitFailed, err)
+	}
+	return exitDone
+}
+
+// refuseStart tells systemd and standard error why the service does not run.
+func (s *Service) refuseStart(n *notify.Notifier, code int, err error) int {
+	s.complain(err)
+	errno := syscall.Errno(0)
+	if code == exitConfig {
+		errno = syscall.EINVAL
+	}
+	if err := n.Failed(errno, err.Error()); err != nil {
+		s.complain(err)
+	}
+	return code
+}
+
+// supervise opens what the plan says and supervises until the service ends.
+func (s *Service) supervise(ctx context.Context, flags runFlags, c config, plan []planned, notifier *notify.Notifier) error {
+	level, err := zap.ParseAtomicLevel(c.LogLevel)
+	if err != nil {
+		return err
+	}
+	log, err := journal.Open(journal.Options{Format: logFormat(c), Level: &level, Identifier: s.name})
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+
+	// First: an instance that runs already is best told by its control socket.
+	listener, err := s.listenControl(c.Control)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	sockets, err := open(plan)
+	defer func() {
+		for _, socket := range sockets {
+			if err := socket.Close(); err != nil {
+				log.Logger().Warn("socket not closed", zap.Error(err))
+			}
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	executable, err := executablePath()
+	if err != nil {
+		return err
+	}
+	serve := map[string]string{}
+	for _, p := range plan {
+		serve[p.name] = p.serve
+	}
+	l := &loader{service: s, flags: flags, env: s.environment(), first: c, plan: plan, level: &level, log: log.Logger()}
+	sup, err := supervisor.New(supervisor.Config{
+		Name: s.name, Version: buildVersion(), Log: log.Logger(), Notify: notifier,
+		Sockets: sockets, Serve: serve, Executable: executable, Args: os.Args[1:],
+		Load: l.load, RuntimeDir: runtimeDir(),
+	})
+	if err != nil {
+		return err
+	}
+	server := control.NewServer(sup)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+
+	err = sup.Run(ctx)
+
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	if err := errors.Join(server.Close(ctx), <-served); err != nil {
+		log.Logger().Warn("control socket not closed in order", zap.Error(err))
+	}
+	return err
+}
+
+// listenControl binds the control socket. Its directory is the service's
+// runtime directory, which systemd makes and which nobody else may write.
+func (s *Service) listenControl(address string) (net.Listener, error) {
+	dir := filepath.Dir(strings.TrimPrefix(address, "unix://"))
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("control: directory %s does not exist: make it, or give --control unix:///PATH", dir)
+	}
+	return control.Listen(address)
+}
+
+// open binds what has no socket yet. What it returns is open even if it
+// fails.
+func open(plan []planned) ([]activation.Socket, error) {
+	var sockets []activation.Socket
+	for _, p := range plan {
+		if p.socket != nil {
+			sockets = append(sockets, *p.socket)
+			continue
+		}
+		socket, err := activation.Listen(p.name, p.address)
+		if err != nil {
+			return sockets, err
+		}
+		sockets = append(sockets, socket)
+	}
+	return sockets, nil
+}
+
+// runtimeDir is the first directory of the unit's RuntimeDirectory=; empty
+// when it has none, or by hand.
+func runtimeDir() string {
+	first, _, _ := strings.Cut(os.Getenv("RUNTIME_DIRECTORY"), ":")
+	return first
+}
+
+// loader reads the configuration for the supervisor, at the start and at
+// each reload.
+type loader struct {
+	service *Service
+	flags   runFlags
+	env     map[string]string // of this process
+	first   config            // with which the service was started
+	plan    []planned         // sockets, which no reload changes
+	level   *zap.AtomicLevel
+	log     *zap.Logger
+}
+
+// load returns the settings that hold with env, or this process's own
+// environment if env is nil.
+func (l *loader) load(env map[string]string) (supervisor.Settings, error) {
+	if env == nil {
+		env = l.env
+	}
+	c, err := l.service.load(l.flags, env)
+	if err != nil {
+		return supervisor.Settings{}, err
+	}
+	if err := l.fits(c); err != nil {
+		return supervisor.Settings{}, err
+	}
+	settings, err := c.settings()
+	if err != nil {
+		return supervisor.Settings{}, err
+	}
+	if err := l.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		return supervisor.Settings{}, err
+	}
+	return settings, nil
+}
+
+// fits says what in c the running service cannot do, and warns of what only a
+// restart would change.
+func (l *loader) fits(c config) error {
+	served := map[string]bool{}
+	for _, p := range l.plan {
+		served[p.name] = true
+		if err := l.service.check(c, p.name); err != nil {
+			return err
+		}
+		if was, is := l.first.Listeners[p.name].Address, c.Listeners[p.name].Address; was != is {
+			l.restartOnly(listenerKey(p.name)+".address", was, is)
+		}
+	}
+	for _, name := range sortedKeys(c.Listeners) {
+		if !served[name] {
+			return c.refuse(fmt.Errorf("listener %q has no socket in the running service: a new listener needs a restart", name), listenerKey(name))
+		}
+	}
+	if c.Control != l.first.Control {
+		l.restartOnly("control", l.first.Control, c.Control)
+	}
+	if c.LogFormat != l.first.LogFormat {
+		l.log.Warn("changed for the workers, for the supervisor it needs a restart", zap.String("key", "log.format"))
+	}
+	return nil
+}
+
+func (l *loader) restartOnly(key, was, is string) {
+	l.log.Warn("change ignored, it needs a restart", zap.String("key", key), zap.String("have", was), zap.String("want", is))
+}
+
+// settings is c as the supervisor and its workers take it.
+func (c config) settings() (supervisor.Settings, error) {
+	w, err := json.Marshal(workerConfig{
+		Grace: c.Grace, StopGrace: c.StopGrace, LogLevel: c.LogLevel, LogFormat: logFormat(c), Listeners: c.Listeners,
+	})
+	if err != nil {
+		return supervisor.Settings{}, fmt.Errorf("configuration: %w", err)
+	}
+	workers := c.Workers
+	if workers == 0 {
+		workers = min(runtime.NumCPU(), supervisor.MaxWorkers)
+	}
+	return supervisor.Settings{
+		Workers: workers, StartAttempts: c.StartAttempts, MaxOld: c.MaxOld, Parallel: c.Parallel,
+		StartTimeout: c.StartTimeout, Grace: c.Grace, StopGrace: c.StopGrace, Bake: c.Bake,
+		Respawn: backoff.Policy{First: c.RespawnFirst, Max: c.RespawnMax},
+		Worker:  w,
+	}, nil
+}
+
+// logFormat decides "auto" once for all processes: a worker's standard error
+// is a pipe at first.
+func logFormat(c config) string {
+	if c.LogFormat != "auto" {
+		return c.LogFormat
+	}
+	if ok, err := systemd.StderrIsJournalStream(); ok && err == nil {
+		return "journal"
+	}
+	return "text"
+}
+
+// executablePath is the path by which this program was started, symbolic
+// links kept: who changes the link changes the program of the next reload. If
+// that path does not lead to this program, it is the program's own.
+func executablePath() (string, error) {
+	own, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("executable: %w", err)
+	}
+	path, err := exec.LookPath(os.Args[0])
+	if err != nil {
+		return own, nil
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return own, nil
+	}
+	running, err := os.Stat("/proc/self/exe")
+	if err != nil {
+		return own, nil
+	}
+	if named, err := os.Stat(path); err != nil || !os.SameFile(named, running) {
+		return own, nil
+	}
+	return path, nil
+}
+
+// buildVersion says what was built: the module's version and the revision of
+// its source, as far as the build knows them.
+func buildVersion() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	parts := []string{info.Main.Version}
+	set := map[string]string{}
+	for _, kv := range info.Settings {
+		set[kv.Key] = kv.Value
+	}
+	if rev := set["vcs.revision"]; rev != "" && !strings.Contains(info.Main.Version, rev[:min(12, len(rev))]) {
+		parts = append(parts, rev[:min(12, len(rev))])
+		if set["vcs.modified"] == "true" {
+			parts = append(parts, "modified")
+		}
+	}
+	return strings.Join(parts, " ")
+}

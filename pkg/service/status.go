@@ -1,0 +1,138 @@
+package service
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/mainstay-go/mainstay/pkg/control"
+)
+
+// writeStatus shows a status to people.
+func writeStatus(w io.Writer, st control.Status) error {
+	b := bufio.NewWriter(w)
+	fmt.Fprintf(b, "%s is %s: generation %d, %d connections, up %s, pid %d, version %s\n",
+		st.Service, st.State, st.Generation, st.Connections, age(st.UptimeMS), st.PID, st.Version)
+	if st.Reason != "" {
+		fmt.Fprintf(b, "reason: %s\n", st.Reason)
+	}
+	if r := st.LastReload; r != nil {
+		verdict := "done"
+		if !r.OK {
+			verdict = "failed: " + r.Reason
+		}
+		fmt.Fprintf(b, "last reload: generation %d at %s, took %s, %s\n", r.Generation, r.At, age(r.TookMS), verdict)
+	}
+	writeListeners(b, st.Listeners)
+	for _, p := range st.Pools {
+		writePool(b, p)
+	}
+	return b.Flush()
+}
+
+func writeListeners(w io.Writer, listeners []control.Listener) {
+	if len(listeners) == 0 {
+		return
+	}
+	fmt.Fprintln(w)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "LISTENER\tADDRESS\tSERVES\tSOCKET")
+	for _, l := range listeners {
+		serves, socket := l.Serve, "own"
+		if serves == "" {
+			serves = "-"
+		}
+		if l.Inherited {
+			socket = "systemd"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", l.Name, l.Address, serves, socket)
+	}
+	t.Flush() // into a bufio.Writer, which keeps the error
+}
+
+func writePool(w io.Writer, p control.Pool) {
+	fmt.Fprintf(w, "\npool %s: %d of %d ready, %d respawns\n", p.Name, p.Ready, p.Want, p.Respawns)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(t, "slot\tpid\tgen\tstate\tuptime\trss\tconns\taccepts\tmessages\tin\tout\tqueue\tsend_fail\tpanics\ttimers\tbeat\trespawns\t")
+	var sum control.Worker
+	for _, k := range p.Workers {
+		pid := "-"
+		if k.PID != 0 {
+			pid = strconv.Itoa(k.PID)
+		}
+		beat := "-"
+		if k.HeartbeatAgeMS >= 0 && k.PID != 0 {
+			beat = age(k.HeartbeatAgeMS)
+		}
+		fmt.Fprintf(t, "%d\t%s\t%d\t%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t%d\t%d\t%d\t%s\t%d\t\n",
+			k.Slot, pid, k.Generation, k.State, age(k.UptimeMS), showBytes(k.RSSBytes), k.Connections, k.Accepts, k.Messages,
+			showBytes(int64(k.BytesIn)), showBytes(int64(k.BytesOut)), showBytes(k.QueueBytes), k.SendFailures, k.Panics, k.Timers, beat, k.Respawns)
+		sum.RSSBytes += k.RSSBytes
+		sum.Connections += k.Connections
+		sum.Accepts += k.Accepts
+		sum.Messages += k.Messages
+		sum.BytesIn += k.BytesIn
+		sum.BytesOut += k.BytesOut
+		sum.QueueBytes += k.QueueBytes
+		sum.SendFailures += k.SendFailures
+		sum.Panics += k.Panics
+		sum.Timers += k.Timers
+	}
+	fmt.Fprintf(t, "sum\t\t\t\t\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t%d\t%d\t%d\t\t\t\n",
+		showBytes(sum.RSSBytes), sum.Connections, sum.Accepts, sum.Messages,
+		showBytes(int64(sum.BytesIn)), showBytes(int64(sum.BytesOut)), showBytes(sum.QueueBytes), sum.SendFailures, sum.Panics, sum.Timers)
+	t.Flush()
+	for _, k := range p.Workers {
+		writeTrouble(w, k)
+	}
+}
+
+// writeTrouble tells, below the table, what does not fit into a column.
+func writeTrouble(w io.Writer, k control.Worker) {
+	if k.Handler != "" {
+		fmt.Fprintf(w, "slot %d: a callback of listener %s runs since %s\n", k.Slot, k.Handler, age(k.HandlerMS))
+	}
+	if k.RetryMS > 0 {
+		fmt.Fprintf(w, "slot %d: next start in %s, %d starts have failed\n", k.Slot, age(k.RetryMS), k.StartFailures)
+	}
+	if k.LastDeath != "" {
+		fmt.Fprintf(w, "slot %d: last death: %s\n", k.Slot, strings.ReplaceAll(k.LastDeath, "\n", "\n    "))
+	}
+}
+
+// age shows a duration of ms milliseconds with the two units that matter.
+func age(ms int64) string {
+	d := time.Duration(ms) * time.Millisecond
+	const day = 24 * time.Hour
+	switch {
+	case d < time.Second:
+		return d.String()
+	case d < time.Minute:
+		return d.Round(100 * time.Millisecond).String()
+	case d < time.Hour:
+		return fmt.Sprintf("%dm%02ds", d/time.Minute, d%time.Minute/time.Second)
+	case d < day:
+		return fmt.Sprintf("%dh%02dm", d/time.Hour, d%time.Hour/time.Minute)
+	}
+	return fmt.Sprintf("%dd%02dh", d/day, d%day/time.Hour)
+}
+
+// showBytes shows n bytes with a unit: 999, 1.5K, 12M.
+func showBytes(n int64) string {
+	const units = "KMGTPE"
+	if n < 1024 {
+		return strconv.FormatInt(n, 10)
+	}
+	v, i := float64(n)/1024, 0
+	for v >= 1024 && i < len(units)-1 {
+		v, i = v/1024, i+1
+	}
+	if v < 10 {
+		return fmt.Sprintf("%.1f%c", v, units[i])
+	}
+	return fmt.Sprintf("%.0f%c", v, units[i])
+}

@@ -1,0 +1,46 @@
+// Package wire says what a protocol is: a pure function over bytes that cuts
+// a stream into messages, and its reverse. A protocol knows no descriptor, no
+// connection and no clock, so it can be tried on bytes alone, and fuzzed.
+//
+// Invariants: Split never keeps a reference to its input and never changes
+// it; the messages it finds do not depend on how the stream was cut into
+// reads. Each protocol lives in a package below this one; start at Protocol.
+package wire
+
+import "errors"
+
+// ErrTooLong says that a message is longer than its protocol or its
+// connection allows.
+var ErrTooLong = errors.New("wire: message too long")
+
+// Protocol is a framing. Its methods must be safe for concurrent use, which
+// is free as long as they are pure functions: they must not block, and they
+// must not call the connection whose bytes they are given.
+type Protocol interface {
+	// Split looks for the first message at the start of in, as a
+	// bufio.SplitFunc does.
+	//
+	// It returns by how many bytes the input is to be advanced and, if ok,
+	// the message, which may be empty and which aliases in. With ok a
+	// positive advance is required; without ok, advance 0 means that more
+	// input is wanted, and a positive one skips bytes that belong to no
+	// message. With atEOF nothing will follow in. An error ends the
+	// connection.
+	Split(in []byte, atEOF bool) (advance int, msg []byte, ok bool, err error)
+
+	// Append appends the encoding of msg to dst and returns the result, as
+	// the builtin append does. It returns an error, and nothing is sent, if
+	// msg has no encoding; ErrTooLong if it is too long for one.
+	Append(dst, msg []byte) ([]byte, error)
+}
+
+// Raw is no framing: whatever one read brought is one message.
+type Raw struct{}
+
+// Split returns all of in as one message.
+func (Raw) Split(in []byte, _ bool) (advance int, msg []byte, ok bool, err error) {
+	return len(in), in, len(in) > 0, nil
+}
+
+// Append appends msg as it is. It never fails.
+func (Raw) Append(dst, msg []byte) ([]byte, error) { return append(dst, msg...), nil }

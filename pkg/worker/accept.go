@@ -1,0 +1,275 @@
+package worker
+
+import (
+	"errors"
+	"os"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/link"
+	"github.com/mainstay-go/mainstay/pkg/reactor"
+)
+
+const (
+	// maxAccepts bounds the connections taken at one wake-up, so that those
+	// that are open have their turn, and the other workers their share.
+	maxAccepts = 16
+
+	// pauseExhausted is how long a listener rests when the system has no
+	// room for another connection.
+	pauseExhausted = 100 * time.Millisecond
+
+	// pauseFull is how long a listener rests when net/http has not taken
+	// what was accepted for it.
+	pauseFull = 5 * time.Millisecond
+)
+
+// listener accepts on one inherited socket. The loop owns it.
+//
+// All workers wait for the same socket. EPOLLEXCLUSIVE wakes one of them for
+// a connection, the one that was added first; so after accepting, a listener
+// goes to the end of the row.
+type listener struct {
+	// Set once.
+
+	worker *Worker
+	name   string
+	fd     int
+	isTCP  bool
+	conns  *conn.Config // what the connections are given to: this,
+	http   *httpServer  // or this
+
+	token   reactor.Token
+	state   listening
+	said    bool           // the supervisor knows of this pause
+	trouble bool           // it was logged, and is not over
+	resume  *reactor.Timer // while paused
+}
+
+// listening is how a listener is.
+type listening uint8
+
+const (
+	unwatched listening = iota // not yet, or no more
+	watched
+	paused // for a while
+)
+
+func isTCP(fd int) bool {
+	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	return err == nil && domain != unix.AF_UNIX
+}
+
+const listenEvents = reactor.Readable | reactor.Exclusive
+
+func (l *listener) watch() {
+	token, err := l.worker.loop.Add(l.fd, listenEvents, l)
+	if err != nil {
+		l.broken(err)
+		return
+	}
+	l.token, l.state = token, watched
+}
+
+// unwatch takes the socket out of epoll for good. From then on no wake-up
+// can be lost here.
+func (l *listener) unwatch() {
+	if l.state == unwatched {
+		return
+	}
+	if l.resume != nil {
+		l.resume.Stop()
+	}
+	l.state = unwatched
+	if err := l.worker.loop.Remove(l.token); err != nil {
+		l.worker.log.Warn("listener not taken out of epoll", zap.String("listener", l.name), zap.Error(err))
+	}
+}
+
+// rearm watches anew: if a connection waits, this worker is told of it,
+// whoever was before.
+func (l *listener) rearm() {
+	if l.state != watched {
+		return
+	}
+	if err := l.worker.loop.Rearm(l.token); err != nil {
+		l.broken(err)
+	}
+}
+
+// OnReady accepts what waits, up to a bound.
+func (l *listener) OnReady(reactor.Events) {
+	accepted, err := l.acceptSome()
+	switch {
+	case err != nil:
+		l.pause(err)
+	case accepted > 0:
+		l.rearm()
+	}
+}
+
+// errFull says that net/http is behind.
+var errFull = errors.New("connections wait for net/http")
+
+// acceptSome accepts until nobody waits, or up to a bound. An error says why
+// it cannot accept now, and perhaps later.
+func (l *listener) acceptSome() (accepted int, err error) {
+	for range maxAccepts {
+		if l.http != nil && l.http.full() {
+			return accepted, errFull
+		}
+		fd, peer, err := unix.Accept4(l.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		switch fault(err) {
+		case faultNone:
+			accepted++
+			l.take(fd, peer)
+		case faultEmpty:
+			l.recovered(accepted)
+			return accepted, nil
+		case faultPassing:
+		default:
+			return accepted, err
+		}
+	}
+	l.recovered(accepted)
+	return accepted, nil
+}
+
+// pause stops watching for a while, because of err. The wake-up that is not
+// answered may be that of a connection that another worker could take: so the
+// supervisor is told, once the socket is out of epoll.
+func (l *listener) pause(err error) {
+	l.state, l.said = paused, false
+	if err := l.worker.loop.Modify(l.token, 0); err != nil {
+		l.broken(err)
+		return
+	}
+	if fault(err) != faultFull { // that is most likely over in a moment
+		l.report(err)
+	}
+	l.retryLater(err)
+}
+
+// retry accepts without watching: a wake-up that would come here while there
+// is still no room would be lost.
+func (l *listener) retry() {
+	if l.state != paused {
+		return
+	}
+	if _, err := l.acceptSome(); err != nil {
+		l.report(err)
+		l.retryLater(err)
+		return
+	}
+	l.state = watched
+	if err := l.worker.loop.Modify(l.token, listenEvents); err != nil {
+		l.broken(err)
+	}
+}
+
+func (l *listener) retryLater(err error) {
+	switch fault(err) {
+	case faultFull:
+		l.resume = l.worker.loop.After(pauseFull, l.retry)
+	case faultExhausted:
+		l.resume = l.worker.loop.After(pauseExhausted, l.retry)
+	default:
+		l.broken(os.NewSyscallError("accept4", err))
+	}
+}
+
+// report tells the supervisor of a pause, and the log of the trouble.
+func (l *listener) report(err error) {
+	if !l.said {
+		l.said = true
+		l.worker.send(link.Paused{Listener: l.name, Reason: err.Error()})
+	}
+	if !l.trouble {
+		l.trouble = true
+		l.worker.log.Error("accepting paused", zap.String("listener", l.name), zap.Error(err),
+			zap.Int64("connections", l.worker.seat.Connections.Load()))
+	}
+}
+
+// recovered ends the trouble once a connection could be accepted.
+func (l *listener) recovered(accepted int) {
+	if l.trouble && accepted > 0 {
+		l.trouble = false
+		l.worker.log.Info("accepting again", zap.String("listener", l.name))
+	}
+}
+
+// faultClass says what came of an accept.
+type faultClass int
+
+const (
+	faultNone      faultClass = iota // a connection
+	faultEmpty                       // nobody waits any more
+	faultPassing                     // that connection's own; the next may be well
+	faultExhausted                   // of the system; the same later
+	faultFull                        // net/http is behind; the same soon
+	faultFatal                       // of the socket
+)
+
+func fault(err error) faultClass {
+	switch {
+	case err == nil:
+		return faultNone
+	case errors.Is(err, unix.EAGAIN):
+		return faultEmpty
+	case errors.Is(err, errFull):
+		return faultFull
+	case errors.Is(err, unix.EINTR), errors.Is(err, unix.ECONNABORTED),
+		// accept(2): on Linux, errors of the network that are pending on the
+		// new connection; and a firewall's refusal.
+		errors.Is(err, unix.ENETDOWN), errors.Is(err, unix.EPROTO), errors.Is(err, unix.ENOPROTOOPT),
+		errors.Is(err, unix.EHOSTDOWN), errors.Is(err, unix.ENONET), errors.Is(err, unix.EHOSTUNREACH),
+		errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EPERM):
+		return faultPassing
+	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE),
+		errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
+		return faultExhausted
+	}
+	return faultFatal
+}
+
+func (l *listener) take(fd int, peer unix.Sockaddr) {
+	if l.isTCP {
+		// A peer that vanished without a word is noticed, if idle for ever is
+		// allowed.
+		option(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+		option(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, keepAliveIdle)
+	}
+	l.worker.seat.Accepts.Add(1)
+	// Urgent bytes stay in the stream, so that the kernel's count of bytes
+	// and ours agree.
+	option(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
+	if l.http != nil {
+		l.http.take(fd)
+		return
+	}
+	if _, err := l.worker.set.Accepted(fd, peer, l.conns); err != nil {
+		l.worker.log.Warn("connection not taken", zap.String("listener", l.name), zap.Error(err))
+	}
+}
+
+// keepAliveIdle is for how many seconds a connection is silent before the
+// kernel asks whether the peer is still there.
+const keepAliveIdle = 55
+
+// option sets a socket's option. A connection that is dead already refuses
+// it, and ends by itself.
+func option(fd, level, name, value int) { _ = unix.SetsockoptInt(fd, level, name, value) }
+
+// broken: the socket cannot be served any more. The worker leaves; whoever
+// comes after it may find it well.
+func (l *listener) broken(err error) {
+	w := l.worker
+	w.log.Error("listener is broken", zap.String("listener", l.name), zap.Error(err))
+	w.failure = err
+	w.send(link.Failed{Reason: "listener " + l.name + ": " + err.Error()})
+	w.leave(terms{grace: w.conf.Grace})
+}

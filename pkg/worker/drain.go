@@ -1,0 +1,183 @@
+package worker
+
+import (
+	"context"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/link"
+	"github.com/mainstay-go/mainstay/pkg/reactor"
+)
+
+const (
+	// closeMargin is what the worker takes beyond its grace, for the last
+	// flush, OnStop and the end of what runs. It is under the supervisor's,
+	// so that a worker ends by its own word and not by SIGKILL.
+	closeMargin = time.Second
+
+	// hastenMargin is the same when the grace was ended early.
+	hastenMargin = 500 * time.Millisecond
+)
+
+// terms say how to drain.
+type terms struct {
+	prompt bool          // close connections between two messages
+	grace  time.Duration // for all of it
+	hasten bool          // the grace is over
+}
+
+// drain is a worker on its way out. The loop owns it.
+type drain struct {
+	w      *Worker
+	begun  time.Time
+	ctx    context.Context // for OnDrain; ends at the end of the grace
+	cancel context.CancelFunc
+
+	grace    *reactor.Timer // its firing ends the grace
+	margin   time.Duration  // beyond the grace
+	graceful bool           // the grace lasts
+	told     bool           // OnDrain has returned
+	conns    bool           // the connections are gone
+	servers  int            // HTTP servers that have not ended
+	stopping bool
+}
+
+// expire makes Run return. Any goroutine may call it.
+func (w *Worker) expire() { w.expiring.Do(func() { close(w.overdue) }) }
+
+func (t terms) margin() time.Duration {
+	if t.hasten {
+		return hastenMargin
+	}
+	return closeMargin
+}
+
+// leave begins the end of the worker, or goes on with it on other terms. The
+// end comes even if the loop hangs. Any goroutine may call it.
+func (w *Worker) leave(t terms) {
+	if t.hasten {
+		t.grace = 0
+	}
+	w.endBy(t.grace + t.margin())
+	w.post(func() { w.leaveOn(t) })
+}
+
+// endBy makes Run return after d, whatever still runs then.
+func (w *Worker) endBy(d time.Duration) {
+	w.endingMu.Lock()
+	defer w.endingMu.Unlock()
+	if w.ending != nil {
+		w.ending.Stop()
+	}
+	w.ending = time.AfterFunc(d, w.expire)
+}
+
+func (w *Worker) leaveOn(t terms) {
+	if w.phase == link.StateStopping {
+		return
+	}
+	d := w.drain
+	if d == nil {
+		d = w.leaveListeners()
+	}
+	d.on(t)
+}
+
+// leaveListeners is the first step, the order of which matters: no wake-up
+// comes here any more before the supervisor is told to wake the others.
+func (w *Worker) leaveListeners() *drain {
+	for _, l := range w.listeners {
+		l.unwatch()
+	}
+	d := &drain{w: w, begun: time.Now(), graceful: true, servers: len(w.servers)}
+	d.ctx, d.cancel = context.WithCancel(context.Background())
+	w.drain = d
+	w.draining.Store(true)
+	for _, s := range w.servers {
+		s.leaving.Store(true) // whoever is told of the drain finds it so
+		s.drained = func() { w.post(func() { d.servers--; d.progress() }) }
+	}
+	w.enter(link.StateDraining)
+	open := int(w.seat.Connections.Load())
+	w.send(link.Draining{Connections: open})
+	w.log.Info("draining", zap.Int("connections", open))
+	if w.conf.OnDrain == nil {
+		d.told = true
+	} else {
+		go func() {
+			w.guarded("OnWorkerDrain", func() { w.conf.OnDrain(d.ctx, w) })
+			w.post(func() { d.told = true; d.progress() })
+		}()
+	}
+	return d
+}
+
+// on sets the terms.
+func (d *drain) on(t terms) {
+	w := d.w
+	d.margin = t.margin()
+	if d.grace != nil {
+		d.grace.Stop()
+	}
+	d.grace = w.loop.After(t.grace, d.graceOver)
+	mode := conn.DrainPatient
+	if t.prompt {
+		mode = conn.DrainPrompt
+	}
+	w.set.Drain(mode, t.grace, func() { d.conns = true; d.progress() })
+	for _, s := range w.servers {
+		s.drain(t.prompt, t.grace)
+	}
+	d.progress()
+}
+
+// graceOver stops waiting for callbacks of the application; connections
+// end with the grace by themselves.
+func (d *drain) graceOver() {
+	d.graceful = false
+	d.cancel()
+	d.progress()
+}
+
+// progress goes on to the last step when nothing is left to wait for.
+func (d *drain) progress() {
+	w := d.w
+	if d.stopping || !d.conns || d.servers > 0 {
+		return
+	}
+	if d.graceful && (!d.told || !w.started.Load()) {
+		return
+	}
+	d.stopping = true
+	d.cancel()
+	w.enter(link.StateStopping)
+	w.endBy(d.margin) // what was left of the grace is not for OnStop
+	go w.stop(d.margin / 2)
+}
+
+// stop is the last step: the callbacks end, OnStop, the loop. What runs for
+// longer than patience is given up, once OnStop had its turn.
+func (w *Worker) stop(patience time.Duration) {
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		w.pool.Close()
+	}()
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case <-ended:
+	case <-timer.C:
+	}
+	if w.conf.OnStop != nil && w.started.Load() {
+		w.guarded("OnWorkerStop", func() { w.conf.OnStop(w) })
+	}
+	select {
+	case <-ended:
+		w.loop.Stop()
+	default:
+		w.expire()
+	}
+}

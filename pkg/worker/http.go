@@ -1,0 +1,274 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// HTTPLimits bound what net/http waits for. A zero field means its default,
+// a negative duration that there is no such deadline.
+type HTTPLimits struct {
+	Header    time.Duration // from the first byte of a request to the end of its head; default 10 s
+	Idle      time.Duration // between two requests; default 75 s
+	MaxHeader int           // bytes of a request's head; default 64 KiB
+}
+
+const (
+	defaultHeader    = 10 * time.Second
+	defaultIdle      = 75 * time.Second
+	defaultMaxHeader = 64 << 10
+)
+
+// queueLength is how many accepted connections may wait for net/http.
+const queueLength = 256
+
+// httpServer serves HTTP by net/http. It does not accept for itself: the
+// loop does, as for all listeners, so connections are shared fairly, and the
+// O_NONBLOCK of the shared socket is never touched, which net.FileListener
+// could not promise.
+type httpServer struct {
+	// Set once.
+
+	worker *Worker
+	name   string
+	server *http.Server
+	queue  chan int      // accepted descriptors that net/http has not taken
+	closed chan struct{} // closed when nothing more comes into the queue
+	empty  chan struct{} // told when the last connection has gone
+
+	open    atomic.Int64 // connections, those in the queue included
+	leaving atomic.Bool
+
+	closing, ending sync.Once
+
+	// Owned by the loop.
+
+	serving   bool
+	supersede context.CancelFunc // ends the drain on earlier terms
+	drained   func()             // told once, from any goroutine, when all has ended
+}
+
+func newHTTPServer(w *Worker, l *Listener) *httpServer {
+	s := &httpServer{
+		worker: w, name: l.Name,
+		queue:  make(chan int, queueLength),
+		closed: make(chan struct{}),
+		empty:  make(chan struct{}, 1),
+	}
+	limits := l.HTTPLimits.withDefaults()
+	log, err := zap.NewStdLogAt(w.log.With(zap.String("listener", l.Name)), zap.WarnLevel)
+	if err != nil {
+		panic(err) // only a level that does not exist fails
+	}
+	s.server = &http.Server{
+		Handler:           s.wrap(l.HTTP),
+		ReadHeaderTimeout: limits.Header,
+		IdleTimeout:       limits.Idle,
+		MaxHeaderBytes:    limits.MaxHeader,
+		ConnState:         s.changed,
+		ErrorLog:          log,
+	}
+	return s
+}
+
+func (l HTTPLimits) withDefaults() HTTPLimits {
+	if l.Header == 0 {
+		l.Header = defaultHeader
+	}
+	if l.Idle == 0 {
+		l.Idle = defaultIdle
+	}
+	if l.MaxHeader <= 0 {
+		l.MaxHeader = defaultMaxHeader
+	}
+	return l
+}
+
+// start begins to serve what is taken. Loop only.
+func (s *httpServer) start() {
+	s.serving = true
+	go func() {
+		if err := s.server.Serve(intake{s}); !errors.Is(err, http.ErrServerClosed) {
+			s.worker.log.Error("HTTP server ended", zap.String("listener", s.name), zap.Error(err))
+		}
+	}()
+}
+
+// full says that net/http is behind. Loop only.
+func (s *httpServer) full() bool { return len(s.queue) == cap(s.queue) }
+
+// take passes an accepted descriptor on; full was asked before. Loop only.
+func (s *httpServer) take(fd int) {
+	s.open.Add(1)
+	s.worker.seat.Connections.Add(1)
+	s.queue <- fd
+}
+
+// left notes the end of a connection.
+func (s *httpServer) left() {
+	s.worker.seat.Connections.Add(-1)
+	if s.open.Add(-1) == 0 && s.leaving.Load() {
+		select {
+		case s.empty <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (s *httpServer) changed(_ net.Conn, state http.ConnState) {
+	// A hijacked connection is the application's: nobody tells of its end.
+	if state == http.StateClosed || state == http.StateHijacked {
+		s.left()
+	}
+}
+
+// wrap counts requests and panics, and says goodbye while the worker leaves.
+func (s *httpServer) wrap(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.worker.seat.Messages.Add(1)
+		if s.leaving.Load() {
+			w.Header().Set("Connection", "close")
+		}
+		defer func() {
+			v := recover()
+			if v == nil {
+				return
+			}
+			if v != http.ErrAbortHandler {
+				s.worker.seat.Panics.Add(1)
+				s.worker.log.Error("callback panicked", zap.String("listener", s.name), zap.String("peer", r.RemoteAddr),
+					zap.Error(fmt.Errorf("%v", v)), zap.ByteString("stack", debug.Stack()))
+			}
+			panic(http.ErrAbortHandler) // ends the connection without another report
+		}()
+		h.ServeHTTP(w, r)
+	})
+}
+
+// drain ends the server within the grace, and tells drained. A patient drain
+// answers those who are connected for half of the grace, with a goodbye, so
+// that a client's next request is not lost in a closing connection; then, as
+// a prompt one does at once, it closes what is idle and waits for requests
+// that are being answered. Called again, it goes on on the new terms. Loop
+// only.
+func (s *httpServer) drain(prompt bool, grace time.Duration) {
+	if !s.serving {
+		s.ending.Do(s.drained)
+		return
+	}
+	if s.supersede != nil {
+		s.supersede()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), grace)
+	s.supersede = cancel
+	go func() {
+		defer cancel()
+		if !prompt {
+			s.serveOn(ctx, grace/2)
+		}
+		err := s.server.Shutdown(ctx)
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return // other terms
+		}
+		if err != nil {
+			s.server.Close()
+		}
+		s.ending.Do(s.drained)
+	}()
+}
+
+// serveOn waits until nobody is connected, for at most d.
+func (s *httpServer) serveOn(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	for s.open.Load() > 0 {
+		select {
+		case <-s.empty:
+		case <-timer.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// intake is the queue as the listener that net/http asks for.
+type intake struct{ s *httpServer }
+
+// Accept returns the next connection of the queue, net.ErrClosed when it is
+// closed and empty.
+func (in intake) Accept() (net.Conn, error) {
+	for {
+		fd, err := in.next()
+		if err != nil {
+			return nil, err
+		}
+		c, err := in.s.connection(fd)
+		if err == nil {
+			return c, nil
+		}
+		in.s.left()
+		in.s.worker.log.Warn("connection not taken", zap.String("listener", in.s.name), zap.Error(err))
+	}
+}
+
+func (in intake) next() (int, error) {
+	select {
+	case fd := <-in.s.queue:
+		return fd, nil
+	default:
+	}
+	select {
+	case fd := <-in.s.queue:
+		return fd, nil
+	case <-in.s.closed:
+	}
+	select {
+	case fd := <-in.s.queue: // put in before the end
+		return fd, nil
+	default:
+		return -1, net.ErrClosed
+	}
+}
+
+// Close ends the queue: what is in it is still served.
+func (in intake) Close() error {
+	in.s.closing.Do(func() { close(in.s.closed) })
+	return nil
+}
+
+// Addr returns an address without meaning; net/http puts it into contexts.
+func (in intake) Addr() net.Addr { return &net.UnixAddr{Name: in.s.name, Net: "mainstay"} }
+
+// pauseDuplicate is how long to wait for a free descriptor.
+const pauseDuplicate = 10 * time.Millisecond
+
+// connection makes fd, which it takes over, a net.Conn. net.FileConn needs
+// another descriptor for a moment; if there is none, the connection waits for
+// it.
+func (s *httpServer) connection(fd int) (net.Conn, error) {
+	f := os.NewFile(uintptr(fd), s.name)
+	defer f.Close()
+	deadline := time.Now().Add(defaultHeader)
+	for {
+		c, err := net.FileConn(f)
+		if err == nil {
+			return c, nil
+		}
+		if !errors.Is(err, unix.EMFILE) && !errors.Is(err, unix.ENFILE) || time.Now().After(deadline) {
+			return nil, err
+		}
+		time.Sleep(pauseDuplicate)
+	}
+}

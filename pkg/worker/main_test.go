@@ -1,0 +1,364 @@
+package worker
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/sys/unix"
+
+	"github.com/mainstay-go/mainstay/pkg/activation"
+	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/link"
+	"github.com/mainstay-go/mainstay/pkg/scoreboard"
+)
+
+// The test binary, started as a worker by a test that plays the supervisor,
+// is the worker that helperEnv names.
+const helperEnv = "MAINSTAY_TEST_HELPER"
+
+func TestMain(m *testing.M) {
+	if link.IsWorker() {
+		os.Exit(helper(os.Getenv(helperEnv)))
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// patience is after what time a test gives up.
+const patience = 20 * time.Second
+
+// echo sends everything back, and has a few words with a meaning.
+type echo struct {
+	conn.NopHandler
+	log io.Writer
+}
+
+func (e echo) OnConnect(c *conn.Conn) { fmt.Fprintln(e.log, "OnConnect") }
+
+func (e echo) OnMessage(c *conn.Conn, m []byte) {
+	switch string(m) {
+	case "panic":
+		panic("asked for")
+	case "hang":
+		select {}
+	case "close":
+		c.Close(nil)
+	default:
+		c.Send(m)
+	}
+}
+
+func (e echo) OnClose(c *conn.Conn, why error) { fmt.Fprintln(e.log, "OnClose:", why) }
+
+// helper is a worker's main. Its log is text on what the supervisor gave it
+// as the service's standard error.
+func helper(name string) int {
+	in, err := link.Inherit()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	stderr := os.NewFile(uintptr(in.Stderr), "stderr")
+	log := zap.New(zapcore.NewCore(zapcore.NewConsoleEncoder(zapcore.EncoderConfig{MessageKey: "m"}), zapcore.Lock(stderr), zap.DebugLevel))
+	c := Config{
+		Log: log, Build: "test", MaxDescriptors: 1024, Grace: 300 * time.Millisecond,
+		OnStart: func(*Worker) error { return nil },
+		OnDrain: func(ctx context.Context, w *Worker) { fmt.Fprintln(stderr, "OnWorkerDrain") },
+		OnStop:  func(*Worker) { fmt.Fprintln(stderr, "OnWorkerStop") },
+	}
+	for _, l := range in.Identity.Listeners {
+		c.Listeners = append(c.Listeners, Listener{Name: l.Name, Conn: &conn.Config{Handler: echo{log: stderr}, Inline: name != "pool"}})
+	}
+	switch name {
+	case "fails":
+		c.OnStart = func(*Worker) error { return errors.New("no database") }
+	case "panics":
+		c.OnStart = func(*Worker) error { panic("no database") }
+	case "slow start":
+		c.OnStart = func(w *Worker) error {
+			for !w.Draining() {
+				time.Sleep(time.Millisecond)
+			}
+			return nil
+		}
+	case "timers":
+		c.OnStart = func(w *Worker) error {
+			w.Every(time.Millisecond, func() { fmt.Fprintln(stderr, "tick") })
+			w.After(time.Millisecond, func() { panic("in a timer") })
+			w.Post(func() { w.After(0, func() { fmt.Fprintln(stderr, "never") }).Stop() })
+			return nil
+		}
+	case "prints":
+		c.OnStart = func(*Worker) error { fmt.Println("before ready"); return nil }
+		c.OnDrain = func(context.Context, *Worker) { fmt.Println("after ready") }
+	case "few descriptors":
+		// As many as are open, and four for connections.
+		probe, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return 1
+		}
+		unix.Close(probe)
+		c.OnStart = func(*Worker) error {
+			probe, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			unix.Close(probe)
+			limit := uint64(probe) + 4
+			return unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: limit, Max: limit})
+		}
+	case "http":
+		for i := range c.Listeners {
+			c.Listeners[i] = Listener{Name: c.Listeners[i].Name, HTTP: http.HandlerFunc(serveTest)}
+		}
+	case "drain waits":
+		c.OnDrain = func(ctx context.Context, w *Worker) {
+			<-ctx.Done()
+			fmt.Fprintln(stderr, "OnWorkerDrain:", ctx.Err())
+		}
+	}
+	if err := Run(in, c); err != nil {
+		fmt.Fprintln(stderr, "Run:", err)
+		return 1
+	}
+	return 0
+}
+
+// serveTest sends the body back, piece by piece.
+func serveTest(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == "/panic" {
+		panic("asked for")
+	}
+	http.NewResponseController(w).EnableFullDuplex()
+	w.Header().Set("X-Worker", "yes")
+	w.WriteHeader(http.StatusOK)
+	http.NewResponseController(w).Flush()
+	io.Copy(w, r.Body)
+}
+
+// proc is a worker process, seen from its supervisor.
+type proc struct {
+	t       *testing.T
+	cmd     *exec.Cmd
+	channel *link.Channel
+	said    chan link.Body
+	seat    *scoreboard.Seat
+	output  *syncBuffer // what it wrote before it was ready
+	stderr  *syncBuffer
+	exited  chan int // exit code; -1: by signal
+}
+
+// syncBuffer collects what a process writes.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+func listen(t *testing.T) activation.Socket {
+	t.Helper()
+	s, err := activation.Listen("main", "tcp://127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// spawn starts the helper of that name as a worker, which has said hello when
+// spawn returns.
+func spawn(t *testing.T, name string, slot int, sockets ...activation.Socket) *proc {
+	t.Helper()
+	p := &proc{t: t, said: make(chan link.Body, 64), output: new(syncBuffer), stderr: new(syncBuffer), exited: make(chan int, 1)}
+	id := link.Identity{
+		Contract: link.Contract, Service: "test", Pool: "worker", Slot: slot, Incarnation: uint64(slot) + 1, Generation: 7, Epoch: 1,
+	}
+	for _, s := range sockets {
+		id.Listeners = append(id.Listeners, link.Listener{Name: s.Name, Address: s.Address})
+	}
+	channel, far, err := link.Pair(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.channel = channel
+	board, err := scoreboard.Create(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.seat = board.Seat(0)
+	config, err := link.ConfigFile([]byte("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	crash, err := unix.MemfdCreate("crash", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, stderr, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.cmd = exec.Command(exe)
+	p.cmd.Env = id.Environ(append(os.Environ(), helperEnv+"="+name, "GORACE=atexit_sleep_ms=0"))
+	p.cmd.Stdout = p.output
+	p.cmd.Stderr = p.output
+	files := []int{far, board.FD(), int(config.Fd()), int(stderr.Fd()), crash}
+	for _, s := range sockets {
+		files = append(files, s.FD)
+	}
+	for _, fd := range files {
+		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.cmd.ExtraFiles = append(p.cmd.ExtraFiles, os.NewFile(uintptr(dup), "inherited"))
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range p.cmd.ExtraFiles {
+		f.Close()
+	}
+	unix.Close(far)
+	unix.Close(crash)
+	config.Close()
+	stderr.Close()
+
+	var wg sync.WaitGroup
+	wg.Go(func() { io.Copy(p.stderr, r); r.Close() })
+	wg.Go(func() {
+		for {
+			m, err := p.channel.Recv()
+			if err != nil {
+				return
+			}
+			p.said <- m.Body
+		}
+	})
+	wg.Go(func() {
+		p.cmd.Wait()
+		p.exited <- p.cmd.ProcessState.ExitCode()
+	})
+	t.Cleanup(func() {
+		p.cmd.Process.Kill()
+		p.channel.Interrupt()
+		wg.Wait()
+		p.channel.Close()
+		board.Close()
+		if t.Failed() {
+			t.Logf("worker %d wrote:\n%s%s", slot, p.output, p.stderr)
+		}
+	})
+	if hello := expect[link.Hello](p); hello.Incarnation != id.Incarnation || hello.Generation != 7 || hello.Build != "test" {
+		t.Fatalf("hello is %+v", hello)
+	}
+	return p
+}
+
+// serving starts a worker that accepts.
+func serving(t *testing.T, name string, slot int, sockets ...activation.Socket) *proc {
+	t.Helper()
+	p := spawn(t, name, slot, sockets...)
+	expect[link.Ready](p)
+	p.tell(link.Accept{})
+	p.awaitState(link.StateServing)
+	return p
+}
+
+// expect waits for the worker's next message, which is to be a T.
+func expect[T link.Body](p *proc) T {
+	p.t.Helper()
+	select {
+	case body := <-p.said:
+		got, ok := body.(T)
+		if !ok {
+			p.t.Fatalf("worker said %T %+v, want %T", body, body, got)
+		}
+		return got
+	case <-time.After(patience):
+		var want T
+		p.t.Fatalf("worker said nothing, want %T", want)
+		panic("unreachable")
+	}
+}
+
+func (p *proc) tell(body link.Body) {
+	p.t.Helper()
+	if err := p.channel.Send(body); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+func (p *proc) awaitState(want link.State) {
+	p.t.Helper()
+	await(p.t, want.String(), func() bool { return link.State(p.seat.State.Load()) == want })
+}
+
+func (p *proc) awaitExit(want int) {
+	p.t.Helper()
+	select {
+	case code := <-p.exited:
+		if code != want {
+			p.t.Fatalf("worker exited with %d, want %d", code, want)
+		}
+	case <-time.After(patience):
+		p.t.Fatal("worker does not exit")
+	}
+}
+
+// wrote waits until the worker has written the text to the service's standard
+// error.
+func (p *proc) wrote(text string) {
+	p.t.Helper()
+	await(p.t, text, func() bool { return strings.Contains(p.stderr.String(), text) })
+}
+
+func (p *proc) signal(sig syscall.Signal) {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(sig); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// await waits for a condition.
+func await(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(patience)
+	for !condition() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("waited in vain for: %s", what)
+		}
+	}
+}

@@ -1,0 +1,462 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/link"
+	"github.com/mainstay-go/mainstay/pkg/reactor"
+	"github.com/mainstay-go/mainstay/pkg/scoreboard"
+)
+
+// Config is what a worker is to serve and how.
+type Config struct {
+	// Listeners says what is served on the inherited sockets, by name: there
+	// is one for each of them.
+	Listeners []Listener
+
+	// OnStart, if not nil, is called once the loop turns. The worker is ready
+	// when it has returned nil; an error or a panic ends the worker.
+	OnStart func(*Worker) error
+	// OnDrain, if not nil, is called when the worker has left its listeners,
+	// beside the drain of its connections. ctx ends at the end of the grace.
+	OnDrain func(ctx context.Context, w *Worker)
+	// OnStop, if not nil, is called last, when the connections are gone.
+	OnStop func(*Worker)
+
+	Grace     time.Duration // of the patient drain when the supervisor is gone; zero: 30 s
+	StopGrace time.Duration // of the prompt drain at SIGTERM; zero: 10 s
+
+	PoolSize       int // goroutines for callbacks that are not inline; zero: 256
+	MaxDescriptors int // the descriptor table is made large enough for so many; zero: 65536
+
+	Build string           // what was built, for status
+	Log   *zap.Logger      // nil: nothing is logged
+	Level *zap.AtomicLevel // follows the supervisor's LogLevel; nil: stays
+}
+
+// Listener is what is served on one inherited socket: connections of ours,
+// or HTTP by net/http.
+type Listener struct {
+	Name string
+	// Conn configures the connections; the worker sets its Listener, Pool,
+	// Seat and Event. nil: HTTP is served.
+	Conn *conn.Config
+	// HTTP answers the requests; nil unless Conn is.
+	HTTP http.Handler
+	// HTTPLimits go with HTTP.
+	HTTPLimits HTTPLimits
+}
+
+const (
+	defaultGrace          = 30 * time.Second
+	defaultStopGrace      = 10 * time.Second
+	defaultPoolSize       = 256
+	defaultMaxDescriptors = 64 << 10
+
+	// defaultProcs leaves a thread for handlers and the garbage collector
+	// beside the loop; workers are scaled by processes.
+	defaultProcs = 2
+)
+
+// ErrOverdue is returned by Run when something, such as a handler that does
+// not end, was still running when the worker's time was over.
+var ErrOverdue = errors.New("worker: still running when the grace was over")
+
+// Worker is this process, as the application sees it. Its exported methods
+// may be called from any goroutine.
+type Worker struct {
+	// Set once in Run.
+
+	id        link.Identity
+	conf      Config
+	log       *zap.Logger
+	control   *link.Channel
+	seat      *scoreboard.Seat
+	loop      *reactor.Loop
+	set       *conn.Set
+	pool      *conn.Pool
+	stderr    int
+	listeners []*listener
+	servers   []*httpServer
+
+	// overdue is closed when Run must return whatever still runs.
+	overdue  chan struct{}
+	expiring sync.Once
+
+	// Owned by the loop.
+
+	phase   link.State
+	failure error
+	drain   *drain // from the first Drain on
+
+	// Guarded by endingMu.
+
+	endingMu sync.Mutex
+	ending   *time.Timer // its firing ends Run
+
+	started  atomic.Bool // OnStart has returned; written by the loop
+	draining atomic.Bool
+}
+
+// Run is the worker process's life. It takes over what in owns and returns
+// when the process is to exit: nil after an orderly drain, the reason when
+// the worker could not start, ErrOverdue when its time was over. Goroutines
+// of the application may still run then; the caller exits.
+//
+// Run changes the process: SIGPIPE, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 are
+// ignored, SIGTERM drains and a second one stops, GOMAXPROCS is 2 unless the
+// environment says otherwise, crashes of the runtime are noted for the
+// supervisor, and standard output and error lead to the service's own once
+// the worker is ready. It is called once.
+func Run(in *link.Inherited, conf Config) error {
+	terminated := make(chan os.Signal, 4)
+	signal.Notify(terminated, unix.SIGTERM)
+	defer signal.Stop(terminated)
+
+	w, err := prepare(in, conf)
+	if err != nil {
+		if in.Control != nil {
+			in.Control.Send(link.Failed{Reason: err.Error()}) // the caller's exit tells it as well
+		}
+		return err
+	}
+	defer w.control.Close()
+
+	var listening sync.WaitGroup
+	listening.Go(w.listen)
+	defer listening.Wait()
+	defer w.control.Interrupt()
+
+	looped := make(chan error, 1)
+	go func() { looped <- w.loop.Run() }()
+	go w.start()
+	for again := false; ; again = true {
+		select {
+		case <-terminated:
+			w.leave(terms{prompt: true, grace: w.conf.StopGrace, hasten: again})
+		case err := <-looped:
+			return w.close(err)
+		case <-w.overdue:
+			return w.giveUp()
+		}
+	}
+}
+
+// prepare makes the process a worker that has said Hello.
+func prepare(in *link.Inherited, conf Config) (*Worker, error) {
+	signal.Ignore(unix.SIGPIPE, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2)
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(defaultProcs)
+	}
+	w := &Worker{
+		id: in.Identity, conf: conf.withDefaults(), control: in.Control, stderr: in.Stderr,
+		overdue: make(chan struct{}),
+	}
+	w.log = w.conf.Log
+	nameProcess(fmt.Sprintf("%s/%d", in.Service, in.Slot))
+	if err := noteCrashes(in.Crash); err != nil {
+		return nil, err
+	}
+	// Before the first connection, so that accepting never waits for it.
+	if err := reactor.ReserveDescriptors(w.conf.MaxDescriptors); err != nil {
+		return nil, fmt.Errorf("worker: %w", err)
+	}
+	board, err := scoreboard.Open(in.Stats)
+	if err != nil {
+		return nil, fmt.Errorf("worker: %w", err)
+	}
+	if in.Seat >= board.Seats() {
+		return nil, fmt.Errorf("worker: seat %d of a scoreboard with %d", in.Seat, board.Seats())
+	}
+	w.seat = board.Seat(in.Seat)
+	w.pool = conn.NewPool(w.conf.PoolSize)
+	if w.loop, err = reactor.New(reactor.Options{OnTurn: w.turned}); err != nil {
+		return nil, fmt.Errorf("worker: %w", err)
+	}
+	w.set = conn.NewSet(w.loop)
+	if err := w.makeListeners(in); err != nil {
+		return nil, err
+	}
+	w.enter(link.StateStarting)
+	hello := link.Hello{Contract: link.Contract, Incarnation: in.Incarnation, Generation: in.Generation, Build: w.conf.Build}
+	if err := w.control.Send(hello); err != nil {
+		return nil, fmt.Errorf("worker: %w", err)
+	}
+	return w, nil
+}
+
+func (c Config) withDefaults() Config {
+	if c.Grace <= 0 {
+		c.Grace = defaultGrace
+	}
+	if c.StopGrace <= 0 {
+		c.StopGrace = defaultStopGrace
+	}
+	if c.PoolSize <= 0 {
+		c.PoolSize = defaultPoolSize
+	}
+	if c.MaxDescriptors <= 0 {
+		c.MaxDescriptors = defaultMaxDescriptors
+	}
+	if c.Log == nil {
+		c.Log = zap.NewNop()
+	}
+	return c
+}
+
+// nameProcess sets what ps and top show as the command. The kernel cuts it
+// to 15 bytes. A worker without its name works as well.
+func nameProcess(name string) {
+	// prctl(2) PR_SET_NAME would name this thread; the process has the name
+	// of its first one.
+	os.WriteFile("/proc/self/comm", []byte(name), 0)
+}
+
+// noteCrashes has the runtime write its last words into the memfd, from
+// where the supervisor takes them, besides standard error.
+func noteCrashes(fd int) error {
+	f := os.NewFile(uintptr(fd), "crash")
+	defer f.Close()
+	if err := debug.SetCrashOutput(f, debug.CrashOptions{}); err != nil {
+		return fmt.Errorf("worker: crash output: fd %d: %w", fd, err)
+	}
+	return nil
+}
+
+// makeListeners pairs the inherited sockets with what is to be served on
+// them.
+func (w *Worker) makeListeners(in *link.Inherited) error {
+	byName := make(map[string]*Listener, len(w.conf.Listeners))
+	for i := range w.conf.Listeners {
+		byName[w.conf.Listeners[i].Name] = &w.conf.Listeners[i]
+	}
+	for i, inherited := range in.Identity.Listeners {
+		c := byName[inherited.Name]
+		if c == nil {
+			return fmt.Errorf("worker: listener %q: nothing is served on it", inherited.Name)
+		}
+		l := &listener{worker: w, name: c.Name, fd: in.Sockets[i], isTCP: isTCP(in.Sockets[i])}
+		if c.Conn != nil {
+			l.conns = w.configure(c)
+		} else {
+			l.http = newHTTPServer(w, c)
+			w.servers = append(w.servers, l.http)
+		}
+		w.listeners = append(w.listeners, l)
+	}
+	return nil
+}
+
+func (w *Worker) configure(l *Listener) *conn.Config {
+	c := *l.Conn
+	c.Listener, c.Pool, c.Seat, c.Event = l.Name, w.pool, w.seat, w.connEvent
+	return &c
+}
+
+// connEvent logs what a connection's callbacks have done.
+func (w *Worker) connEvent(e conn.Event) {
+	fields := []zap.Field{
+		zap.String("listener", e.Conn.Listener()), zap.Uint64("conn", e.Conn.ID()), zap.String("peer", e.Conn.Peer()),
+	}
+	switch e.Kind {
+	case conn.SlowCallback:
+		w.log.Warn("callback held the loop", append(fields, zap.Duration("took", e.Took), zap.Int("skipped", e.Skipped))...)
+	case conn.CallbackPanicked:
+		fields = append(fields, zap.Error(e.Err))
+		if p, ok := errors.AsType[*conn.PanicError](e.Err); ok {
+			fields = append(fields, zap.ByteString("stack", p.Stack))
+		}
+		w.log.Error("callback panicked", fields...)
+	}
+}
+
+// turned stamps the seat at the end of each of the loop's turns.
+func (w *Worker) turned(now time.Duration) {
+	w.seat.Heartbeat.Store(int64(now))
+	w.seat.Timers.Store(int64(w.loop.Timers()))
+}
+
+func (w *Worker) enter(phase link.State) {
+	w.phase = phase
+	w.seat.State.Store(uint32(phase))
+}
+
+// post has f run on the loop, if that still turns.
+func (w *Worker) post(f func()) { _ = w.loop.Post(f) }
+
+// send tells the supervisor something. If that is gone, listen notices.
+func (w *Worker) send(body link.Body) {
+	if err := w.control.Send(body); err != nil {
+		w.log.Warn("supervisor not reached", zap.String("message", fmt.Sprintf("%T", body)), zap.Error(err))
+	}
+}
+
+// listen obeys the supervisor until it is gone.
+func (w *Worker) listen() {
+	for {
+		m, err := w.control.Recv()
+		switch {
+		case err == nil:
+			w.told(m.Body)
+		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, os.ErrClosed):
+			return
+		case errors.Is(err, io.EOF):
+			w.orphaned()
+			return
+		default:
+			w.log.Error("message of the supervisor not understood", zap.Error(err))
+			if _, ok := errors.AsType[*os.SyscallError](err); ok { // not Decode: it will fail for ever
+				w.orphaned()
+				return
+			}
+		}
+	}
+}
+
+func (w *Worker) told(body link.Body) {
+	switch m := body.(type) {
+	case link.Accept:
+		w.post(w.accept)
+	case link.Rearm:
+		w.post(func() {
+			for _, l := range w.listeners {
+				l.rearm()
+			}
+		})
+	case link.Drain:
+		w.leave(terms{prompt: m.Prompt, grace: m.Grace})
+	case link.Stop:
+		w.leave(terms{prompt: true, hasten: true})
+	case link.LogLevel:
+		w.setLevel(m.Level)
+	}
+}
+
+func (w *Worker) setLevel(level string) {
+	if w.conf.Level == nil {
+		return
+	}
+	if err := w.conf.Level.UnmarshalText([]byte(level)); err != nil {
+		w.log.Warn("log level not understood", zap.String("level", level), zap.Error(err))
+	}
+}
+
+// orphaned: the supervisor is dead. Its successor starts workers of its own,
+// so this one serves those it has, and leaves.
+func (w *Worker) orphaned() {
+	if !w.draining.Load() {
+		w.log.Warn("supervisor is gone")
+		w.leave(terms{grace: w.conf.Grace})
+	}
+}
+
+// start runs OnStart; it has a goroutine of its own.
+func (w *Worker) start() {
+	var err error
+	if w.conf.OnStart != nil {
+		err = guard("OnWorkerStart", func() error { return w.conf.OnStart(w) })
+	}
+	w.post(func() { w.startReturned(err) })
+}
+
+// callbackPanic is a panic of the application.
+type callbackPanic struct {
+	who   string
+	value any
+	stack []byte
+}
+
+func (p *callbackPanic) Error() string { return fmt.Sprintf("%s panicked: %v", p.who, p.value) }
+
+// guard calls f and returns its panic as a *callbackPanic.
+func guard(who string, f func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = &callbackPanic{who, v, debug.Stack()}
+		}
+	}()
+	return f()
+}
+
+// logPanic logs err with its stack if it is a callback's panic.
+func (w *Worker) logPanic(err error) {
+	if p, ok := errors.AsType[*callbackPanic](err); ok {
+		w.seat.Panics.Add(1)
+		w.log.Error("callback panicked", zap.Error(err), zap.ByteString("stack", p.stack))
+	}
+}
+
+func (w *Worker) startReturned(err error) {
+	w.started.Store(true)
+	switch {
+	case w.drain != nil: // told to leave meanwhile
+		w.drain.progress()
+	case err != nil:
+		w.logPanic(err)
+		w.failure = err
+		w.send(link.Failed{Reason: err.Error()})
+		w.loop.Stop()
+	default:
+		w.ready()
+	}
+}
+
+// ready tells the supervisor that the worker could serve. What is written to
+// standard output and error belonged to the start until now.
+func (w *Worker) ready() {
+	for _, fd := range []int{1, 2} {
+		if err := unix.Dup3(w.stderr, fd, 0); err != nil {
+			w.log.Warn("standard error not replaced", zap.Int("fd", fd), zap.Error(os.NewSyscallError("dup3", err)))
+		}
+	}
+	w.enter(link.StateReady)
+	w.send(link.Ready{})
+}
+
+// accept begins to serve.
+func (w *Worker) accept() {
+	if w.phase != link.StateReady {
+		return
+	}
+	w.enter(link.StateServing)
+	for _, s := range w.servers {
+		s.start()
+	}
+	for _, l := range w.listeners {
+		l.watch()
+	}
+}
+
+// close ends a worker whose loop has ended.
+func (w *Worker) close(err error) error {
+	w.loop.Close()
+	if err == nil {
+		err = w.failure
+	}
+	return err
+}
+
+func (w *Worker) giveUp() error {
+	listener, id, _, ok := w.seat.Handler()
+	if ok {
+		w.log.Error("worker gives up what still runs", zap.String("listener", listener), zap.Uint64("conn", id))
+	} else {
+		w.log.Error("worker gives up what still runs")
+	}
+	return ErrOverdue
+}

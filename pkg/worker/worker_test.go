@@ -1,0 +1,442 @@
+package worker
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mainstay-go/mainstay/pkg/activation"
+	"github.com/mainstay-go/mainstay/pkg/link"
+)
+
+func dial(t *testing.T, s activation.Socket) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", strings.TrimPrefix(s.Address, "tcp://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(patience))
+	return c
+}
+
+func ask(t *testing.T, c net.Conn, text string) {
+	t.Helper()
+	if _, err := io.WriteString(c, text); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(text))
+	if _, err := io.ReadFull(c, got); err != nil || string(got) != text {
+		t.Fatalf("got %q, %v, want %q", got, err, text)
+	}
+}
+
+// awaitEOF waits for the other side's end and ends this one.
+func awaitEOF(t *testing.T, c net.Conn) {
+	t.Helper()
+	if n, err := c.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+		t.Fatalf("got %d bytes, %v, want the end", n, err)
+	}
+	c.Close()
+}
+
+func TestWorkerAcceptsWhenItIsToldTo(t *testing.T) {
+	s := listen(t)
+	p := spawn(t, "", 0, s)
+	c := dial(t, s)
+	expect[link.Ready](p)
+	p.awaitState(link.StateReady)
+	await(t, "heartbeat", func() bool { return p.seat.Heartbeat.Load() > 0 })
+	if n := p.seat.Accepts.Load(); n != 0 {
+		t.Fatalf("%d connections accepted before Accept", n)
+	}
+	p.tell(link.Accept{})
+	ask(t, c, "hello")
+	await(t, "counters", func() bool {
+		return p.seat.Accepts.Load() == 1 && p.seat.Connections.Load() == 1 && p.seat.Messages.Load() == 1
+	})
+}
+
+func TestWorkerIsNamedInItsProcess(t *testing.T) {
+	p := spawn(t, "", 3)
+	expect[link.Ready](p)
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", p.cmd.Process.Pid))
+	if err != nil || string(comm) != "test/3\n" {
+		t.Fatalf("comm is %q, %v, want test/3", comm, err)
+	}
+}
+
+func TestFailedStartIsReportedWithItsReason(t *testing.T) {
+	for _, tt := range []struct{ helper, want string }{
+		{"fails", "no database"},
+		{"panics", "OnWorkerStart panicked: no database"},
+	} {
+		t.Run(tt.helper, func(t *testing.T) {
+			p := spawn(t, tt.helper, 0)
+			if f := expect[link.Failed](p); !strings.Contains(f.Reason, tt.want) {
+				t.Errorf("reason is %q, want %q in it", f.Reason, tt.want)
+			}
+			p.awaitExit(1)
+		})
+	}
+}
+
+func TestSocketWithoutListenerIsAFailedStart(t *testing.T) {
+	s := listen(t)
+	s.Name = "other"
+	w := &Worker{conf: Config{Listeners: []Listener{{Name: "main"}}}}
+	in := &link.Inherited{Sockets: []int{s.FD}}
+	in.Identity.Listeners = []link.Listener{{Name: "other"}}
+	if err := w.makeListeners(in); err == nil || !strings.Contains(err.Error(), `"other"`) {
+		t.Fatalf("got %v, want an error that names the listener", err)
+	}
+}
+
+func TestOutputLeadsToTheServiceOnceTheWorkerIsReady(t *testing.T) {
+	p := serving(t, "prints", 0)
+	await(t, "first output", func() bool { return strings.Contains(p.output.String(), "before ready") })
+	p.tell(link.Drain{Grace: time.Second})
+	p.wrote("after ready")
+	p.awaitExit(0)
+	if strings.Contains(p.output.String(), "after ready") {
+		t.Error("the pipe got output of a worker that is ready")
+	}
+}
+
+func TestCallbacksComeInOrder(t *testing.T) {
+	for _, helper := range []string{"inline", "pool"} {
+		t.Run(helper, func(t *testing.T) {
+			s := listen(t)
+			p := serving(t, helper, 0, s)
+			c := dial(t, s)
+			ask(t, c, "hello")
+			c.Close()
+			p.wrote("OnConnect\nOnClose: conn: closed by the peer\n")
+		})
+	}
+}
+
+func TestPanicCostsOneConnection(t *testing.T) {
+	for _, helper := range []string{"inline", "pool"} {
+		t.Run(helper, func(t *testing.T) {
+			s := listen(t)
+			p := serving(t, helper, 0, s)
+			bad, good := dial(t, s), dial(t, s)
+			ask(t, good, "before")
+			io.WriteString(bad, "panic")
+			awaitEOF(t, bad)
+			ask(t, good, "after")
+			await(t, "the count", func() bool { return p.seat.Panics.Load() == 1 })
+			p.wrote("callback panicked")
+		})
+	}
+}
+
+func TestPatientDrainServesOnUntilThePeerLeaves(t *testing.T) {
+	s := listen(t)
+	p := serving(t, "", 0, s)
+	c := dial(t, s)
+	ask(t, c, "before")
+	p.tell(link.Drain{Grace: time.Hour})
+	if d := expect[link.Draining](p); d.Connections != 1 {
+		t.Errorf("draining with %d connections, want 1", d.Connections)
+	}
+	late := dial(t, s)
+	ask(t, c, "after")
+	c.Close()
+	p.awaitExit(0)
+	p.wrote("OnWorkerDrain\n")
+	p.wrote("OnWorkerStop\n")
+	if n := p.seat.Accepts.Load(); n != 1 {
+		t.Errorf("%d connections accepted, want 1", n)
+	}
+	// Whoever comes next finds the late connection.
+	serving(t, "", 1, s)
+	ask(t, late, "late")
+}
+
+func TestPromptDrainClosesIdleConnections(t *testing.T) {
+	s := listen(t)
+	p := serving(t, "", 0, s)
+	c := dial(t, s)
+	ask(t, c, "before")
+	p.tell(link.Drain{Prompt: true, Grace: time.Hour})
+	expect[link.Draining](p)
+	awaitEOF(t, c)
+	p.awaitExit(0)
+	p.wrote("OnClose: conn: drained")
+}
+
+func TestSecondDrainReplacesTheTerms(t *testing.T) {
+	s := listen(t)
+	p := serving(t, "", 0, s)
+	c := dial(t, s)
+	ask(t, c, "before")
+	p.tell(link.Drain{Grace: time.Hour})
+	expect[link.Draining](p)
+	p.tell(link.Drain{Prompt: true, Grace: time.Hour})
+	awaitEOF(t, c)
+	p.awaitExit(0)
+}
+
+func TestStopEndsTheGrace(t *testing.T) {
+	s := listen(t)
+	p := serving(t, "drain waits", 0, s)
+	c := dial(t, s)
+	ask(t, c, "before")
+	p.tell(link.Drain{Grace: time.Hour})
+	expect[link.Draining](p)
+	p.tell(link.Stop{})
+	awaitEOF(t, c)
+	p.wrote("OnWorkerDrain: context canceled")
+	p.awaitExit(0)
+}
+
+func TestHungHandlerDoesNotKeepTheWorker(t *testing.T) {
+	for _, helper := range []string{"inline", "pool"} {
+		t.Run(helper, func(t *testing.T) {
+			s := listen(t)
+			p := serving(t, helper, 0, s)
+			c := dial(t, s)
+			ask(t, c, "before")
+			io.WriteString(c, "hang")
+			await(t, "the message", func() bool { return p.seat.Messages.Load() >= 2 || helper == "inline" && hung(p) })
+			p.tell(link.Drain{Prompt: true, Grace: 50 * time.Millisecond})
+			p.awaitExit(1)
+			p.wrote("worker gives up what still runs")
+			p.wrote(ErrOverdue.Error())
+			if helper == "pool" {
+				p.wrote("OnWorkerStop\n")
+			}
+		})
+	}
+}
+
+func hung(p *proc) bool {
+	_, _, _, ok := p.seat.Handler()
+	return ok
+}
+
+func TestFirstSIGTERMDrainsAndTheSecondStops(t *testing.T) {
+	s := listen(t)
+	p := serving(t, "drain waits", 0, s)
+	c := dial(t, s)
+	ask(t, c, "before")
+	for _, sig := range []syscall.Signal{unix.SIGINT, unix.SIGHUP, unix.SIGPIPE, unix.SIGUSR1, unix.SIGUSR2} {
+		p.signal(sig)
+	}
+	ask(t, c, "still there")
+	p.signal(unix.SIGTERM)
+	expect[link.Draining](p)
+	awaitEOF(t, c)
+	p.signal(unix.SIGTERM)
+	p.awaitExit(0)
+}
+
+func TestSIGTERMEndsAStartThatWaits(t *testing.T) {
+	p := spawn(t, "slow start", 0)
+	p.signal(unix.SIGTERM)
+	expect[link.Draining](p)
+	p.awaitExit(0)
+}
+
+func TestOrphanDrainsAndLeaves(t *testing.T) {
+	s := listen(t)
+	p := serving(t, "", 0, s) // with a grace of 300 ms
+	c := dial(t, s)
+	ask(t, c, "before")
+	p.channel.Close()
+	awaitEOF(t, c)
+	p.awaitExit(0)
+	p.wrote("supervisor is gone")
+}
+
+func TestTimersRunOnTheLoop(t *testing.T) {
+	p := serving(t, "timers", 0)
+	p.wrote("tick\ntick\n")
+	p.wrote("timer panicked: in a timer")
+	await(t, "the gauge", func() bool { return p.seat.Timers.Load() == 1 })
+	if strings.Contains(p.stderr.String(), "never") {
+		t.Error("a stopped timer was called")
+	}
+}
+
+func TestWorkersShareConnections(t *testing.T) {
+	s := listen(t)
+	a, b := serving(t, "", 0, s), serving(t, "", 1, s)
+	const total = 60
+	for range total {
+		ask(t, dial(t, s), "x")
+	}
+	fromA, fromB := a.seat.Accepts.Load(), b.seat.Accepts.Load()
+	if fromA+fromB != total || fromA < total/6 || fromB < total/6 {
+		t.Errorf("accepted %d and %d of %d", fromA, fromB, total)
+	}
+}
+
+func TestRearmFindsAConnectionThatAStoppedWorkerWasWokenFor(t *testing.T) {
+	s := listen(t)
+	a, b := serving(t, "", 0, s), serving(t, "", 1, s)
+	a.signal(unix.SIGSTOP)
+	// Not before all of its threads have stopped.
+	if err := unix.Waitid(unix.P_PID, a.cmd.Process.Pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	for range 4 {
+		c := dial(t, s)
+		b.tell(link.Rearm{})
+		ask(t, c, "x")
+	}
+	if n := b.seat.Accepts.Load(); n != 4 {
+		t.Errorf("%d connections accepted, want 4", n)
+	}
+	a.signal(unix.SIGCONT)
+}
+
+func TestWorkerOutOfDescriptorsServesOnAndAcceptsLater(t *testing.T) {
+	s := listen(t)
+	p := serving(t, "few descriptors", 0, s)
+	const total = 8 // four fit
+	var open []net.Conn
+	for range total {
+		open = append(open, dial(t, s))
+	}
+	if paused := expect[link.Paused](p); paused.Listener != "main" || paused.Reason != unix.EMFILE.Error() {
+		t.Errorf("paused is %+v", paused)
+	}
+	p.wrote("accepting paused")
+	ask(t, open[0], "still served")
+	for _, c := range open {
+		ask(t, c, "served in the end")
+		c.Close()
+	}
+	ask(t, dial(t, s), "room again")
+	p.wrote("accepting again")
+	if n := strings.Count(p.stderr.String(), "accepting paused"); n > 2 {
+		t.Errorf("reported %d times", n)
+	}
+	if n := len(p.said); n > 2 {
+		t.Errorf("the supervisor was told %d times more", n)
+	}
+}
+
+// request sends the head of a request and returns the answer's head.
+func request(t *testing.T, c net.Conn, path, body string) (*http.Response, *bufio.Reader) {
+	t.Helper()
+	fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n%s", path, body)
+	r := bufio.NewReader(c)
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp, r
+}
+
+const lastChunk = "0\r\n\r\n"
+
+func TestHTTPIsServedAndCounted(t *testing.T) {
+	s := listen(t)
+	p := serving(t, "http", 0, s)
+	c := dial(t, s)
+	for range 3 {
+		resp, _ := request(t, c, "/", "5\r\nhello\r\n"+lastChunk)
+		if got, err := io.ReadAll(resp.Body); string(got) != "hello" || err != nil {
+			t.Fatalf("got %q, %v", got, err)
+		}
+	}
+	if a, m := p.seat.Accepts.Load(), p.seat.Messages.Load(); a != 1 || m != 3 {
+		t.Errorf("counted %d connections and %d requests, want 1 and 3", a, m)
+	}
+	c.Close()
+	await(t, "the gauge", func() bool { return p.seat.Connections.Load() == 0 })
+}
+
+func TestHTTPPanicCostsOneConnection(t *testing.T) {
+	s := listen(t)
+	p := serving(t, "http", 0, s)
+	bad := dial(t, s)
+	fmt.Fprint(bad, "GET /panic HTTP/1.1\r\nHost: x\r\n\r\n")
+	awaitEOF(t, bad)
+	request(t, dial(t, s), "/", lastChunk)
+	if n := p.seat.Panics.Load(); n != 1 {
+		t.Errorf("%d panics counted, want 1", n)
+	}
+}
+
+func TestPromptDrainFinishesARequest(t *testing.T) {
+	s := listen(t)
+	p := serving(t, "http", 0, s)
+	idle, busy := dial(t, s), dial(t, s)
+	resp, _ := request(t, idle, "/", lastChunk)
+	io.Copy(io.Discard, resp.Body)
+	resp, _ = request(t, busy, "/", "")
+	p.tell(link.Drain{Prompt: true, Grace: time.Hour})
+	expect[link.Draining](p)
+	awaitEOF(t, idle)
+	fmt.Fprint(busy, "5\r\nhello\r\n"+lastChunk)
+	if got, err := io.ReadAll(resp.Body); string(got) != "hello" || err != nil {
+		t.Fatalf("got %q, %v", got, err)
+	}
+	awaitEOF(t, busy)
+	p.awaitExit(0)
+}
+
+func TestPatientDrainAnswersTheNextRequestWithAGoodbye(t *testing.T) {
+	s := listen(t)
+	p := serving(t, "http", 0, s)
+	c := dial(t, s)
+	resp, _ := request(t, c, "/", lastChunk)
+	io.Copy(io.Discard, resp.Body)
+	p.tell(link.Drain{Grace: time.Hour})
+	expect[link.Draining](p)
+	resp, _ = request(t, c, "/", lastChunk)
+	if !resp.Close {
+		t.Error("no Connection: close in the answer")
+	}
+	io.Copy(io.Discard, resp.Body)
+	awaitEOF(t, c)
+	p.awaitExit(0)
+}
+
+func TestEndlessRequestEndsWithTheGrace(t *testing.T) {
+	s := listen(t)
+	p := serving(t, "http", 0, s)
+	request(t, dial(t, s), "/", "")
+	p.tell(link.Drain{Prompt: true, Grace: 50 * time.Millisecond})
+	p.awaitExit(0)
+}
+
+func TestAcceptFaultsAreClassed(t *testing.T) {
+	for _, tt := range []struct {
+		errno error
+		want  faultClass
+	}{
+		{nil, faultNone},
+		{errFull, faultFull},
+		{unix.EAGAIN, faultEmpty},
+		{unix.EINTR, faultPassing},
+		{unix.ECONNABORTED, faultPassing},
+		{unix.EPERM, faultPassing},
+		{unix.EMFILE, faultExhausted},
+		{unix.ENFILE, faultExhausted},
+		{unix.ENOBUFS, faultExhausted},
+		{unix.ENOMEM, faultExhausted},
+		{unix.EBADF, faultFatal},
+		{unix.EINVAL, faultFatal},
+		{unix.ENOTSOCK, faultFatal},
+	} {
+		if got := fault(tt.errno); got != tt.want {
+			t.Errorf("%v: got class %d, want %d", tt.errno, got, tt.want)
+		}
+	}
+}
