@@ -1,6 +1,11 @@
 package conn
 
-import "sync"
+import (
+	"errors"
+	"sync"
+)
+
+var errGoexit = errors.New("the callback has ended its goroutine by runtime.Goexit")
 
 // inbox is what waits for the Pool, in order. A connection has one only while
 // something waits.
@@ -105,9 +110,10 @@ func (c *Conn) runEvent(ev event) {
 		if ev.message != nil {
 			ev.message.free()
 		}
-		// Without a panic it is runtime.Goexit, which costs the connection too.
-		if v := recover(); v != nil || !returned {
+		if v := recover(); v != nil {
 			c.panicked(v)
+		} else if !returned {
+			c.panicked(errGoexit)
 		}
 	}()
 	// After Close the application wants no more than to hear of the end.

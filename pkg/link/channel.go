@@ -22,6 +22,8 @@ type Channel struct {
 	raw   syscall.RawConn
 	epoch atomic.Uint64 // highest seen
 	seq   atomic.Uint64
+
+	closed atomic.Bool
 }
 
 // Pair makes a control socket. near is the caller's end; far is a
@@ -104,6 +106,9 @@ func (c *Channel) Recv() (Message, error) {
 			return !errors.Is(got, unix.EAGAIN)
 		})
 		if err != nil {
+			if c.closed.Load() {
+				err = os.ErrClosed // which a RawConn does not say itself
+			}
 			return Message{}, fmt.Errorf("link: %w", err)
 		}
 		if m, ok, err := c.take(buf[:max(n, 0)], got); ok || err != nil {
@@ -168,4 +173,7 @@ func (c *Channel) take(b []byte, err error) (m Message, ok bool, _ error) {
 func (c *Channel) Interrupt() error { return c.file.SetReadDeadline(time.Unix(0, 1)) }
 
 // Close closes the descriptor. Any goroutine may call it.
-func (c *Channel) Close() error { return c.file.Close() }
+func (c *Channel) Close() error {
+	c.closed.Store(true)
+	return c.file.Close()
+}

@@ -288,6 +288,22 @@ func TestInterruptedReceiverCanTakeWhatIsLeft(t *testing.T) {
 	}
 }
 
+func TestReceiverOfAClosedChannelIsTold(t *testing.T) {
+	_, far := pair(t)
+	ended := make(chan error)
+	go func() {
+		_, err := far.Recv()
+		ended <- err
+	}()
+	far.Close()
+	if err := <-ended; !errors.Is(err, os.ErrClosed) {
+		t.Errorf("error %v, want os.ErrClosed", err)
+	}
+	if _, err := far.Recv(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("error %v, want os.ErrClosed", err)
+	}
+}
+
 func TestLongReasonIsCut(t *testing.T) {
 	b, err := Encode(Message{Body: Failed{Reason: strings.Repeat("\x01", 1<<20)}})
 	if err != nil || len(b) > MaxMessage {

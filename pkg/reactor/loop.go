@@ -244,19 +244,19 @@ func (b *batch) run() {
 // may call it, before Run too.
 func (l *Loop) Post(f func()) error {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.stopped {
-		l.mu.Unlock()
 		return ErrStopped
 	}
 	l.posted = append(l.posted, f)
-	l.mu.Unlock()
-	l.wake()
+	l.wakeLocked()
 	return nil
 }
 
-// wake ends the loop's sleep, if it sleeps, with one write however many wake
-// it at once.
-func (l *Loop) wake() {
+// wakeLocked ends the loop's sleep, if it sleeps, with one write however many
+// wake it at once. It needs mu, and a loop that is not stopped: otherwise the
+// write could meet a descriptor that Close has closed.
+func (l *Loop) wakeLocked() {
 	if l.asleep.Load() && l.asleep.CompareAndSwap(true, false) {
 		l.poller.wake()
 	}
@@ -275,7 +275,11 @@ func (l *Loop) AtTurnEnd(f func()) { l.ends.add(f) }
 // and more than once.
 func (l *Loop) Stop() {
 	l.ending.Store(true)
-	l.wake()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.stopped {
+		l.wakeLocked()
+	}
 }
 
 // Close releases the loop's own descriptors; those that were added stay

@@ -57,8 +57,7 @@ func work() int {
 		fmt.Fprintf(os.Stderr, "reading settings\nno licence found\n")
 		return 4
 	case "panics":
-		var m map[string]int
-		m["x"] = 1
+		panics(nil)
 	case "hangs":
 		select {}
 	case "leaves a child":
@@ -87,6 +86,8 @@ func work() int {
 		}
 	}
 }
+
+func panics(m map[string]int) { m["x"] = 1 }
 
 // greet answers every connection with the process id.
 func greet(in *link.Inherited) {

@@ -320,7 +320,8 @@ func TestBrokenFirstGenerationIsAFailedStart(t *testing.T) {
 		if !errors.As(err, &start) || !strings.Contains(err.Error(), "cannot open the database") {
 			t.Errorf("ended with %v, want a StartError with the last words", err)
 		}
-		if n := r.fakes.count(); n > 6 {
+		// The first slot with three failures ends it.
+		if n := r.fakes.count(); n < 5 || n > 6 {
 			t.Errorf("%d processes for 2 slots and 3 attempts", n)
 		}
 	})

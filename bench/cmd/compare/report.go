@@ -1,0 +1,111 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// report is the whole of what was measured, as JSON.
+type report struct {
+	Machine   machine     `json:"machine"`
+	Burst     float64     `json:"burst_seconds"`
+	Warmup    float64     `json:"warmup_seconds"`
+	MaxOthers float64     `json:"max_other_cores"`
+	Scenarios []*scenario `json:"scenarios"`
+}
+
+type machine struct {
+	Time   time.Time `json:"time"`
+	CPU    string    `json:"cpu"`
+	CPUs   int       `json:"cpus"`
+	Kernel string    `json:"kernel"`
+	Go     string    `json:"go"`
+}
+
+func thisMachine() machine {
+	m := machine{Time: time.Now().UTC().Truncate(time.Second), CPU: "unknown", CPUs: runtime.NumCPU(), Go: runtime.Version() + " " + runtime.GOARCH}
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		m.Kernel = unix.ByteSliceToString(u.Release[:])
+	}
+	b, _ := os.ReadFile("/proc/cpuinfo")
+	for line := range strings.Lines(string(b)) {
+		if name, value, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "model name" {
+			m.CPU = strings.TrimSpace(value)
+			break
+		}
+	}
+	return m
+}
+
+func (m machine) String() string {
+	return fmt.Sprintf("%s, %d x %s, Linux %s, %s", m.Time.Format("2006-01-02 15:04 MST"), m.CPUs, m.CPU, m.Kernel, m.Go)
+}
+
+// title names the scenario in a line.
+func (s *scenario) title() string {
+	return fmt.Sprintf("%s: %d B, %d in flight on each of %d connections, %d cycles", s.Table.Name, s.Size, s.Pipeline, s.Connections, s.Table.Cycles)
+}
+
+// print writes the scenario as a table for people.
+func (s *scenario) print(w io.Writer) {
+	fmt.Fprintln(w, s.title())
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprint(t, "\tmsg/s\tmsg/CPU s\tof c-floor [quartiles]\tCPU µs/msg\trate of c-floor\tp50 µs\tp99 µs\tRSS MiB\tPSS MiB\tbusiest\tbursts\terrors\t\n")
+	for _, f := range s.Figures {
+		fmt.Fprintf(t, "%s\t", f.Peer)
+		if f.Bursts == 0 {
+			fmt.Fprintf(t, "-\t-\t-\t-\t-\t-\t-\t-\t-\t-\t0+%d\t%d\t\n", f.LeftOut, f.Errors)
+			continue
+		}
+		fmt.Fprintf(t, "%.0f\t%.0f\t%s\t%.2f\t%s\t%.0f\t%.0f\t%s\t%s\t%.0f%%\t%d+%d\t%d\t\n",
+			f.Rate, f.PerCPU, f.RatioCPU, f.MicrosPerMessage, f.RatioRate, f.P50, f.P99,
+			mebibytes(f.RSS), mebibytes(f.PSS), 100*f.Busiest, f.Bursts, f.LeftOut, f.Errors)
+	}
+	t.Flush()
+	for _, line := range s.remarks() {
+		fmt.Fprintln(w, "  "+line)
+	}
+	fmt.Fprintln(w)
+}
+
+// remarks tell why bursts were left out and what the errors were, each once.
+func (s *scenario) remarks() []string {
+	leftOut, errs := map[string]int{}, map[string]bool{}
+	for _, b := range s.Bursts {
+		if b.LeftOut != "" {
+			leftOut[b.LeftOut]++
+		}
+		for _, e := range b.Errors.Samples {
+			errs[b.Peer+": "+e] = true
+		}
+	}
+	var lines []string
+	for _, why := range slices.Sorted(maps.Keys(leftOut)) {
+		lines = append(lines, fmt.Sprintf("left out: %d of %d bursts: %s", leftOut[why], len(s.Bursts), why))
+	}
+	return append(lines, slices.Sorted(maps.Keys(errs))...)
+}
+
+func mebibytes(b float64) string {
+	if b == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.1f", b/(1<<20))
+}
+
+func (q quartiles) String() string {
+	if q.N == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.2f [%.2f %.2f]", q.Median, q.Q1, q.Q3)
+}

@@ -1,0 +1,10 @@
+module github.com/mainstay-go/mainstay/bench
+
+go 1.26.0
+
+require (
+	go.uber.org/goleak v1.3.0
+	golang.org/x/sys v0.49.0
+)
+
+replace github.com/mainstay-go/mainstay => ../

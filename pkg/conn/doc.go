@@ -1,0 +1,49 @@
+// Package conn is one connection, from the accepted descriptor to its close.
+//
+// The life of a connection, step by step, with the file of each step:
+//
+//	accept   worker       the listener is readable: accept4(2)
+//	open     set.go       Set.Accepted(fd, peer, config): a place in the set, in the reactor, the first deadline
+//	read     read.go      readable: fill the loop's buffer once, put what was left before in front of it
+//	split    wire/...     bytes in; advance, message, error out: pure, knows no descriptor
+//	handle   callback.go  Inline: OnMessage on the loop, straight from the loop's buffer
+//	         inbox.go     otherwise: a copy goes into the connection's inbox, which a goroutine
+//	         pool.go      of the Pool empties, in order
+//	reply    write.go     Send encodes into the send queue, from any goroutine
+//	settle   conn.go      the loop acts on the marks that calls have left: it flushes with one write,
+//	                      tells of full and empty queues, pauses and resumes, begins to close
+//	close    close.go     the only place that closes the descriptor: flush, half-close, linger, release
+//
+// Beside the walk stand deadline.go (what every wait is bounded by), timer.go
+// (the application's timers), drain.go (ending all connections, gently),
+// config.go (limits and defaults), buffer.go (where bytes are kept) and
+// errors.go (why a connection ended).
+//
+// States: open, closing (said goodbye: the queue still leaves, input is thrown
+// away), closed.
+//
+// Invariants:
+//
+//   - The reactor is level-triggered. A connection is watched for input
+//     unless it is paused or the Pool is behind, and for output only while
+//     the kernel has refused some.
+//   - One read a connection and turn. Whole messages are delivered from the
+//     loop's buffer without a copy; only the incomplete rest is kept, in a
+//     pooled buffer that is given back when it is empty. An idle connection
+//     has no buffer, no goroutine and no queue.
+//   - The callbacks of a connection come in order, never two at once and
+//     never one inside another. Methods of Conn only leave marks. Those that
+//     the callbacks of one read leave on their own connection are acted on
+//     after them, all others at the end of the turn; so the replies to one
+//     read leave in one write, and so do the sends of one turn from elsewhere.
+//   - At most 256 messages or 1 ms a connection and turn; the rest waits for
+//     the next turn, before which the loop does not sleep.
+//   - Send takes a message whole or refuses it with an error. No limit can be
+//     passed by what a peer announces, only by bytes that are really there.
+//   - Every wait has a deadline: first byte, rest of a message, idle, a peer
+//     that does not read, close.
+//   - The peer's end is no error: what it sent before is handled and
+//     answered, then the connection is closed.
+//   - A panic in a callback costs its connection, nothing else.
+//   - This package does not log; Config.Event is told what should be.
+package conn

@@ -1,0 +1,82 @@
+// Command probe is the service of the tests on real systemd that need more
+// than one program: it tells a version, counts the starts of its workers, and
+// its workers misbehave if they are built or told so.
+//
+//	go build -ldflags "-X main.version=2 -X main.behaviour=exit"
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/mainstay-go/mainstay/pkg/link"
+	"github.com/mainstay-go/mainstay/pkg/service"
+)
+
+// Set by the linker.
+var (
+	version   = "1"
+	behaviour = "" // of workers: "exit" or "hang" at start, "crash" right after ready
+)
+
+const lastWord = "probe: this is my last word"
+
+type none struct{}
+
+func main() {
+	if link.IsWorker() {
+		runtimeDir := os.Getenv("RUNTIME_DIRECTORY")
+		if told, err := os.ReadFile(filepath.Join(runtimeDir, "behaviour")); err == nil {
+			behaviour = string(told)
+		}
+		if err := note(filepath.Join(runtimeDir, "starts")); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		switch behaviour {
+		case "exit":
+			fmt.Fprintln(os.Stderr, lastWord)
+			os.Exit(3)
+		case "hang":
+			for {
+				syscall.Pause()
+			}
+		}
+	}
+
+	s := service.New("app")
+	s.Listen("echo", "", service.Raw[none]{
+		OnMessage: func(c *service.Conn[none], m []byte) { c.Send(m) },
+		Inline:    true,
+	})
+	s.Listen("text-echo", "", service.Text[none]{
+		OnMessage: func(c *service.Conn[none], line []byte) { c.Send([]byte(version)) },
+	})
+	s.HTTP("nethttp-hello", "", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, version)
+	}))
+	s.OnWorkerStart(func(w *service.Worker) error {
+		if behaviour == "crash" {
+			time.AfterFunc(50*time.Millisecond, func() { panic(lastWord) })
+		}
+		return nil
+	})
+	s.Main()
+}
+
+// note adds a line to a file of starts.
+func note(file string) error {
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintln(f, os.Getpid()); err != nil {
+		return err
+	}
+	return f.Close()
+}
