@@ -36,10 +36,30 @@ type Seat struct {
 	BytesOut     atomic.Uint64
 	SendFailures atomic.Uint64 // messages that Send refused
 	Panics       atomic.Uint64 // callbacks that panicked
+	Refused      atomic.Uint64 // connections closed at accept, because of a limit
+	Datagrams    atomic.Uint64 // datagrams received
+
+	// The callbacks on the pool.
+
+	PoolRunning atomic.Int64 // callbacks that run now
+	PoolOldest  atomic.Int64 // since when the oldest of them runs, CLOCK_MONOTONIC in ns; 0: none runs
+
+	// The Go runtime, every few seconds.
+
+	Goroutines atomic.Int64
+	HeapBytes  atomic.Int64  // of live and not yet collected objects
+	SysBytes   atomic.Int64  // taken from the system by the runtime
+	GCCycles   atomic.Uint64 // finished collections
+	GCPauseNS  atomic.Uint64 // time all goroutines were stopped, in sum
+
+	// Unready is 1 while the application says that it should get no new
+	// connections.
+	Unready atomic.Uint32
+	_       uint32
 
 	handler handler
 
-	_ [512 - 15*8 - handlerSize]byte
+	_ [512 - 25*8 - handlerSize]byte
 }
 
 // handlerSize is the size of handler.
@@ -66,16 +86,19 @@ func NewSeat() *Seat { return new(Seat) }
 func (s *Seat) Clear() {
 	for _, w := range []*atomic.Uint64{
 		&s.Incarnation, &s.Generation, &s.Accepts, &s.Messages, &s.BytesIn,
-		&s.BytesOut, &s.SendFailures, &s.Panics, &s.handler.seq, &s.handler.conn,
+		&s.BytesOut, &s.SendFailures, &s.Panics, &s.Refused, &s.Datagrams, &s.GCCycles, &s.GCPauseNS,
+		&s.handler.seq, &s.handler.conn,
 	} {
 		w.Store(0)
 	}
 	for _, w := range []*atomic.Int64{
-		&s.Slot, &s.PID, &s.Heartbeat, &s.Connections, &s.Timers, &s.QueueBytes, &s.handler.since,
+		&s.Slot, &s.PID, &s.Heartbeat, &s.Connections, &s.Timers, &s.QueueBytes, &s.PoolRunning, &s.PoolOldest,
+		&s.Goroutines, &s.HeapBytes, &s.SysBytes, &s.handler.since,
 	} {
 		w.Store(0)
 	}
 	s.State.Store(0)
+	s.Unready.Store(0)
 }
 
 // SetHandler notes that a callback of connection conn on the named listener
