@@ -65,7 +65,13 @@ func NewChannel(fd int, epoch uint64) (*Channel, error) {
 // Send sends one message and never waits. It fails with ErrBusy if the other
 // side does not read, with an error of the system if it is gone, and as
 // Encode does.
-func (c *Channel) Send(body Body) error {
+func (c *Channel) Send(body Body) error { return c.send(body, nil) }
+
+// SendFile is Send with a descriptor, of which the receiver gets a
+// close-on-exec copy as Message.FD. fd stays the caller's.
+func (c *Channel) SendFile(body Body, fd int) error { return c.send(body, unix.UnixRights(fd)) }
+
+func (c *Channel) send(body Body, rights []byte) error {
 	b, err := Encode(Message{Epoch: c.epoch.Load(), Seq: c.seq.Add(1), Body: body})
 	if err != nil {
 		return err
@@ -73,7 +79,7 @@ func (c *Channel) Send(body Body) error {
 	var sent error
 	err = c.raw.Control(func(fd uintptr) {
 		for {
-			sent = unix.Send(int(fd), b, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+			sent = unix.Sendmsg(int(fd), b, rights, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 			if !errors.Is(sent, unix.EINTR) {
 				return
 			}
@@ -99,11 +105,10 @@ func (c *Channel) Send(body Body) error {
 func (c *Channel) Recv() (Message, error) {
 	buf := make([]byte, MaxMessage)
 	for {
-		var n int
-		var got error
+		var d datagram
 		err := c.raw.Read(func(fd uintptr) bool {
-			n, got = recv(int(fd), buf)
-			return !errors.Is(got, unix.EAGAIN)
+			d = recv(int(fd), buf)
+			return !errors.Is(d.err, unix.EAGAIN)
 		})
 		if err != nil {
 			if c.closed.Load() {
@@ -111,7 +116,7 @@ func (c *Channel) Recv() (Message, error) {
 			}
 			return Message{}, fmt.Errorf("link: %w", err)
 		}
-		if m, ok, err := c.take(buf[:max(n, 0)], got); ok || err != nil {
+		if m, ok, err := c.take(d); ok || err != nil {
 			return m, err
 		}
 	}
@@ -123,40 +128,83 @@ func (c *Channel) Recv() (Message, error) {
 func (c *Channel) TryRecv() (m Message, ok bool, err error) {
 	buf := make([]byte, MaxMessage)
 	for {
-		var n int
-		var got error
-		if err := c.raw.Control(func(fd uintptr) { n, got = recv(int(fd), buf) }); err != nil {
+		var d datagram
+		if err := c.raw.Control(func(fd uintptr) { d = recv(int(fd), buf) }); err != nil {
 			return Message{}, false, fmt.Errorf("link: %w", err)
 		}
-		if errors.Is(got, unix.EAGAIN) {
+		if errors.Is(d.err, unix.EAGAIN) {
 			return Message{}, false, nil
 		}
-		if m, ok, err := c.take(buf[:max(n, 0)], got); ok || err != nil {
+		if m, ok, err := c.take(d); ok || err != nil {
 			return m, ok, err
 		}
 	}
 }
 
-func recv(fd int, buf []byte) (int, error) {
+// datagram is what one recvmsg(2) brought.
+type datagram struct {
+	b   []byte
+	fd  int // -1: none
+	err error
+}
+
+func recv(fd int, buf []byte) datagram {
+	// Room for more than one descriptor, so that what should not be there is
+	// seen and closed and not cut off.
+	oob := make([]byte, unix.CmsgSpace(4*4))
 	for {
-		n, _, err := unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT)
-		if !errors.Is(err, unix.EINTR) {
-			return n, err
+		n, oobn, _, _, err := unix.Recvmsg(fd, buf, oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+		if errors.Is(err, unix.EINTR) {
+			continue
 		}
+		d := datagram{b: buf[:max(n, 0)], fd: -1, err: err}
+		if oobn > 0 {
+			d.fd = rights(oob[:oobn])
+		}
+		return d
 	}
 }
 
-// take judges what recv returned; ok is false if it is to be dropped.
-func (c *Channel) take(b []byte, err error) (m Message, ok bool, _ error) {
-	switch {
-	case errors.Is(err, unix.ECONNRESET), err == nil && len(b) == 0:
-		return Message{}, false, errGone
-	case err != nil:
-		return Message{}, false, fmt.Errorf("link: %w", os.NewSyscallError("recv", err))
+// rights returns the first descriptor that came along and closes the others.
+func rights(oob []byte) int {
+	first := -1
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return first
 	}
-	if m, err = Decode(b); err != nil {
+	for i := range messages {
+		fds, err := unix.ParseUnixRights(&messages[i])
+		if err != nil {
+			continue
+		}
+		for _, fd := range fds {
+			if first < 0 {
+				first = fd
+			} else {
+				unix.Close(fd)
+			}
+		}
+	}
+	return first
+}
+
+// take judges what recv returned; ok is false if it is to be dropped.
+func (c *Channel) take(d datagram) (m Message, ok bool, err error) {
+	defer func() {
+		if !ok && d.fd >= 0 {
+			unix.Close(d.fd)
+		}
+	}()
+	switch {
+	case errors.Is(d.err, unix.ECONNRESET), d.err == nil && len(d.b) == 0:
+		return Message{}, false, errGone
+	case d.err != nil:
+		return Message{}, false, fmt.Errorf("link: %w", os.NewSyscallError("recvmsg", d.err))
+	}
+	if m, err = Decode(d.b); err != nil {
 		return Message{}, false, err
 	}
+	m.FD = d.fd
 	for {
 		seen := c.epoch.Load()
 		if m.Epoch < seen {

@@ -41,7 +41,8 @@
 //	Draining I accept        Drain    accept no more, finish, exit
 //	         no more         Stop     exit now, in order
 //	Paused   I accept no     LogLevel log from this level on
-//	         more for now
+//	         more for now    Gather   tell me this
+//	Gathered this is it
 //	Failed   why I give up
 //
 // A worker obeys the highest epoch it has seen and drops what comes from a
@@ -216,7 +217,7 @@ func Inherit() (*Inherited, error) {
 		}
 		in.Sockets = append(in.Sockets, fd)
 	}
-	if in.Config, err = readConfig(FDConfig); err != nil {
+	if in.Config, err = readAll("configuration", FDConfig, MaxConfig); err != nil {
 		return nil, err
 	}
 	if in.Control, err = NewChannel(FDControl, id.Epoch); err != nil {
@@ -231,12 +232,34 @@ func ConfigFile(config []byte) (*os.File, error) {
 	if len(config) > MaxConfig {
 		return nil, fmt.Errorf("link: configuration of %d bytes, want at most %d", len(config), MaxConfig)
 	}
-	fd, err := unix.MemfdCreate("mainstay-config", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	return sealed("mainstay-config", config)
+}
+
+// AnswerFile returns a sealed memfd that holds the answer to a Gather. The
+// caller owns it. It fails if the answer is over MaxAnswer or the kernel
+// refuses.
+func AnswerFile(answer []byte) (*os.File, error) {
+	if len(answer) > MaxAnswer {
+		return nil, fmt.Errorf("link: answer of %d bytes, want at most %d", len(answer), MaxAnswer)
+	}
+	return sealed("mainstay-answer", answer)
+}
+
+// MaxAnswer is the largest answer to a Gather, in bytes.
+const MaxAnswer = 64 << 20
+
+// ReadAnswer reads the answer that came along with a Gathered, and closes fd.
+// It fails if it is over MaxAnswer or cannot be read.
+func ReadAnswer(fd int) ([]byte, error) { return readAll("answer", fd, MaxAnswer) }
+
+// sealed returns a memfd that holds content and cannot be changed.
+func sealed(name string, content []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, fmt.Errorf("link: %w", os.NewSyscallError("memfd_create", err))
 	}
-	f := os.NewFile(uintptr(fd), "config")
-	if _, err := f.Write(config); err != nil {
+	f := os.NewFile(uintptr(fd), name)
+	if _, err := f.Write(content); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("link: %w", err)
 	}
@@ -248,9 +271,10 @@ func ConfigFile(config []byte) (*os.File, error) {
 	return f, nil
 }
 
-// readConfig reads by offset: the file position is shared by all workers of
-// a generation.
-func readConfig(fd int) ([]byte, error) {
+// readAll reads a descriptor to its end and closes it. It reads by offset:
+// the position in a configuration is shared by all workers of a generation.
+func readAll(what string, fd, limit int) ([]byte, error) {
+	defer unix.Close(fd)
 	buf := make([]byte, 0, 4096)
 	for {
 		if len(buf) == cap(buf) {
@@ -260,12 +284,11 @@ func readConfig(fd int) ([]byte, error) {
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case err != nil:
-			return nil, fmt.Errorf("link: configuration: fd %d: %w", fd, os.NewSyscallError("pread", err))
+			return nil, fmt.Errorf("link: %s: fd %d: %w", what, fd, os.NewSyscallError("pread", err))
 		case n == 0:
-			unix.Close(fd)
 			return buf, nil
-		case len(buf)+n > MaxConfig:
-			return nil, fmt.Errorf("link: configuration: fd %d: over %d bytes", fd, MaxConfig)
+		case len(buf)+n > limit:
+			return nil, fmt.Errorf("link: %s: fd %d: over %d bytes", what, fd, limit)
 		default:
 			buf = buf[:len(buf)+n]
 		}

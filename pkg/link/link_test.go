@@ -177,6 +177,7 @@ func TestFilesStandAtTheirNumbers(t *testing.T) {
 var bodies = []Body{
 	Hello{Contract: 1, Incarnation: 2, Generation: 3, Build: "v1"}, Ready{}, Draining{Connections: 4}, Failed{Reason: "no"},
 	Accept{}, Rearm{}, Drain{Prompt: true, Grace: time.Minute}, Stop{}, LogLevel{Level: "debug"}, Paused{Listener: "echo", Reason: "EMFILE"},
+	Gather{ID: 7, What: "connections", Arg: json.RawMessage(`{"limit":3}`)}, Gathered{ID: 7, Error: "the loop does not answer"},
 }
 
 func pair(t *testing.T) (near, far *Channel) {
@@ -203,7 +204,7 @@ func TestEveryMessageArrivesAsItWasSent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if m.Body != body || m.Seq != uint64(i+1) || m.Epoch != 1 {
+		if !reflect.DeepEqual(m.Body, body) || m.FD != -1 || m.Seq != uint64(i+1) || m.Epoch != 1 {
 			t.Errorf("received %+v, want %+v", m, body)
 		}
 	}
@@ -240,6 +241,49 @@ func TestUnknownKindIsSkippedOnlyIfItMayBe(t *testing.T) {
 	b[2] = flagIgnorable
 	if m, err := Decode(b); err != nil || m.Body != nil {
 		t.Errorf("decoded %+v, %v", m, err)
+	}
+}
+
+func TestAnswerTravelsBesideItsMessage(t *testing.T) {
+	near, far := pair(t)
+	f, err := AnswerFile([]byte("the answer"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := near.SendFile(Gathered{ID: 3}, int(f.Fd())); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	m, err := far.Recv()
+	if err != nil || m.Body != (Gathered{ID: 3}) || m.FD < 0 {
+		t.Fatalf("received %+v, %v", m, err)
+	}
+	got, err := ReadAnswer(m.FD)
+	if err != nil || string(got) != "the answer" {
+		t.Errorf("answer %q, %v", got, err)
+	}
+	if _, err := AnswerFile(make([]byte, MaxAnswer+1)); err == nil {
+		t.Error("an answer over the limit was taken")
+	}
+}
+
+func TestDescriptorOfADroppedMessageIsClosed(t *testing.T) {
+	near, far := pair(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	far.epoch.Store(9) // what near sends is of an epoch before
+	if err := near.SendFile(Ready{}, int(w.Fd())); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	if _, ok, err := far.TryRecv(); ok || err != nil {
+		t.Fatalf("received something, %v", err)
+	}
+	if n, err := r.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("read %d %v, want EOF: somebody still has the other end", n, err)
 	}
 }
 
@@ -337,7 +381,7 @@ func FuzzDecode(f *testing.F) {
 		if f, ok := m.Body.(Failed); ok && len(f.Reason) > maxReason {
 			return
 		}
-		if m2.Body != m.Body && !bytes.Equal(again, b) {
+		if !reflect.DeepEqual(m2.Body, m.Body) && !bytes.Equal(again, b) {
 			t.Errorf("decoded %+v, then %+v", m, m2)
 		}
 	})

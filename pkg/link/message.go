@@ -20,6 +20,7 @@ type Message struct {
 	Epoch uint64
 	Seq   uint64
 	Body  Body // nil: of a kind unknown here that may be skipped
+	FD    int  // a descriptor that came along, the receiver's to close; -1: none
 }
 
 // Body is the closed set of what can be said; the package doc lists it.
@@ -38,6 +39,8 @@ const (
 	kindStop
 	kindLogLevel
 	kindPaused
+	kindGather
+	kindGathered
 )
 
 // Hello is a worker's first message.
@@ -67,6 +70,21 @@ type Failed struct {
 type Paused struct {
 	Listener string `json:"listener"`
 	Reason   string `json:"reason"`
+}
+
+// Gather asks a worker for something that only it knows. It answers with
+// Gathered.
+type Gather struct {
+	ID   uint64          `json:"id"`   // of the question, comes back in the answer
+	What string          `json:"what"` // which of the things that a worker can tell
+	Arg  json.RawMessage `json:"arg,omitempty"`
+}
+
+// Gathered answers a Gather. The answer itself is in a memfd that comes
+// along, unless there is an error.
+type Gathered struct {
+	ID    uint64 `json:"id"`
+	Error string `json:"error,omitempty"`
 }
 
 // Accept tells a ready worker to take connections.
@@ -105,6 +123,8 @@ func (Drain) kind() kind    { return kindDrain }
 func (Stop) kind() kind     { return kindStop }
 func (LogLevel) kind() kind { return kindLogLevel }
 func (Paused) kind() kind   { return kindPaused }
+func (Gather) kind() kind   { return kindGather }
+func (Gathered) kind() kind { return kindGathered }
 
 // maxReason bounds Failed.Reason so that a message always fits; JSON may
 // write a byte as six.
@@ -138,14 +158,14 @@ func Encode(m Message) ([]byte, error) {
 // Decode reads one message. It fails if b is too short, if the length is not
 // that of the rest, if the body is not the kind's, or if the kind is unknown
 // and must not be skipped. An unknown kind that may be skipped gives a
-// Message without Body.
+// Message without Body. FD is -1.
 func Decode(b []byte) (Message, error) {
 	if len(b) < headerSize {
 		return Message{}, fmt.Errorf("link: message of %d bytes, want at least %d", len(b), headerSize)
 	}
 	k := kind(binary.LittleEndian.Uint16(b[0:]))
 	flags := binary.LittleEndian.Uint16(b[2:])
-	m := Message{Epoch: binary.LittleEndian.Uint64(b[8:]), Seq: binary.LittleEndian.Uint64(b[16:])}
+	m := Message{Epoch: binary.LittleEndian.Uint64(b[8:]), Seq: binary.LittleEndian.Uint64(b[16:]), FD: -1}
 	if n := binary.LittleEndian.Uint32(b[4:]); uint64(n) != uint64(len(b)-headerSize) {
 		return Message{}, fmt.Errorf("link: message of kind %d: body of %d bytes, header says %d", k, len(b)-headerSize, n)
 	}
@@ -172,6 +192,10 @@ func Decode(b []byte) (Message, error) {
 		m.Body, err = decode[LogLevel](body)
 	case kindPaused:
 		m.Body, err = decode[Paused](body)
+	case kindGather:
+		m.Body, err = decode[Gather](body)
+	case kindGathered:
+		m.Body, err = decode[Gathered](body)
 	default:
 		if flags&flagIgnorable == 0 {
 			err = fmt.Errorf("link: message of unknown kind %d", k)

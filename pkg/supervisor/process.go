@@ -41,7 +41,8 @@ type order struct {
 	sockets  []activation.Socket
 	stats    int
 	said     func(link.Body)
-	unknown  func(error) // a message could not be understood
+	answered func(g link.Gathered, fd int) // takes over fd; -1: none
+	unknown  func(error)                   // a message could not be understood
 	exited   func(Exit)
 }
 
@@ -175,7 +176,7 @@ func (w *worker) attend() {
 		if f, ok := m.Body.(link.Failed); ok {
 			reason = f.Reason
 		}
-		w.order.said(m.Body)
+		w.pass(m)
 	}
 	exit.Words = lastWords(reason, w.crashed(), w.output.tail())
 	w.channel.Close()
@@ -189,7 +190,7 @@ func (w *worker) listen() {
 		m, err := w.channel.Recv()
 		switch {
 		case err == nil:
-			w.order.said(m.Body)
+			w.pass(m)
 		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, os.ErrClosed), errors.Is(err, io.EOF):
 			return
 		default:
@@ -197,6 +198,18 @@ func (w *worker) listen() {
 			return
 		}
 	}
+}
+
+// pass hands on what the worker said.
+func (w *worker) pass(m link.Message) {
+	if g, ok := m.Body.(link.Gathered); ok {
+		w.order.answered(g, m.FD)
+		return
+	}
+	if m.FD >= 0 {
+		unix.Close(m.FD) // nothing else comes with one
+	}
+	w.order.said(m.Body)
 }
 
 // wait waits for the death and reaps.

@@ -80,10 +80,30 @@ func work() int {
 		switch m.Body.(type) {
 		case link.Accept:
 			go greet(in)
+		case link.Gather:
+			gathered(in, m.Body.(link.Gather))
 		case link.Drain, link.Stop:
 			in.Control.Send(link.Draining{})
 			return 0
 		}
+	}
+}
+
+// gathered answers with the question, or as it says.
+func gathered(in *link.Inherited, g link.Gather) {
+	switch g.What {
+	case "silence":
+	case "error":
+		in.Control.Send(link.Gathered{ID: g.ID, Error: "does not know"})
+	case "death":
+		os.Exit(3)
+	default:
+		f, err := link.AnswerFile(append([]byte(fmt.Sprint(in.Slot)), g.Arg...))
+		if err != nil {
+			return
+		}
+		defer f.Close()
+		in.Control.SendFile(link.Gathered{ID: g.ID}, int(f.Fd()))
 	}
 }
 
@@ -319,6 +339,36 @@ func TestWhatIsNoExecutableIsRefused(t *testing.T) {
 		} else if !strings.Contains(err.Error(), path) {
 			t.Errorf("error %q does not name %s", err, path)
 		}
+	}
+}
+
+func TestEveryWorkerIsAsked(t *testing.T) {
+	r := startReal(t, "")
+	r.awaitServing(t)
+	for _, tt := range []struct {
+		what string
+		data bool
+		err  string
+	}{
+		{what: "echo", data: true},
+		{what: "error", err: "does not know"},
+		{what: "silence", err: "does not answer"},
+		{what: "death", err: "has died"},
+	} {
+		t.Run(tt.what, func(t *testing.T) {
+			answers, err := r.Gather(t.Context(), tt.what, []int{4})
+			if err != nil || len(answers) != 2 {
+				t.Fatalf("%d answers, %v", len(answers), err)
+			}
+			for i, a := range answers {
+				if want := fmt.Sprintf("%d[4]", i); tt.data && (string(a.Data) != want || a.Err != nil) {
+					t.Errorf("worker %d says %q %v, want %q", i, a.Data, a.Err, want)
+				}
+				if !tt.data && (a.Err == nil || !strings.Contains(a.Err.Error(), tt.err)) {
+					t.Errorf("worker %d: %v, want %q", i, a.Err, tt.err)
+				}
+			}
+		})
 	}
 }
 

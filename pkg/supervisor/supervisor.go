@@ -117,6 +117,8 @@ type Supervisor struct {
 	lastLine     string   // STATUS= as sent
 	oomKills     uint64
 	hastened     bool
+	questions    map[uint64]*question
+	lastQuestion uint64
 }
 
 // poolName is the name of the one pool there is so far.
@@ -159,7 +161,7 @@ func newSupervisor(conf Config, l launcher, makeRelease func(uint64, Settings, s
 		inbox: make(chan message, 64), done: make(chan struct{}),
 		epoch: 1, board: board,
 		pool: &pool{name: poolName}, current: first, releases: []*release{first}, generations: 1,
-		incarnations: make(map[uint64]*incarnation),
+		incarnations: make(map[uint64]*incarnation), questions: make(map[uint64]*question),
 	}
 	board.Epoch().Store(s.epoch)
 	for i := seats - 1; i >= 0; i-- {
@@ -205,19 +207,33 @@ type (
 	}
 	stopRequest   struct{ verdict chan error }
 	statusRequest struct{ reply chan snapshot }
+	gatherRequest struct {
+		what  string
+		arg   []byte
+		reply chan *question
+	}
+	gatherDone          struct{ question *question }
+	incarnationAnswered struct {
+		inc    *incarnation
+		answer link.Gathered
+		fd     int // the supervisor's to close
+	}
 )
 
-func (incarnationSaid) isMessage()    {}
-func (incarnationBroke) isMessage()   {}
-func (incarnationExited) isMessage()  {}
-func (incarnationTimeout) isMessage() {}
-func (slotTimeout) isMessage()        {}
-func (released) isMessage()           {}
-func (signalled) isMessage()          {}
-func (scaleRequest) isMessage()       {}
-func (stopRequest) isMessage()        {}
-func (statusRequest) isMessage()      {}
-func (*reloadRequest) isMessage()     {}
+func (incarnationSaid) isMessage()     {}
+func (incarnationBroke) isMessage()    {}
+func (incarnationExited) isMessage()   {}
+func (incarnationTimeout) isMessage()  {}
+func (slotTimeout) isMessage()         {}
+func (released) isMessage()            {}
+func (signalled) isMessage()           {}
+func (scaleRequest) isMessage()        {}
+func (stopRequest) isMessage()         {}
+func (statusRequest) isMessage()       {}
+func (gatherRequest) isMessage()       {}
+func (gatherDone) isMessage()          {}
+func (incarnationAnswered) isMessage() {}
+func (*reloadRequest) isMessage()      {}
 
 // post sends a message that must not get lost while Run runs.
 func (s *Supervisor) post(m message) {
@@ -339,6 +355,12 @@ func (s *Supervisor) handle(m message) (leave bool) {
 		m.verdict <- nil
 	case statusRequest:
 		m.reply <- s.snapshot()
+	case gatherRequest:
+		s.pose(m)
+	case incarnationAnswered:
+		s.hearAnswer(m)
+	case gatherDone:
+		s.forgetQuestion(m.question)
 	case signalled:
 		return s.onSignal(m.sig)
 	}
@@ -435,11 +457,19 @@ func (s *Supervisor) launch(inc *incarnation) (process, error) {
 		said:    func(b link.Body) { s.post(incarnationSaid{inc, b}) },
 		unknown: func(err error) { s.post(incarnationBroke{inc, err}) },
 		exited:  func(e Exit) { s.post(incarnationExited{inc, e}) },
+		answered: func(g link.Gathered, fd int) {
+			select {
+			case s.inbox <- incarnationAnswered{inc, g, fd}:
+			case <-s.done:
+				answered{fd: fd}.close()
+			}
+		},
 	})
 }
 
 // vacate takes a dead worker off the books.
 func (s *Supervisor) vacate(inc *incarnation) {
+	s.fallSilent(inc)
 	delete(s.incarnations, inc.number)
 	if inc.seat != nil {
 		inc.seat.Clear()

@@ -98,6 +98,8 @@ type Worker struct {
 	overdue  chan struct{}
 	expiring sync.Once
 
+	tellers sync.Map // of Tell: string to Teller
+
 	// Owned by the loop.
 
 	phase   link.State
