@@ -71,6 +71,7 @@ type Conn struct {
 	held     bool // in may hold complete messages: they wait for their turn, Resume or the Pool
 	listed   bool // in set.waiting
 	due      bool // to be closed at the next message boundary
+	opened   ticks
 	in       *buffer
 	deadline reactor.Deadline
 	activity time.Duration // last byte in or out, or the accept

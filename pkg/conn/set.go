@@ -73,6 +73,7 @@ func (s *Set) open(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 		fd:       int32(fd),
 		index:    int32(len(s.conns)),
 		events:   reactor.Readable | reactor.PeerClosed,
+		opened:   ticksAt(s.loop.Now()),
 		activity: s.loop.Now(),
 		partial:  s.loop.Now(),
 	}

@@ -9,7 +9,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
+	"strconv"
 	"syscall"
 )
 
@@ -56,6 +58,74 @@ func (c *Client) Scale(ctx context.Context, r ScaleRequest) (Done, error) {
 	var d Done
 	err := c.call(ctx, http.MethodPost, "/v1/scale", r, &d)
 	return d, err
+}
+
+// Recycle replaces a slot's worker by a new one of the same generation, and
+// waits until that serves.
+func (c *Client) Recycle(ctx context.Context, r SlotRequest) (Done, error) {
+	return c.slot(ctx, "/v1/recycle", r)
+}
+
+// Drain takes a slot out of service.
+func (c *Client) Drain(ctx context.Context, r SlotRequest) (Done, error) {
+	return c.slot(ctx, "/v1/drain", r)
+}
+
+// Resume fills a slot that was drained.
+func (c *Client) Resume(ctx context.Context, r SlotRequest) (Done, error) {
+	return c.slot(ctx, "/v1/resume", r)
+}
+
+func (c *Client) slot(ctx context.Context, path string, r SlotRequest) (Done, error) {
+	var d Done
+	err := c.call(ctx, http.MethodPost, path, r, &d)
+	return d, err
+}
+
+// Connections lists connections of the workers.
+func (c *Client) Connections(ctx context.Context, r ConnectionsRequest) (Connections, error) {
+	q := url.Values{}
+	for _, f := range []struct{ key, value string }{{"listener", r.Listener}, {"peer", r.Peer}, {"sort", r.Sort}} {
+		if f.value != "" {
+			q.Set(f.key, f.value)
+		}
+	}
+	if r.Limit != 0 {
+		q.Set("limit", strconv.Itoa(r.Limit))
+	}
+	var all Connections
+	err := c.call(ctx, http.MethodGet, "/v1/connections?"+q.Encode(), nil, &all)
+	return all, err
+}
+
+// Events passes on the events that the supervisor remembers and, with follow,
+// those that happen, until ctx ends; that, and the end of the service, is no
+// error then.
+func (c *Client) Events(ctx context.Context, follow bool, tell func(Event)) error {
+	body, err := c.do(ctx, http.MethodGet, fmt.Sprintf("%s?follow=%t", eventsPath, follow), nil)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	defer body.Close()
+	d := json.NewDecoder(body)
+	for {
+		var line struct {
+			Event
+			Problem
+		}
+		switch err := d.Decode(&line); {
+		case errors.Is(err, io.EOF), err != nil && ctx.Err() != nil:
+			return nil
+		case err != nil:
+			return fmt.Errorf("control: %s: events: %w", c.path, err)
+		case line.Error != "":
+			return errors.New(line.Error)
+		}
+		tell(line.Event)
+	}
 }
 
 // Stop begins the end of the service.

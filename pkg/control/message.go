@@ -1,11 +1,18 @@
 // Package control is the operator's interface: a supervisor answers HTTP
 // with JSON on a unix socket, and the command line, or curl, asks.
 //
-//	GET  /v1/status  Status
-//	POST /v1/reload  ReloadRequest; a stream of Progress, one JSON object a
-//	                 line, the last one has Done
-//	POST /v1/scale   ScaleRequest; Done
-//	POST /v1/stop    Done
+//	GET  /v1/status       Status
+//	GET  /v1/connections  ?listener= &peer= &limit= &sort=; Connections
+//	GET  /v1/events       a stream of Event, one JSON object a line: those
+//	                      that are remembered, then those that happen, until
+//	                      the asker leaves; ?follow=false: the former only
+//	POST /v1/reload       ReloadRequest; a stream of Progress, one JSON object
+//	                      a line, the last one has Done
+//	POST /v1/scale        ScaleRequest; Done
+//	POST /v1/recycle      SlotRequest; Done
+//	POST /v1/drain        SlotRequest; Done
+//	POST /v1/resume       SlotRequest; Done
+//	POST /v1/stop         Done
 //
 // A refusal is an HTTP status of 400 and above with Problem as its body.
 // Requests are bounded: MaxRequest bytes, a deadline for every read, a number
@@ -15,6 +22,13 @@
 //
 // Start reading at Status; Server serves a Backend, Client asks a Server.
 package control
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+)
 
 // MaxRequest is the largest body of a request, in bytes.
 const MaxRequest = 64 << 10
@@ -112,6 +126,109 @@ type ReloadRequest struct {
 type ScaleRequest struct {
 	Pool string `json:"pool,omitempty"` // empty: the pool "worker"
 	N    int    `json:"n"`
+}
+
+// Orders in which connections are listed. Each begins with what an operator
+// looks for: the longest idle, the oldest, the fullest queue, the most bytes.
+const (
+	SortIdle  = "idle"
+	SortAge   = "age"
+	SortQueue = "queue"
+	SortBytes = "bytes"
+)
+
+// Sorts are all orders, the default first.
+var Sorts = []string{SortAge, SortIdle, SortQueue, SortBytes}
+
+// Bounds of ConnectionsRequest.Limit.
+const (
+	DefaultLimit = 100
+	MaxLimit     = 10000
+)
+
+// ConnectionsRequest asks for connections.
+type ConnectionsRequest struct {
+	Listener string `json:"listener,omitempty"` // only of this listener; empty: of all
+	// Peer is an address (192.0.2.1, 2001:db8::1), an address with its port
+	// as Connection.Peer has it, or a prefix (192.0.2.0/24): only of such
+	// peers. Anything else is the beginning of Connection.Peer, for unix
+	// sockets. Empty: of all.
+	Peer  string `json:"peer,omitempty"`
+	Limit int    `json:"limit"` // of the answer; 0: DefaultLimit
+	Sort  string `json:"sort"`  // one of Sorts; empty: the first
+}
+
+// Check fills in the defaults. It fails, with ErrInvalid, if the order is
+// unknown or the limit is not in 1..MaxLimit.
+func (r *ConnectionsRequest) Check() error {
+	if r.Limit == 0 {
+		r.Limit = DefaultLimit
+	}
+	if r.Sort == "" {
+		r.Sort = Sorts[0]
+	}
+	if r.Limit < 1 || r.Limit > MaxLimit {
+		return fmt.Errorf("%w: limit %d, want 1 to %d", ErrInvalid, r.Limit, MaxLimit)
+	}
+	if !slices.Contains(Sorts, r.Sort) {
+		return fmt.Errorf("%w: order %q, want one of %s", ErrInvalid, r.Sort, strings.Join(Sorts, ", "))
+	}
+	return nil
+}
+
+// Connections is what the workers say of their connections.
+type Connections struct {
+	Matching    int          `json:"matching"`         // how many there are; more than len(Connections) if Limit cut them
+	Silent      []Silent     `json:"silent,omitempty"` // workers whose connections are missing here
+	Connections []Connection `json:"connections"`      // in the order asked for
+}
+
+// Silent is a worker that has not answered.
+type Silent struct {
+	Pool        string `json:"pool"`
+	Slot        int    `json:"slot"`
+	PID         int    `json:"pid"`
+	Connections int64  `json:"connections"` // as it counted last
+	Reason      string `json:"reason"`
+}
+
+// Connection is an open connection of a worker.
+type Connection struct {
+	Pool       string `json:"pool"`
+	Slot       int    `json:"slot"`
+	PID        int    `json:"pid"`
+	Generation uint64 `json:"generation"`
+	ID         uint64 `json:"id"` // no other connection of this worker process has it
+	Listener   string `json:"listener"`
+	Peer       string `json:"peer"`
+	Local      string `json:"local"`
+	State      string `json:"state"` // open, paused, full (the peer reads too slowly), closing; net/http: new, active, idle
+	AgeMS      int64  `json:"age_ms"`
+	IdleMS     int64  `json:"idle_ms"` // since the last byte in or out
+	BytesIn    uint64 `json:"bytes_in"`
+	BytesOut   uint64 `json:"bytes_out"`
+	Buffered   int    `json:"buffered"` // bytes read that are no whole message yet
+	Queued     int    `json:"queued"`   // bytes that wait to be sent
+	Messages   int    `json:"messages"` // that wait for the pool
+}
+
+// SortConnections puts all into an order of Sorts.
+func SortConnections(all []Connection, order string) {
+	key := func(c Connection) int64 {
+		switch order {
+		case SortIdle:
+			return c.IdleMS
+		case SortQueue:
+			return int64(c.Queued)
+		case SortBytes:
+			return int64(c.BytesIn + c.BytesOut)
+		default:
+			return c.AgeMS
+		}
+	}
+	slices.SortStableFunc(all, func(a, b Connection) int {
+		return cmp.Or(cmp.Compare(key(b), key(a)), cmp.Compare(a.Slot, b.Slot), cmp.Compare(a.PID, b.PID), cmp.Compare(a.ID, b.ID))
+	})
 }
 
 // Progress is a step of work that is under way.

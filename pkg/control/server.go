@@ -22,7 +22,8 @@ import (
 const maxConversations = 64
 
 // Backend is what a Server serves. Its methods are called from many
-// goroutines at a time; ctx ends when the asker has gone.
+// goroutines at a time; ctx ends when the asker has gone. What else it can do
+// is found out by Operator and ConnectionLister.
 type Backend interface {
 	// Status tells how the service is.
 	Status(ctx context.Context) (Status, error)
@@ -117,13 +118,24 @@ type Server struct {
 	backend Backend
 	http    *http.Server
 	slots   chan struct{}
+	streams chan struct{}
+
+	// closing ends the streams.
+	closing context.Context
+	close   context.CancelFunc
 }
 
 // NewServer returns a server for backend.
 func NewServer(backend Backend) *Server {
-	s := &Server{backend: backend, slots: make(chan struct{}, maxConversations)}
+	s := &Server{backend: backend, slots: make(chan struct{}, maxConversations), streams: make(chan struct{}, maxStreams)}
+	s.closing, s.close = context.WithCancel(context.Background())
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", s.status)
+	mux.HandleFunc("GET /v1/connections", s.connections)
+	mux.HandleFunc("GET "+eventsPath, s.events)
+	mux.HandleFunc("POST /v1/recycle", s.slot("recycled worker %d", Operator.Recycle))
+	mux.HandleFunc("POST /v1/drain", s.slot("worker %d is drained", Operator.Drain))
+	mux.HandleFunc("POST /v1/resume", s.slot("worker %d is resumed", Operator.Resume))
 	mux.HandleFunc("POST /v1/reload", s.reload)
 	mux.HandleFunc("POST /v1/scale", s.scale)
 	mux.HandleFunc("POST /v1/stop", s.stop)
@@ -133,7 +145,7 @@ func NewServer(backend Backend) *Server {
 	s.http = &http.Server{
 		Handler:           s.bounded(mux),
 		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       10 * time.Second,
+		ReadTimeout:       readTimeout,
 		IdleTimeout:       10 * time.Second,
 		MaxHeaderBytes:    16 << 10,
 		ConnContext:       withPeer,
@@ -152,6 +164,7 @@ func (s *Server) Serve(l net.Listener) error {
 
 // Close ends the server. Requests under way have until ctx ends.
 func (s *Server) Close(ctx context.Context) error {
+	s.close()
 	if err := s.http.Shutdown(ctx); err != nil {
 		return errors.Join(err, s.http.Close())
 	}
@@ -164,9 +177,13 @@ func (s *Server) bounded(next http.Handler) http.Handler {
 			refuse(w, http.StatusForbidden, err)
 			return
 		}
+		places := s.slots
+		if r.URL.Path == eventsPath {
+			places = s.streams
+		}
 		select {
-		case s.slots <- struct{}{}:
-			defer func() { <-s.slots }()
+		case places <- struct{}{}:
+			defer func() { <-places }()
 		case <-r.Context().Done():
 			return
 		}
@@ -190,8 +207,11 @@ func (s *Server) reload(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, err)
 		return
 	}
-	// A reload lasts longer than any write deadline.
-	ctl := http.NewResponseController(w)
+	ctl, err := unhurried(w)
+	if err != nil {
+		refuse(w, http.StatusInternalServerError, err)
+		return
+	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	var mu sync.Mutex
 	enc := json.NewEncoder(w)

@@ -47,8 +47,12 @@ type httpServer struct {
 	closed chan struct{} // closed when nothing more comes into the queue
 	empty  chan struct{} // told when the last connection has gone
 
-	open    atomic.Int64 // connections, those in the queue included
-	leaving atomic.Bool
+	open     atomic.Int64 // connections, those in the queue included
+	lastConn atomic.Uint64
+	leaving  atomic.Bool
+
+	connsMu sync.Mutex
+	conns   map[*httpConn]http.ConnState // that net/http has; guarded by connsMu
 
 	closing, ending sync.Once
 
@@ -65,6 +69,7 @@ func newHTTPServer(w *Worker, l *Listener) *httpServer {
 		queue:  make(chan int, queueLength),
 		closed: make(chan struct{}),
 		empty:  make(chan struct{}, 1),
+		conns:  make(map[*httpConn]http.ConnState),
 	}
 	limits := l.HTTPLimits.withDefaults()
 	log, err := zap.NewStdLogAt(w.log.With(zap.String("listener", l.Name)), zap.WarnLevel)
@@ -126,9 +131,19 @@ func (s *httpServer) left() {
 	}
 }
 
-func (s *httpServer) changed(_ net.Conn, state http.ConnState) {
+func (s *httpServer) changed(c net.Conn, state http.ConnState) {
 	// A hijacked connection is the application's: nobody tells of its end.
-	if state == http.StateClosed || state == http.StateHijacked {
+	over := state == http.StateClosed || state == http.StateHijacked
+	if h, ok := c.(*httpConn); ok {
+		s.connsMu.Lock()
+		if over {
+			delete(s.conns, h)
+		} else {
+			s.conns[h] = state
+		}
+		s.connsMu.Unlock()
+	}
+	if over {
 		s.left()
 	}
 }
@@ -216,7 +231,7 @@ func (in intake) Accept() (net.Conn, error) {
 		}
 		c, err := in.s.connection(fd)
 		if err == nil {
-			return c, nil
+			return newHTTPConn(in.s, c), nil
 		}
 		in.s.left()
 		in.s.worker.log.Warn("connection not taken", zap.String("listener", in.s.name), zap.Error(err))

@@ -155,6 +155,7 @@ type proc struct {
 	cmd     *exec.Cmd
 	channel *link.Channel
 	said    chan link.Body
+	files   chan int // descriptors that came along
 	seat    *scoreboard.Seat
 	output  *syncBuffer // what it wrote before it was ready
 	stderr  *syncBuffer
@@ -193,7 +194,7 @@ func listen(t *testing.T) activation.Socket {
 // spawn returns.
 func spawn(t *testing.T, name string, slot int, sockets ...activation.Socket) *proc {
 	t.Helper()
-	p := &proc{t: t, said: make(chan link.Body, 64), output: new(syncBuffer), stderr: new(syncBuffer), exited: make(chan int, 1)}
+	p := &proc{t: t, said: make(chan link.Body, 64), files: make(chan int, 64), output: new(syncBuffer), stderr: new(syncBuffer), exited: make(chan int, 1)}
 	id := link.Identity{
 		Contract: link.Contract, Service: "test", Pool: "worker", Slot: slot, Incarnation: uint64(slot) + 1, Generation: 7, Epoch: 1,
 	}
@@ -259,6 +260,9 @@ func spawn(t *testing.T, name string, slot int, sockets ...activation.Socket) *p
 			m, err := p.channel.Recv()
 			if err != nil {
 				return
+			}
+			if m.FD >= 0 {
+				p.files <- m.FD
 			}
 			p.said <- m.Body
 		}

@@ -194,6 +194,7 @@ func prepare(in *link.Inherited, conf Config) (*Worker, error) {
 	if err := w.makeListeners(in); err != nil {
 		return nil, err
 	}
+	w.Tell("connections", w.tellConnections)
 	w.enter(link.StateStarting)
 	hello := link.Hello{Contract: link.Contract, Incarnation: in.Incarnation, Generation: in.Generation, Build: w.conf.Build}
 	if err := w.control.Send(hello); err != nil {
@@ -344,6 +345,8 @@ func (w *Worker) told(body link.Body) {
 		w.leave(terms{prompt: m.Prompt, grace: m.Grace})
 	case link.Stop:
 		w.leave(terms{prompt: true, hasten: true})
+	case link.Gather:
+		go w.answer(m) // it may wait for the loop, and this goroutine must not
 	case link.LogLevel:
 		w.setLevel(m.Level)
 	}

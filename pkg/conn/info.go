@@ -1,0 +1,51 @@
+package conn
+
+import "time"
+
+// Info is what an operator is shown of a connection.
+type Info struct {
+	Conn     *Conn
+	State    string        // open, paused (by the application, or because the Pool is behind), full (the peer takes too little), closing
+	Age      time.Duration // since the accept, to a hundredth of a second
+	Idle     time.Duration // since the last byte in or out
+	Buffered int           // bytes read that no callback has got
+	Queued   int           // bytes that wait to be sent
+	Messages int           // messages that wait for the Pool
+}
+
+// Info looks at a connection. Loop only.
+func (c *Conn) Info() Info {
+	now := c.set.loop.Now()
+	info := Info{Conn: c, Age: c.opened.until(now), Idle: max(0, now-c.activity)}
+	if c.in != nil {
+		info.Buffered = len(c.in.bytes())
+	}
+	c.mu.Lock()
+	flags := c.flags.Load()
+	info.Queued, info.Messages = c.queued, c.messages
+	c.mu.Unlock()
+	switch {
+	case c.State() != Open:
+		info.State = c.State().String()
+	case flags&flagFull != 0:
+		info.State = "full"
+	case flags&(flagPaused|flagThrottled) != 0:
+		info.State = "paused"
+	default:
+		info.State = Open.String()
+	}
+	return info
+}
+
+// ticks is a point in the loop's time in hundredths of a second, modulo 2^32:
+// half a word, which a Conn has to spare.
+type ticks uint32
+
+const tick = 10 * time.Millisecond
+
+func ticksAt(t time.Duration) ticks { return ticks(t / tick) }
+
+// until is the time from t to now, if that is under 497 days.
+func (t ticks) until(now time.Duration) time.Duration {
+	return time.Duration(ticksAt(now)-t) * tick
+}

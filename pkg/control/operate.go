@@ -1,0 +1,182 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+)
+
+// eventsPath is the one request that streams without an end.
+const eventsPath = "/v1/events"
+
+const (
+	// maxStreams bounds how many askers follow the events at a time. They
+	// stay, so they are few and do not take the others' places.
+	maxStreams = 16
+
+	// readTimeout bounds how long a request may take to arrive.
+	readTimeout = 10 * time.Second
+)
+
+// Operator is a Backend that can deal with single workers and remembers what
+// has happened. Its methods are called as Backend's are.
+type Operator interface {
+	// Recycle replaces a slot's worker, which is well, by a new one of the
+	// same generation.
+	Recycle(ctx context.Context, r SlotRequest) error
+	// Drain takes a slot out of service: its worker finishes what is open,
+	// and no other is started.
+	Drain(ctx context.Context, r SlotRequest) error
+	// Resume fills a slot that was drained.
+	Resume(ctx context.Context, r SlotRequest) error
+	// Events tells the events that are remembered, oldest first, and with
+	// follow then those that happen, until ctx ends, which is no error. tell
+	// is called from one goroutine at a time.
+	Events(ctx context.Context, follow bool, tell func(Event)) error
+}
+
+// ConnectionLister is a Backend that can list its workers' connections.
+type ConnectionLister interface {
+	// Connections lists them; those of a worker that does not answer are
+	// missing, and it is named.
+	Connections(ctx context.Context, r ConnectionsRequest) (Connections, error)
+}
+
+// errNotHere answers what this backend cannot do.
+var errNotHere = errors.New("the running supervisor does not know this request: it is of an older version, restart the service")
+
+// unhurried lifts the deadlines of a request that may last: past the read
+// deadline, net/http would take a silent peer for gone and end the request's
+// context.
+func unhurried(w http.ResponseWriter) (*http.ResponseController, error) {
+	ctl := http.NewResponseController(w)
+	if err := errors.Join(ctl.SetReadDeadline(time.Time{}), ctl.SetWriteDeadline(time.Time{})); err != nil {
+		return nil, fmt.Errorf("control: %w", err)
+	}
+	return ctl, nil
+}
+
+// answerErr refuses with the status that err stands for; false: err is nil.
+func answerErr(w http.ResponseWriter, err error) bool {
+	switch {
+	case err == nil:
+		return false
+	case errors.Is(err, ErrInvalid):
+		refuse(w, http.StatusBadRequest, err)
+	default:
+		refuse(w, http.StatusConflict, err)
+	}
+	return true
+}
+
+// DecodeSlot reads the body of a request about a slot. Its errors match
+// ErrInvalid.
+func DecodeSlot(r io.Reader) (SlotRequest, error) { return decode[SlotRequest](r, false) }
+
+// slot makes the handler of a request about a slot; done says with its number
+// what was done.
+func (s *Server) slot(done string, do func(Operator, context.Context, SlotRequest) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		req, err := DecodeSlot(r.Body)
+		if answerErr(w, err) {
+			return
+		}
+		op, ok := s.backend.(Operator)
+		if !ok {
+			refuse(w, http.StatusNotImplemented, errNotHere)
+			return
+		}
+		if _, err := unhurried(w); err != nil {
+			refuse(w, http.StatusInternalServerError, err)
+			return
+		}
+		if answerErr(w, do(op, r.Context(), req)) {
+			return
+		}
+		answer(w, Done{Message: fmt.Sprintf(done, req.Slot)})
+	}
+}
+
+// ParseConnections reads the query of a request for connections. Its errors
+// match ErrInvalid.
+func ParseConnections(q url.Values) (ConnectionsRequest, error) {
+	r := ConnectionsRequest{Listener: q.Get("listener"), Peer: q.Get("peer"), Sort: q.Get("sort")}
+	for key, values := range q {
+		switch {
+		case len(values) != 1:
+			return r, fmt.Errorf("%w: %s is said %d times", ErrInvalid, key, len(values))
+		case key != "listener" && key != "peer" && key != "sort" && key != "limit":
+			return r, fmt.Errorf("%w: no filter %q, want listener, peer, limit or sort", ErrInvalid, key)
+		}
+	}
+	if v := q.Get("limit"); v != "" {
+		n, err := strconv.Atoi(v)
+		if err != nil || n == 0 {
+			return r, fmt.Errorf("%w: limit %q, want 1 to %d", ErrInvalid, v, MaxLimit)
+		}
+		r.Limit = n
+	}
+	return r, r.Check()
+}
+
+func (s *Server) connections(w http.ResponseWriter, r *http.Request) {
+	req, err := ParseConnections(r.URL.Query())
+	if answerErr(w, err) {
+		return
+	}
+	lister, ok := s.backend.(ConnectionLister)
+	if !ok {
+		refuse(w, http.StatusNotImplemented, errNotHere)
+		return
+	}
+	all, err := lister.Connections(r.Context(), req)
+	if answerErr(w, err) {
+		return
+	}
+	answer(w, all)
+}
+
+// events streams until the asker leaves or the server closes; with
+// follow=false it ends with what the backend remembers.
+func (s *Server) events(w http.ResponseWriter, r *http.Request) {
+	follow := true
+	if v := r.URL.Query().Get("follow"); v != "" {
+		var err error
+		if follow, err = strconv.ParseBool(v); err != nil {
+			refuse(w, http.StatusBadRequest, fmt.Errorf("%w: follow %q, want true or false", ErrInvalid, v))
+			return
+		}
+	}
+	op, ok := s.backend.(Operator)
+	if !ok {
+		refuse(w, http.StatusNotImplemented, errNotHere)
+		return
+	}
+	ctl, err := unhurried(w)
+	if err != nil {
+		refuse(w, http.StatusInternalServerError, err)
+		return
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	defer context.AfterFunc(s.closing, cancel)()
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	w.WriteHeader(http.StatusOK)
+	ctl.Flush() // so that the asker knows it is heard
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	err = op.Events(ctx, follow, func(e Event) {
+		if ctx.Err() == nil && (enc.Encode(e) != nil || ctl.Flush() != nil) {
+			cancel()
+		}
+	})
+	if err != nil && ctx.Err() == nil {
+		enc.Encode(Problem{Error: err.Error()}) // an asker that has gone needs none
+	}
+}

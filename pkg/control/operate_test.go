@@ -1,0 +1,249 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// operator is a backend that can do everything.
+type operator struct {
+	backend
+	did        []string
+	remembered []Event
+	coming     chan Event
+	asked      ConnectionsRequest
+}
+
+func (o *operator) do(what string, r SlotRequest) error {
+	if r.Slot > 3 {
+		return fmt.Errorf("%w: no slot %d", ErrInvalid, r.Slot)
+	}
+	if r.Slot == 3 {
+		return errors.New("a reload is under way")
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.did = append(o.did, fmt.Sprintf("%s %s/%d", what, r.Pool, r.Slot))
+	return nil
+}
+
+func (o *operator) Recycle(_ context.Context, r SlotRequest) error { return o.do("recycle", r) }
+func (o *operator) Drain(_ context.Context, r SlotRequest) error   { return o.do("drain", r) }
+func (o *operator) Resume(_ context.Context, r SlotRequest) error  { return o.do("resume", r) }
+
+func (o *operator) Events(ctx context.Context, follow bool, tell func(Event)) error {
+	for _, e := range o.remembered {
+		tell(e)
+	}
+	if !follow {
+		return nil
+	}
+	for {
+		select {
+		case e := <-o.coming:
+			tell(e)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (o *operator) Connections(_ context.Context, r ConnectionsRequest) (Connections, error) {
+	o.asked = r
+	return Connections{Matching: 7, Connections: []Connection{{ID: 1 << 60, Listener: "echo", Peer: "[2001:db8::1]:80", State: "open"}}}, nil
+}
+
+func TestSlotsAreOperated(t *testing.T) {
+	o := &operator{}
+	c, _ := start(t, o)
+	for _, tt := range []struct {
+		name string
+		do   func(context.Context, SlotRequest) (Done, error)
+		slot int
+		want string // message or error
+	}{
+		{"recycle", c.Recycle, 0, "recycled worker 0"},
+		{"drain", c.Drain, 1, "worker 1 is drained"},
+		{"resume", c.Resume, 2, "worker 2 is resumed"},
+		{"refused", c.Drain, 3, "a reload is under way"},
+		{"unknown", c.Recycle, 4, "invalid request: no slot 4"},
+	} {
+		d, err := tt.do(t.Context(), SlotRequest{Pool: "worker", Slot: tt.slot})
+		if err != nil {
+			d.Message = err.Error()
+		}
+		if d.Message != tt.want {
+			t.Errorf("%s: %q, want %q", tt.name, d.Message, tt.want)
+		}
+	}
+	if want := []string{"recycle worker/0", "drain worker/1", "resume worker/2"}; !slices.Equal(o.did, want) {
+		t.Errorf("did %q, want %q", o.did, want)
+	}
+}
+
+func TestBackendThatCannotOperateSaysSo(t *testing.T) {
+	c, _ := start(t, &backend{})
+	_, recycle := c.Recycle(t.Context(), SlotRequest{})
+	_, connections := c.Connections(t.Context(), ConnectionsRequest{})
+	events := c.Events(t.Context(), true, func(Event) {})
+	for name, err := range map[string]error{"recycle": recycle, "connections": connections, "events": events} {
+		if err == nil || !strings.Contains(err.Error(), "does not know this request") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestConnectionsAreAskedForAsTheOperatorSays(t *testing.T) {
+	o := &operator{}
+	c, _ := start(t, o)
+	for _, tt := range []struct{ ask, want ConnectionsRequest }{
+		{ConnectionsRequest{}, ConnectionsRequest{Limit: DefaultLimit, Sort: SortAge}},
+		{ConnectionsRequest{Listener: "a&b", Peer: "192.0.2.0/24", Limit: 3, Sort: SortIdle}, ConnectionsRequest{Listener: "a&b", Peer: "192.0.2.0/24", Limit: 3, Sort: SortIdle}},
+	} {
+		all, err := c.Connections(t.Context(), tt.ask)
+		if err != nil || o.asked != tt.want {
+			t.Errorf("%+v asks for %+v, %v, want %+v", tt.ask, o.asked, err, tt.want)
+		}
+		if len(all.Connections) != 1 || all.Connections[0].ID != 1<<60 || all.Matching != 7 {
+			t.Errorf("got %+v", all)
+		}
+	}
+}
+
+// wrongQueries are refused, with these words.
+var wrongQueries = []struct{ query, want string }{
+	{"limit=many", `limit "many", want 1 to 10000`},
+	{"limit=0", `limit "0", want 1 to 10000`},
+	{"limit=10001", "limit 10001, want 1 to 10000"},
+	{"limit=-1", "limit -1, want 1 to 10000"},
+	{"sort=name", `order "name", want one of age, idle, queue, bytes`},
+	{"colour=red", `no filter "colour"`},
+	{"peer=a&peer=b", "peer is said 2 times"},
+}
+
+func TestWrongQueriesAreRefused(t *testing.T) {
+	c, _ := start(t, &operator{})
+	for _, tt := range wrongQueries {
+		resp, err := c.http.Get("http://control/v1/connections?" + tt.query)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusBadRequest || !strings.Contains(strings.ReplaceAll(string(body), `\"`, `"`), tt.want) {
+			t.Errorf("%s: %d %s, want %q", tt.query, resp.StatusCode, body, tt.want)
+		}
+	}
+}
+
+func FuzzConnectionsQuery(f *testing.F) {
+	for _, tt := range wrongQueries {
+		f.Add(tt.query)
+	}
+	f.Add("listener=echo&peer=2001:db8::/32&limit=3&sort=idle")
+	f.Fuzz(func(t *testing.T, query string) {
+		q, err := url.ParseQuery(query)
+		if err != nil {
+			return
+		}
+		switch r, err := ParseConnections(q); {
+		case err != nil && !errors.Is(err, ErrInvalid):
+			t.Errorf("%v does not match ErrInvalid", err)
+		case err == nil && (r.Limit < 1 || r.Limit > MaxLimit || !slices.Contains(Sorts, r.Sort)):
+			t.Errorf("accepted %+v", r)
+		}
+	})
+}
+
+func TestConnectionsAreSortedTheMostFirst(t *testing.T) {
+	all := []Connection{
+		{ID: 1, AgeMS: 5, IdleMS: 1, Queued: 0, BytesIn: 1, BytesOut: 1},
+		{ID: 2, AgeMS: 9, IdleMS: 0, Queued: 3, BytesIn: 0, BytesOut: 0},
+		{ID: 3, AgeMS: 1, IdleMS: 1, Queued: 1, BytesIn: 9, BytesOut: 0},
+	}
+	for order, want := range map[string][]uint64{
+		SortAge: {2, 1, 3}, SortIdle: {1, 3, 2}, SortQueue: {2, 3, 1}, SortBytes: {3, 1, 2},
+	} {
+		got := slices.Clone(all)
+		SortConnections(got, order)
+		if ids := []uint64{got[0].ID, got[1].ID, got[2].ID}; !slices.Equal(ids, want) {
+			t.Errorf("%s: %v, want %v", order, ids, want)
+		}
+	}
+}
+
+func TestEventsAreRememberedAndFollowed(t *testing.T) {
+	old := Event{At: time.Now().Add(-time.Hour).Format(time.RFC3339Nano), Kind: "worker_died", Pool: "worker", Slot: 2, PID: 42, Message: "worker died", Fields: map[string]string{"signal": "9"}}
+	fresh := Event{At: time.Now().Add(time.Hour).Format(time.RFC3339Nano), Kind: "worker_ready", Slot: 2, Message: "worker ready"}
+	o := &operator{remembered: []Event{old}, coming: make(chan Event, 1)}
+	c, _ := start(t, o)
+
+	var got []Event
+	if err := c.Events(t.Context(), false, func(e Event) { got = append(got, e) }); err != nil || !reflect.DeepEqual(got, []Event{old}) {
+		t.Errorf("remembered %+v, %v", got, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	got = nil
+	err := c.Events(ctx, true, func(e Event) {
+		if got = append(got, e); len(got) == 1 {
+			o.coming <- fresh
+			return
+		}
+		cancel()
+	})
+	if err != nil || !reflect.DeepEqual(got, []Event{old, fresh}) {
+		t.Errorf("followed %+v, %v", got, err)
+	}
+}
+
+func TestThoseWhoFollowEventsTakeNobodysPlace(t *testing.T) {
+	o := &operator{coming: make(chan Event)}
+	c, _ := start(t, o)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, maxConversations)
+	for range maxConversations {
+		go func() { ended <- c.Events(ctx, true, func(Event) {}) }()
+	}
+	if _, err := c.Status(t.Context()); err != nil {
+		t.Errorf("status beside %d followers: %v", maxConversations, err)
+	}
+	cancel()
+	for range maxConversations {
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// net/http ends a request's context at the read deadline, although the peer
+// is still there.
+func TestRequestThatLastsIsNotCutOffByTheReadDeadline(t *testing.T) {
+	o := &operator{coming: make(chan Event)}
+	s := NewServer(o)
+	s.http.ReadTimeout = 10 * time.Millisecond
+	c, _ := startWith(t, s)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- c.Events(ctx, true, func(Event) {}) }()
+	late := time.NewTimer(20 * s.http.ReadTimeout)
+	defer late.Stop()
+	select {
+	case err := <-ended:
+		t.Fatalf("the stream has ended: %v", err)
+	case <-late.C:
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
