@@ -52,6 +52,12 @@ func TestScripts(t *testing.T) {
 			"held":    cmdHeld,
 			"kill9":   cmdKill,
 			"program": cmdProgram,
+
+			"holdhttp":    cmdHoldHTTP,
+			"stopped":     cmdStopped,
+			"continued":   cmdContinued,
+			"askers":      cmdAskers,
+			"interrupted": cmdInterrupted,
 		},
 	})
 }

@@ -2,7 +2,6 @@ package service
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -63,7 +63,13 @@ Exit codes: 0 done, 1 refused or failed (the reason is on standard error),
 			return errors.New("which command?")
 		},
 	}
-	root.AddCommand(s.runCommand(), s.statusCommand(), s.reloadCommand(), s.scaleCommand(), s.stopCommand(), s.versionCommand(), s.reapCommand())
+	root.CompletionOptions.DisableDefaultCmd = true // completionCommand says it in our words
+	root.AddCommand(
+		s.runCommand(), s.stopCommand(), s.reloadCommand(),
+		s.statusCommand(), s.connectionsCommand(), s.eventsCommand(),
+		s.scaleCommand(), s.recycleCommand(), s.drainCommand(), s.resumeCommand(),
+		s.versionCommand(), s.reapCommand(),
+	)
 	return root
 }
 
@@ -158,25 +164,6 @@ func (s *Service) controlAddress() string {
 	return defaults(s.name).Control
 }
 
-func (s *Service) statusCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "status", Short: "Show how the service and its workers are", Args: cobra.NoArgs}
-	asJSON := cmd.Flags().Bool("json", false, "as JSON")
-	return s.ask(cmd, func(ctx context.Context, c *control.Client, _ []string) error {
-		ctx, cancel := context.WithTimeout(ctx, askTimeout)
-		defer cancel()
-		st, err := c.Status(ctx)
-		if err != nil {
-			return err
-		}
-		if *asJSON {
-			out := json.NewEncoder(cmd.OutOrStdout())
-			out.SetEscapeHTML(false)
-			return out.Encode(st)
-		}
-		return writeStatus(cmd.OutOrStdout(), st)
-	})
-}
-
 // mainPID is set by systemd for the commands of a unit's ExecReload=.
 const mainPID = "MAINPID"
 
@@ -225,9 +212,7 @@ func (s *Service) scaleCommand() *cobra.Command {
 		if len(args) < 1 || len(args) > 2 {
 			return fmt.Errorf("scale: got %d arguments, want [POOL] N", len(args))
 		}
-		if len(args) == 2 {
-			r.Pool = args[0]
-		}
+		r.Pool = strings.Join(args[:len(args)-1], "")
 		n, err := strconv.Atoi(args[len(args)-1])
 		if err != nil || n < 1 || n > supervisor.MaxWorkers {
 			return fmt.Errorf("scale: got %q, want a number of workers from 1 to %d", args[len(args)-1], supervisor.MaxWorkers)

@@ -191,7 +191,7 @@ func TestStatusIsReadable(t *testing.T) {
 			{Slot: 0, PID: 101, Generation: 3, State: "ready", UptimeMS: 65_000, Connections: 12, Accepts: 20, Messages: 1000, BytesIn: 2048, BytesOut: 5 << 20, RSSBytes: 12 << 20, HeartbeatAgeMS: 12},
 			{Slot: 1, Generation: 3, State: "backing off", HeartbeatAgeMS: -1, Respawns: 5, StartFailures: 4, RetryMS: 1500, LastDeath: "exit code 1: no database"},
 		}}},
-	})
+	}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

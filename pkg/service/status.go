@@ -12,8 +12,9 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/control"
 )
 
-// writeStatus shows a status to people.
-func writeStatus(w io.Writer, st control.Status) error {
+// writeStatus shows a status to people. r, if not nil, says how fast the
+// counters grow.
+func writeStatus(w io.Writer, st control.Status, r rates) error {
 	b := bufio.NewWriter(w)
 	fmt.Fprintf(b, "%s is %s: generation %d, %d connections, up %s, pid %d, version %s\n",
 		st.Service, st.State, st.Generation, st.Connections, age(st.UptimeMS), st.PID, st.Version)
@@ -29,7 +30,7 @@ func writeStatus(w io.Writer, st control.Status) error {
 	}
 	writeListeners(b, st.Listeners)
 	for _, p := range st.Pools {
-		writePool(b, p)
+		writePool(b, p, r)
 	}
 	return b.Flush()
 }
@@ -54,11 +55,16 @@ func writeListeners(w io.Writer, listeners []control.Listener) {
 	t.Flush() // into a bufio.Writer, which keeps the error
 }
 
-func writePool(w io.Writer, p control.Pool) {
+func writePool(w io.Writer, p control.Pool, r rates) {
 	fmt.Fprintf(w, "\npool %s: %d of %d ready, %d respawns\n", p.Name, p.Ready, p.Want, p.Respawns)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "slot\tpid\tgen\tstate\tuptime\trss\tconns\taccepts\tmessages\tin\tout\tqueue\tsend_fail\tpanics\ttimers\tbeat\trespawns\t")
+	fmt.Fprint(t, "slot\tpid\tgen\tstate\tuptime\trss\tconns\taccepts\tmessages\tin\tout\tqueue\tsend_fail\tpanics\ttimers\tbeat\trespawns\t")
+	if r != nil {
+		fmt.Fprint(t, "acc/s\tmsg/s\tin/s\tout/s\t")
+	}
+	fmt.Fprintln(t)
 	var sum control.Worker
+	var fast rate
 	for _, k := range p.Workers {
 		pid := "-"
 		if k.PID != 0 {
@@ -68,9 +74,15 @@ func writePool(w io.Writer, p control.Pool) {
 		if k.HeartbeatAgeMS >= 0 && k.PID != 0 {
 			beat = age(k.HeartbeatAgeMS)
 		}
-		fmt.Fprintf(t, "%d\t%s\t%d\t%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t%d\t%d\t%d\t%s\t%d\t\n",
+		fmt.Fprintf(t, "%d\t%s\t%d\t%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t%d\t%d\t%d\t%s\t%d\t",
 			k.Slot, pid, k.Generation, k.State, age(k.UptimeMS), showBytes(k.RSSBytes), k.Connections, k.Accepts, k.Messages,
 			showBytes(int64(k.BytesIn)), showBytes(int64(k.BytesOut)), showBytes(k.QueueBytes), k.SendFailures, k.Panics, k.Timers, beat, k.Respawns)
+		if r != nil {
+			one := r[k.Incarnation]
+			one.write(t)
+			fast = fast.plus(one)
+		}
+		fmt.Fprintln(t)
 		sum.RSSBytes += k.RSSBytes
 		sum.Connections += k.Connections
 		sum.Accepts += k.Accepts
@@ -82,9 +94,13 @@ func writePool(w io.Writer, p control.Pool) {
 		sum.Panics += k.Panics
 		sum.Timers += k.Timers
 	}
-	fmt.Fprintf(t, "sum\t\t\t\t\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t%d\t%d\t%d\t\t\t\n",
+	fmt.Fprintf(t, "sum\t\t\t\t\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t%d\t%d\t%d\t\t\t",
 		showBytes(sum.RSSBytes), sum.Connections, sum.Accepts, sum.Messages,
 		showBytes(int64(sum.BytesIn)), showBytes(int64(sum.BytesOut)), showBytes(sum.QueueBytes), sum.SendFailures, sum.Panics, sum.Timers)
+	if r != nil {
+		fast.write(t)
+	}
+	fmt.Fprintln(t)
 	t.Flush()
 	for _, k := range p.Workers {
 		writeTrouble(w, k)
