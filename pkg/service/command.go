@@ -68,7 +68,7 @@ Exit codes: 0 done, 1 refused or failed (the reason is on standard error),
 		s.runCommand(), s.stopCommand(), s.reloadCommand(),
 		s.statusCommand(), s.connectionsCommand(), s.eventsCommand(),
 		s.scaleCommand(), s.recycleCommand(), s.drainCommand(), s.resumeCommand(),
-		s.versionCommand(), s.reapCommand(),
+		s.configCommand(), s.versionCommand(), s.reapCommand(),
 	)
 	return root
 }
@@ -80,7 +80,8 @@ func (s *Service) runCommand() *cobra.Command {
 		Long: fmt.Sprintf(`Run the service in the foreground until it is told to stop.
 
 Settings come from the file, over it from the environment (%[1]sWORKERS for the
-key workers, %[1]sLOG_LEVEL for log.level), over that from the flags.
+key workers, %[1]sLOG_LEVEL for log.level, %[1]sLISTENER_TEXT_ECHO_SERVE for serve of
+the listener text-echo), over that from the flags.
 
 Signals: TERM and INT stop, a second one hastens; HUP, USR1 and USR2 reload;
 TTIN and TTOU add and remove a worker.`, s.prefix()),
@@ -88,7 +89,7 @@ TTIN and TTOU add and remove a worker.`, s.prefix()),
 		Args:    cobra.NoArgs,
 	}
 	f := cmd.Flags()
-	config := f.String("config", "", "configuration `FILE` (TOML); default "+s.defaultFile()+", which may be absent")
+	config := s.configFlag(cmd)
 	f.String("workers", "", "number `N` of workers; 0: one for each CPU")
 	listen := f.StringArray("listen", nil, "bind a listener: `NAME=URL`, URL being tcp://HOST:PORT or unix:///PATH; may be repeated")
 	serve := f.StringArray("serve", nil, "serve a kind on a listener: `NAME=KIND`, KIND being one of "+list(sortedKeys(s.kinds))+"; may be repeated")

@@ -89,12 +89,13 @@ func defaults(name string) config {
 }
 
 // setting is a key of the configuration: its name, what it wants, and how a
-// value gets into T.
+// value gets into T and, as a file would have it, out again.
 type setting[T any] struct {
 	key     string
 	want    string
 	restart bool // only a restart changes it
 	set     func(*T, any) error
+	get     func(*T) string // empty: nothing is set
 }
 
 // errWant says that a value is not what the setting wants.
@@ -114,7 +115,7 @@ var settings = []setting[config]{
 		}
 		c.Control = s
 		return nil
-	}},
+	}, func(c *config) string { return strconv.Quote(c.Control) }},
 	duration("start_timeout", 100*time.Millisecond, time.Hour, func(c *config) *time.Duration { return &c.StartTimeout }),
 	integer("start_attempts", 1, 100, func(c *config) *int { return &c.StartAttempts }),
 	duration("grace", time.Millisecond, 24*time.Hour, func(c *config) *time.Duration { return &c.Grace }),
@@ -140,7 +141,7 @@ var listenerSettings = []setting[listenerConfig]{
 		}
 		l.Address = s
 		return nil
-	}},
+	}, func(l *listenerConfig) string { return quoteSet(l.Address) }},
 	{"serve", "the name of a kind", false, func(l *listenerConfig, v any) error {
 		s, ok := asString(v)
 		if !ok || s == "" {
@@ -148,14 +149,19 @@ var listenerSettings = []setting[listenerConfig]{
 		}
 		l.Serve = s
 		return nil
-	}},
+	}, func(l *listenerConfig) string { return quoteSet(l.Serve) }},
 	{"inline", "true or false", false, func(l *listenerConfig, v any) error {
-		b, ok := v.(bool)
+		b, ok := asBool(v)
 		if !ok {
 			return errWant
 		}
 		l.Inline = &b
 		return nil
+	}, func(l *listenerConfig) string {
+		if l.Inline == nil {
+			return ""
+		}
+		return strconv.FormatBool(*l.Inline)
 	}},
 	size("max_message", func(l *listenerConfig) *int { return &l.MaxMessage }),
 	size("send_high", func(l *listenerConfig) *int { return &l.SendHigh }),
@@ -185,6 +191,22 @@ func asString(v any) (string, bool) {
 	return "", false
 }
 
+func asBool(v any) (b, ok bool) {
+	if w, isWord := v.(word); isWord {
+		return w == "true", w == "true" || w == "false"
+	}
+	b, ok = v.(bool)
+	return b, ok
+}
+
+// quoteSet is s as a file has it, empty if s is.
+func quoteSet(s string) string {
+	if s == "" {
+		return ""
+	}
+	return strconv.Quote(s)
+}
+
 func asInt(v any) (int64, bool) {
 	switch v := v.(type) {
 	case int64:
@@ -204,7 +226,7 @@ func integer[T any](key string, low, high int, field func(*T) *int) setting[T] {
 		}
 		*field(t) = int(n)
 		return nil
-	}}
+	}, func(t *T) string { return strconv.Itoa(*field(t)) }}
 }
 
 func duration[T any](key string, low, high time.Duration, field func(*T) *time.Duration) setting[T] {
@@ -217,7 +239,7 @@ func duration[T any](key string, low, high time.Duration, field func(*T) *time.D
 		}
 		*field(t) = d
 		return nil
-	}}
+	}, func(t *T) string { return strconv.Quote(showDuration(*field(t))) }}
 }
 
 func timeout(key string, field func(*listenerConfig) *time.Duration) setting[listenerConfig] {
@@ -234,6 +256,11 @@ func timeout(key string, field func(*listenerConfig) *time.Duration) setting[lis
 		}
 		*field(l) = d
 		return nil
+	}, func(l *listenerConfig) string {
+		if *field(l) < 0 {
+			return `"none"`
+		}
+		return strconv.Quote(showDuration(*field(l)))
 	}}
 }
 
@@ -245,7 +272,7 @@ func oneOf(key string, words []string, field func(*config) *string) setting[conf
 		}
 		*field(c) = s
 		return nil
-	}}
+	}, func(c *config) string { return strconv.Quote(*field(c)) }}
 }
 
 // units of a size, the longer suffix before the one it ends with.
@@ -268,7 +295,18 @@ func size(key string, field func(*listenerConfig) *int) setting[listenerConfig] 
 		}
 		*field(l) = int(n)
 		return nil
-	}}
+	}, func(l *listenerConfig) string { return showSize(int64(*field(l))) }}
+}
+
+// showSize is n as a file would have it: with the largest unit that divides
+// it.
+func showSize(n int64) string {
+	for _, u := range []string{"GiB", "MiB", "KiB"} {
+		if one, _ := parseSize("1" + u); n > 0 && n%one == 0 {
+			return strconv.Quote(strconv.FormatInt(n/one, 10) + u)
+		}
+	}
+	return strconv.FormatInt(n, 10)
 }
 
 func parseSize(s string) (int64, bool) {
@@ -332,11 +370,6 @@ func show(v any) string {
 	return out
 }
 
-// envName is the variable that sets a key: APP_RELOAD_BAKE for reload.bake.
-func envName(prefix, key string) string {
-	return prefix + strings.ToUpper(strings.ReplaceAll(key, ".", "_"))
-}
-
 // maxFile is the largest configuration file, in bytes.
 const maxFile = 1 << 20
 
@@ -373,14 +406,19 @@ func (c *config) parse(path string, b []byte) error {
 	}
 	f.md = md
 	for _, name := range sortedKeys(top) {
-		if name == "listener" {
+		switch name {
+		case "listener":
 			err = f.listeners(top[name])
-		} else {
+		case "pool": // after the others, to see what they have set
+		default:
 			err = f.value(name, top[name])
 		}
 		if err != nil {
 			return err
 		}
+	}
+	if p, ok := top["pool"]; ok {
+		return f.pools(p)
 	}
 	return nil
 }
@@ -411,6 +449,58 @@ func (f *file) value(key string, p toml.Primitive) error {
 	}
 	f.config.origin[key] = f.origin(line)
 	return nil
+}
+
+// poolName is the one pool that there is.
+const poolName = "worker"
+
+// ofPool says whether a key may stand in [pool.NAME], too.
+func ofPool(key string) bool { return key != "control" && !strings.HasPrefix(key, "log.") }
+
+func (f *file) pools(p toml.Primitive) error {
+	v, line := f.look(p)
+	if _, ok := v.(map[string]any); !ok {
+		return f.refuse(line, "pool", fmt.Errorf("got %s, want tables [pool.NAME]", show(v)))
+	}
+	return f.table(p, func(name string, p toml.Primitive) error {
+		if name != poolName {
+			_, line := f.look(p)
+			return f.refuse(line, "pool."+name, fmt.Errorf("no pool %q, there is %q", name, poolName))
+		}
+		return f.poolValue("", p)
+	})
+}
+
+// poolValue sets the keys below prefix that stand in the table p.
+func (f *file) poolValue(prefix string, p toml.Primitive) error {
+	const pool = "pool." + poolName + "."
+	if v, line := f.look(p); !isTable(v) {
+		return f.refuse(line, strings.TrimSuffix(pool+prefix, "."), fmt.Errorf("got %s, want a table [%s]", show(v), strings.TrimSuffix(pool+prefix, ".")))
+	}
+	return f.table(p, func(name string, p toml.Primitive) error {
+		key := prefix + name
+		if slices.ContainsFunc(settings, func(s setting[config]) bool { return strings.HasPrefix(s.key, key+".") }) {
+			return f.poolValue(key+".", p)
+		}
+		v, line := f.look(p)
+		i := slices.IndexFunc(settings, func(s setting[config]) bool { return s.key == key && ofPool(key) })
+		if i < 0 {
+			return f.refuse(line, pool+key, errUnknownKey)
+		}
+		if before := f.config.origin[key]; before != "" {
+			return f.refuse(line, pool+key, fmt.Errorf("%s is set at %s: want it in one place", key, before))
+		}
+		if err := settings[i].apply(f.config, v); err != nil {
+			return f.refuse(line, pool+key, err)
+		}
+		f.config.origin[key] = f.origin(line)
+		return nil
+	})
+}
+
+func isTable(v any) bool {
+	_, ok := v.(map[string]any)
+	return ok
 }
 
 var errUnknownKey = errors.New("unknown key")
@@ -496,24 +586,6 @@ func (f *file) origin(line int) string { return fmt.Sprintf("%s:%d", f.path, max
 
 func (f *file) refuse(line int, key string, err error) error {
 	return fmt.Errorf("%s: key %q: %w", f.origin(line), key, err)
-}
-
-// readEnv merges the variables of env into c: those of the settings' names
-// behind prefix. Others are left to the application. An error names the
-// variable.
-func (c *config) readEnv(prefix string, env map[string]string) error {
-	for _, s := range settings {
-		name := envName(prefix, s.key)
-		v, ok := env[name]
-		if !ok {
-			continue
-		}
-		if err := s.apply(c, word(v)); err != nil {
-			return fmt.Errorf("%s: key %q: %w", name, s.key, err)
-		}
-		c.origin[s.key] = name
-	}
-	return nil
 }
 
 // setFlag merges what a flag says into c. The error names the flag.

@@ -217,7 +217,7 @@ func TestFaultInTheEnvironmentNamesTheVariable(t *testing.T) {
 		{"APP_CONTROL", "tcp://x", `APP_CONTROL: key "control": got "tcp://x", want unix:///PATH`},
 	} {
 		c := defaults("app")
-		err := c.readEnv("APP_", map[string]string{tt.name: tt.value})
+		err := c.readEnv("APP_", map[string]string{tt.name: tt.value}, nil)
 		if err == nil || err.Error() != tt.want {
 			t.Errorf("%s=%q: got %v, want %s", tt.name, tt.value, err, tt.want)
 		}

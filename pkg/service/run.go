@@ -30,6 +30,8 @@ import (
 type runFlags struct {
 	config string // file; empty: the default one, which may be absent
 	set    []flagValue
+
+	sockets []string // names of systemd's sockets
 }
 
 // flagValue is a flag that sets a key of the configuration.
@@ -51,7 +53,7 @@ func (s *Service) load(flags runFlags, env map[string]string) (config, error) {
 	if err := c.readFile(path, mayBeAbsent); err != nil {
 		return config{}, err
 	}
-	if err := c.readEnv(s.prefix(), env); err != nil {
+	if err := c.readEnv(s.prefix(), env, s.names(flags)); err != nil {
 		return config{}, err
 	}
 	for _, f := range flags.set {
@@ -70,19 +72,6 @@ func (s *Service) load(flags runFlags, env map[string]string) (config, error) {
 
 func (s *Service) defaultFile() string { return "/etc/" + s.name + "/" + s.name + ".toml" }
 
-// environment returns the variables of this process that are settings of the
-// service.
-func (s *Service) environment() map[string]string {
-	env := map[string]string{}
-	for _, key := range settings {
-		name := envName(s.prefix(), key.key)
-		if v, ok := os.LookupEnv(name); ok {
-			env[name] = v
-		}
-	}
-	return env
-}
-
 // run is the supervisor's role.
 func (s *Service) run(ctx context.Context, flags runFlags) int {
 	// Before anything else opens a file or starts a process.
@@ -90,6 +79,9 @@ func (s *Service) run(ctx context.Context, flags runFlags) int {
 	notifier, err := notify.FromEnv()
 	if err = errors.Join(activationErr, err); err != nil {
 		return s.refuseStart(notifier, exitConfig, err)
+	}
+	for _, socket := range inherited {
+		flags.sockets = append(flags.sockets, socket.Name)
 	}
 	env := s.environment()
 	c, err := s.load(flags, env)
