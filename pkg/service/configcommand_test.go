@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
 )
 
 // everything is a file that sets each key to something.
@@ -100,5 +101,34 @@ func TestEveryDefaultIsShown(t *testing.T) {
 		if v.Source != "default" || v.Value == "" || v.Value == `""` {
 			t.Errorf("%+v", v)
 		}
+	}
+}
+
+func TestWhatOnlyARestartChangesIsNoted(t *testing.T) {
+	s := New("app")
+	s.Kind("echo", Raw[struct{}]{})
+	first, err := parse("listener.echo.address = \"tcp://127.0.0.1:1\"")
+	if err != nil {
+		t.Fatal(err)
+	}
+	now, err := parse("control = \"unix:///tmp/x\"\nlog.format = \"json\"\nlistener.echo.address = \"tcp://127.0.0.1:2\"")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &loader{service: s, first: first, plan: []planned{{name: "echo"}}, log: zap.NewNop()}
+	got, err := l.fits(now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		`only a restart changes listener.echo.address (app.toml:3): it stays "tcp://127.0.0.1:1", not "tcp://127.0.0.1:2"`,
+		`only a restart changes control (app.toml:1): it stays "unix:///run/app/control.sock", not "unix:///tmp/x"`,
+		`only a restart changes log.format for the supervisor: it stays "auto", the workers get "json"`,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	if got, err := l.fits(first); err != nil || len(got) != 0 {
+		t.Errorf("nothing has changed, but %q, %v", got, err)
 	}
 }

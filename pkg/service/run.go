@@ -11,12 +11,14 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/journal"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/mainstay-go/mainstay/pkg/activation"
 	"github.com/mainstay-go/mainstay/pkg/backoff"
@@ -93,6 +95,11 @@ func (s *Service) run(ctx context.Context, flags runFlags) int {
 	}
 	plan, err := s.plan(c, inherited)
 	if err != nil {
+		return s.refuseStart(notifier, exitConfig, err)
+	}
+	if settings, err := c.settings(); err != nil {
+		return s.refuseStart(notifier, exitConfig, err)
+	} else if err := checkDescriptors(len(plan), settings); err != nil {
 		return s.refuseStart(notifier, exitConfig, err)
 	}
 	if err := s.supervise(ctx, flags, c, plan, notifier); err != nil {
@@ -209,6 +216,20 @@ func runtimeDir() string {
 	return first
 }
 
+// checkDescriptors says whether the supervisor may open as many files as it
+// needs to.
+func checkDescriptors(listeners int, settings supervisor.Settings) error {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return os.NewSyscallError("getrlimit", err)
+	}
+	if need := supervisor.Descriptors(listeners, settings); limit.Cur < uint64(need) {
+		return fmt.Errorf("the limit of open files is %d (RLIMIT_NOFILE): a supervisor of %d listeners and %d workers needs %d: raise LimitNOFILE= of the unit, or ulimit -n",
+			limit.Cur, listeners, settings.Workers, need)
+	}
+	return nil
+}
+
 // loader reads the configuration for the supervisor, at the start and at
 // each reload.
 type loader struct {
@@ -231,11 +252,16 @@ func (l *loader) load(env map[string]string) (supervisor.Settings, error) {
 	if err != nil {
 		return supervisor.Settings{}, err
 	}
-	if err := l.fits(c); err != nil {
+	notes, err := l.fits(c)
+	if err != nil {
 		return supervisor.Settings{}, err
 	}
 	settings, err := c.settings()
 	if err != nil {
+		return supervisor.Settings{}, err
+	}
+	settings.Notes = notes
+	if err := checkDescriptors(len(l.plan), settings); err != nil {
 		return supervisor.Settings{}, err
 	}
 	if err := l.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
@@ -244,35 +270,39 @@ func (l *loader) load(env map[string]string) (supervisor.Settings, error) {
 	return settings, nil
 }
 
-// fits says what in c the running service cannot do, and warns of what only a
+// fits says what in c the running service cannot do, and notes what only a
 // restart would change.
-func (l *loader) fits(c config) error {
+func (l *loader) fits(c config) (notes []string, err error) {
+	note := func(key, have, want string) {
+		l.log.Warn("change ignored, it needs a restart", zap.String("key", key), zap.String("have", have), zap.String("want", want))
+		if from := c.origin[key]; from != "" {
+			key += " (" + from + ")"
+		}
+		notes = append(notes, fmt.Sprintf("only a restart changes %s: it stays %s, not %s", key, have, want))
+	}
 	served := map[string]bool{}
 	for _, p := range l.plan {
 		served[p.name] = true
 		if err := l.service.check(c, p.name); err != nil {
-			return err
+			return nil, err
 		}
 		if was, is := l.first.Listeners[p.name].Address, c.Listeners[p.name].Address; was != is {
-			l.restartOnly(listenerKey(p.name)+".address", was, is)
+			note(listenerKey(p.name)+".address", strconv.Quote(was), strconv.Quote(is))
 		}
 	}
 	for _, name := range sortedKeys(c.Listeners) {
 		if !served[name] {
-			return c.refuse(fmt.Errorf("listener %q has no socket in the running service: a new listener needs a restart", name), listenerKey(name))
+			return nil, c.refuse(fmt.Errorf("listener %q has no socket in the running service: a new listener needs a restart", name), listenerKey(name))
 		}
 	}
 	if c.Control != l.first.Control {
-		l.restartOnly("control", l.first.Control, c.Control)
+		note("control", strconv.Quote(l.first.Control), strconv.Quote(c.Control))
 	}
 	if c.LogFormat != l.first.LogFormat {
 		l.log.Warn("changed for the workers, for the supervisor it needs a restart", zap.String("key", "log.format"))
+		notes = append(notes, fmt.Sprintf("only a restart changes log.format for the supervisor: it stays %q, the workers get %q", l.first.LogFormat, c.LogFormat))
 	}
-	return nil
-}
-
-func (l *loader) restartOnly(key, was, is string) {
-	l.log.Warn("change ignored, it needs a restart", zap.String("key", key), zap.String("have", was), zap.String("want", is))
+	return notes, nil
 }
 
 // settings is c as the supervisor and its workers take it.

@@ -28,6 +28,10 @@ type Settings struct {
 	Bake          time.Duration // how long a new worker serves beside the old one before that leaves; zero: not at all
 	Respawn       backoff.Policy
 	Worker        []byte // configuration for the workers, not looked at here
+
+	// Notes are told to who asked for the reload that brings these settings
+	// in: what they say that only a restart would change.
+	Notes []string
 }
 
 func (s Settings) withDefaults() (Settings, error) {
@@ -106,6 +110,20 @@ func openExecutable(path string) (executable, error) {
 
 // highFD is above any descriptor number that a worker is started with.
 const highFD = 512
+
+const (
+	descriptorsPerWorker  = 5   // channel, process, output, last words; the far ends while it starts
+	descriptorsPerRelease = 2   // executable, configuration
+	descriptorsAside      = 128 // the control socket's askers, answers to questions, the journal, the runtime
+)
+
+// Descriptors is how many files a supervisor with these settings opens in a
+// reload, when every slot has an old worker and a new one.
+func Descriptors(listeners int, settings Settings) int {
+	processes := 2*settings.Workers + settings.Parallel
+	low := listeners + processes*descriptorsPerWorker + descriptorsAside
+	return max(low, highFD) + (settings.MaxOld+3)*descriptorsPerRelease
+}
 
 // name returns what to execute: the path while it still names the same file,
 // which also serves scripts and gives the process its name, else the open

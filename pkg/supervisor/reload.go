@@ -27,6 +27,7 @@ type reload struct {
 	busy     []*slot // their replacement is under way
 	failure  error   // set: it rolls back
 	extra    []*slot // slots that only the new release has
+	begun    map[*slot]beginning
 }
 
 // reloadRequest is somebody who waits for a verdict.
@@ -132,6 +133,9 @@ func (s *Supervisor) beginRolling(m released) {
 		r.extra = append(r.extra, sl)
 	}
 	r.todo = slices.Clone(p.slots[:r.to.settings.Workers])
+	for _, note := range r.to.settings.Notes {
+		r.tell("%s", note)
+	}
 	r.tell("generation %d: replacing %d workers", r.to.generation, len(r.todo))
 	s.roll()
 }
@@ -145,6 +149,7 @@ func (s *Supervisor) roll() {
 		sl := r.todo[0]
 		r.todo = r.todo[1:]
 		r.busy = append(r.busy, sl)
+		r.begin(sl)
 		if r.failure == nil {
 			sl.release = r.to
 		} else {
@@ -172,6 +177,7 @@ func (s *Supervisor) commit() {
 		s.occur(s.pool.removeLast(), dismiss)
 	}
 	s.current = r.to
+	s.summary(r)
 	s.finish(nil)
 }
 
@@ -183,7 +189,7 @@ func (s *Supervisor) settled(sl *slot) {
 		return
 	}
 	r.busy = slices.DeleteFunc(r.busy, func(b *slot) bool { return b == sl })
-	r.tell("worker %d: generation %d serves, pid %d", sl.index, sl.current.release.generation, sl.current.pid())
+	r.tell("worker %d: %s", sl.index, r.change(sl))
 	s.extendTimeout(r.to.settings.StartTimeout + r.to.settings.Bake)
 	s.roll()
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/mainstay-go/mainstay/pkg/control"
@@ -133,5 +134,13 @@ func TestPeerFilterMeansWhatItSays(t *testing.T) {
 		if !slices.Equal(got, tt.got) {
 			t.Errorf("%q: %q, want %q", tt.want, got, tt.got)
 		}
+	}
+}
+
+func TestWorkerWarnsOfALimitThatIsTooLowForItsConnections(t *testing.T) {
+	p := serving(t, "many connections", 0, listen(t))
+	p.wrote("limit of open files is lower than the connections that are allowed")
+	if p := serving(t, "", 0, listen(t)); strings.Contains(p.stderr.String(), "limit of open files") {
+		t.Errorf("a worker without such a number warns: %s", p.stderr)
 	}
 }

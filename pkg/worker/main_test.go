@@ -120,6 +120,8 @@ func helper(name string) int {
 			limit := uint64(probe) + 4
 			return unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: limit, Max: limit})
 		}
+	case "many connections":
+		c.MaxConnections = 1 << 30
 	case "http":
 		for i := range c.Listeners {
 			c.Listeners[i] = Listener{Name: c.Listeners[i].Name, HTTP: http.HandlerFunc(serveTest)}

@@ -44,6 +44,11 @@ type Config struct {
 	PoolSize       int // goroutines for callbacks that are not inline; zero: 256
 	MaxDescriptors int // the descriptor table is made large enough for so many; zero: 65536
 
+	// MaxConnections is how many connections the listeners may have in sum. If
+	// the limit of open files is too low for them, that is logged at the
+	// start. Zero: no such number is configured.
+	MaxConnections int
+
 	Build string           // what was built, for status
 	Log   *zap.Logger      // nil: nothing is logged
 	Level *zap.AtomicLevel // follows the supervisor's LogLevel; nil: stays
@@ -178,6 +183,9 @@ func prepare(in *link.Inherited, conf Config) (*Worker, error) {
 	if err := reactor.ReserveDescriptors(w.conf.MaxDescriptors); err != nil {
 		return nil, fmt.Errorf("worker: %w", err)
 	}
+	if err := w.checkDescriptors(len(in.Sockets)); err != nil {
+		return nil, err
+	}
 	board, err := scoreboard.Open(in.Stats)
 	if err != nil {
 		return nil, fmt.Errorf("worker: %w", err)
@@ -201,6 +209,25 @@ func prepare(in *link.Inherited, conf Config) (*Worker, error) {
 		return nil, fmt.Errorf("worker: %w", err)
 	}
 	return w, nil
+}
+
+// descriptorsAside is how many files a worker has open beside its connections
+// and listeners: standard ones, epoll, the runtime, the log, an answer to the
+// supervisor, the one that net.FileConn needs for a moment.
+const descriptorsAside = 32
+
+// checkDescriptors warns if the worker may be told to take more connections
+// than it can have.
+func (w *Worker) checkDescriptors(listeners int) error {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return fmt.Errorf("worker: %w", os.NewSyscallError("getrlimit", err))
+	}
+	if need := w.conf.MaxConnections + listeners + descriptorsAside; w.conf.MaxConnections > 0 && limit.Cur < uint64(need) {
+		w.log.Warn("limit of open files is lower than the connections that are allowed: raise LimitNOFILE= of the unit",
+			zap.Uint64("limit", limit.Cur), zap.Int("connections", w.conf.MaxConnections), zap.Int("want", need))
+	}
+	return nil
 }
 
 func (c Config) withDefaults() Config {

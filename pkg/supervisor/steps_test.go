@@ -1,0 +1,41 @@
+package supervisor
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/mainstay-go/mainstay/pkg/control"
+)
+
+func TestReloadTellsWhatHasBecomeOfEachSlot(t *testing.T) {
+	supervise(t, quick, serve, func(r *rig) {
+		r.expect(control.StateServing, 1, 1)
+		r.incarnations[1].seat.Connections.Store(12)
+		r.settings.Workers = 3
+		r.settings.Notes = []string{"only a restart changes the rest"}
+		var steps []string
+		if err := r.Reload(r.t.Context(), control.ReloadRequest{}, func(s string) { steps = append(steps, s) }); err != nil {
+			t.Fatal(err)
+		}
+		want := []string{
+			"only a restart changes the rest",
+			"generation 2: replacing 3 workers",
+			"worker 0: pid 1001 -> 1003, generation 2 serves after 1s, 12 connections drain",
+			"worker 1: pid 1002 -> 1004, generation 2 serves after 1s",
+			"worker 2: pid 1005, generation 2 serves after 0s",
+		}
+		if !slices.Equal(steps, want) {
+			t.Errorf("steps\n%q\nwant\n%q", steps, want)
+		}
+	})
+}
+
+func TestDescriptorsGrowWithWhatIsOpen(t *testing.T) {
+	small := Descriptors(1, Settings{Workers: 1, MaxOld: 2, Parallel: 1})
+	if small <= highFD || small > 600 {
+		t.Errorf("%d for one worker", small)
+	}
+	if large := Descriptors(20, Settings{Workers: MaxWorkers, MaxOld: 2, Parallel: 1}); large < 2*MaxWorkers*descriptorsPerWorker {
+		t.Errorf("%d for %d workers", large, MaxWorkers)
+	}
+}
