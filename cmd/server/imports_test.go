@@ -22,6 +22,7 @@ var floors = map[string]int{
 	"pkg/notify":          0,
 	"pkg/reactor":         0,
 	"pkg/scoreboard":      0,
+	"pkg/unit":            0,
 	"pkg/wire":            0,
 	"pkg/wire/frame":      0,
 	"pkg/wire/http1":      0,

@@ -68,7 +68,7 @@ Exit codes: 0 done, 1 refused or failed (the reason is on standard error),
 		s.runCommand(), s.stopCommand(), s.reloadCommand(),
 		s.statusCommand(), s.connectionsCommand(), s.eventsCommand(),
 		s.scaleCommand(), s.recycleCommand(), s.drainCommand(), s.resumeCommand(),
-		s.configCommand(), s.versionCommand(), s.reapCommand(),
+		s.configCommand(), s.unitLintCommand(), s.versionCommand(), s.reapCommand(),
 	)
 	return root
 }
