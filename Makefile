@@ -1,10 +1,14 @@
 # Names only; what is longer than a line stands in scripts/. scripts/go is the
 # go command, the first on this machine that is new enough for go.mod.
 
-.PHONY: build run test fuzz lint bench clean
+.PHONY: build man run test fuzz lint bench clean
 
 build: ## bin/server: the reference service and its command line
 	CGO_ENABLED=0 scripts/go build -trimpath -o bin/server ./cmd/server
+
+man: build ## bin/man: the manual pages of the command line, as it is installed
+	mkdir -p bin/man
+	bin/server man --name mainstay bin/man
 
 run: build ## the service in the foreground, on loopback
 	scripts/run

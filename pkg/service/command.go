@@ -48,9 +48,17 @@ func (s *Service) command(args []string) int {
 	return exitUsage
 }
 
+// programName is what the program was called by, or is installed as.
+func (s *Service) programName() string {
+	if s.program != "" {
+		return s.program
+	}
+	return filepath.Base(os.Args[0])
+}
+
 func (s *Service) commands() *cobra.Command {
 	root := &cobra.Command{
-		Use:   filepath.Base(os.Args[0]),
+		Use:   s.programName(),
 		Short: "The service " + s.name + ": run it, or ask one that runs",
 		Long: "The service " + s.name + `: run it, or ask one that runs.
 
@@ -69,6 +77,7 @@ Exit codes: 0 done, 1 refused or failed (the reason is on standard error),
 		s.statusCommand(), s.connectionsCommand(), s.eventsCommand(),
 		s.scaleCommand(), s.recycleCommand(), s.drainCommand(), s.resumeCommand(),
 		s.configCommand(), s.unitLintCommand(), s.versionCommand(), s.reapCommand(),
+		s.completionCommand(), s.manCommand(),
 	)
 	return root
 }
@@ -85,7 +94,7 @@ the listener text-echo), over that from the flags.
 
 Signals: TERM and INT stop, a second one hastens; HUP, USR1 and USR2 reload;
 TTIN and TTOU add and remove a worker.`, s.prefix()),
-		Example: fmt.Sprintf("  %s run --workers 2 --listen NAME=tcp://127.0.0.1:7007 --control unix:///tmp/control.sock", filepath.Base(os.Args[0])),
+		Example: fmt.Sprintf("  %s run --workers 2 --listen NAME=tcp://127.0.0.1:7007 --control unix:///tmp/control.sock", s.programName()),
 		Args:    cobra.NoArgs,
 	}
 	f := cmd.Flags()

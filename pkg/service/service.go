@@ -48,6 +48,7 @@ var (
 // then run by Main.
 type Service struct {
 	name      string
+	program   string // name of its command line; empty: what it was called by
 	listeners []declared
 	kinds     map[string]Protocol
 
