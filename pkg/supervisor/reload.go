@@ -126,6 +126,9 @@ func (s *Supervisor) beginRolling(m released) {
 		return
 	}
 	r.to = m.release
+	for _, note := range r.to.settings.Notes {
+		r.tell("%s", note)
+	}
 	s.env = m.env
 	p := s.pool
 	for i := len(p.slots); i < r.to.settings.Workers; i++ {
@@ -133,9 +136,6 @@ func (s *Supervisor) beginRolling(m released) {
 		r.extra = append(r.extra, sl)
 	}
 	r.todo = slices.Clone(p.slots[:r.to.settings.Workers])
-	for _, note := range r.to.settings.Notes {
-		r.tell("%s", note)
-	}
 	r.tell("generation %d: replacing %d workers", r.to.generation, len(r.todo))
 	s.roll()
 }
