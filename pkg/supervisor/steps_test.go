@@ -3,14 +3,18 @@ package supervisor
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/control"
 )
 
 func TestReloadTellsWhatHasBecomeOfEachSlot(t *testing.T) {
-	supervise(t, quick, serve, func(r *rig) {
+	settings := quick
+	settings.Bake = 1500 * time.Millisecond // so that the first has drained when the second begins to
+	supervise(t, settings, serve, func(r *rig) {
 		r.expect(control.StateServing, 1, 1)
 		r.incarnations[1].seat.Connections.Store(12)
+		r.incarnations[2].seat.Connections.Store(1)
 		r.settings.Workers = 3
 		r.settings.Notes = []string{"only a restart changes the rest"}
 		var steps []string
@@ -20,9 +24,10 @@ func TestReloadTellsWhatHasBecomeOfEachSlot(t *testing.T) {
 		want := []string{
 			"only a restart changes the rest",
 			"generation 2: replacing 3 workers",
-			"worker 0: pid 1001 -> 1003, generation 2 serves after 1s, 12 connections drain",
-			"worker 1: pid 1002 -> 1004, generation 2 serves after 1s",
+			"worker 0: pid 1001 -> 1003, generation 2 serves after 1.5s, 12 connections drain",
+			"worker 1: pid 1002 -> 1004, generation 2 serves after 1.5s, 1 connections drain",
 			"worker 2: pid 1005, generation 2 serves after 0s",
+			"old workers: 1, with 1 connections, which have 20s at most",
 		}
 		if !slices.Equal(steps, want) {
 			t.Errorf("steps\n%q\nwant\n%q", steps, want)

@@ -373,7 +373,7 @@ func (w *Worker) told(body link.Body) {
 	case link.Stop:
 		w.leave(terms{prompt: true, hasten: true})
 	case link.Gather:
-		go w.answer(m) // it may wait for the loop, and this goroutine must not
+		go w.answer(m)
 	case link.LogLevel:
 		w.setLevel(m.Level)
 	}
