@@ -9,20 +9,14 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
-	"time"
 )
 
 // eventsPath is the one request that streams without an end.
 const eventsPath = "/v1/events"
 
-const (
-	// maxStreams bounds how many askers follow the events at a time. They
-	// stay, so they are few and do not take the others' places.
-	maxStreams = 16
-
-	// readTimeout bounds how long a request may take to arrive.
-	readTimeout = 10 * time.Second
-)
+// maxStreams bounds how many askers follow the events at a time. They stay, so
+// they do not take the others' places, and further ones are refused.
+const maxStreams = 16
 
 // Operator is a Backend that can deal with single workers and remembers what
 // has happened. Its methods are called as Backend's are.
@@ -50,17 +44,6 @@ type ConnectionLister interface {
 
 // errNotHere answers what this backend cannot do.
 var errNotHere = errors.New("the running supervisor does not know this request: it is of an older version, restart the service")
-
-// unhurried lifts the deadlines of a request that may last: past the read
-// deadline, net/http would take a silent peer for gone and end the request's
-// context.
-func unhurried(w http.ResponseWriter) (*http.ResponseController, error) {
-	ctl := http.NewResponseController(w)
-	if err := errors.Join(ctl.SetReadDeadline(time.Time{}), ctl.SetWriteDeadline(time.Time{})); err != nil {
-		return nil, fmt.Errorf("control: %w", err)
-	}
-	return ctl, nil
-}
 
 // answerErr refuses with the status that err stands for; false: err is nil.
 func answerErr(w http.ResponseWriter, err error) bool {
@@ -90,10 +73,6 @@ func (s *Server) slot(done string, do func(Operator, context.Context, SlotReques
 		op, ok := s.backend.(Operator)
 		if !ok {
 			refuse(w, http.StatusNotImplemented, errNotHere)
-			return
-		}
-		if _, err := unhurried(w); err != nil {
-			refuse(w, http.StatusInternalServerError, err)
 			return
 		}
 		if answerErr(w, do(op, r.Context(), req)) {
@@ -142,25 +121,21 @@ func (s *Server) connections(w http.ResponseWriter, r *http.Request) {
 	answer(w, all)
 }
 
+// follows says whether a request is one for events that has no end.
+func follows(r *http.Request) bool {
+	return r.URL.Path == eventsPath && r.URL.Query().Get("follow") != "false"
+}
+
 // events streams until the asker leaves or the server closes; with
 // follow=false it ends with what the backend remembers.
 func (s *Server) events(w http.ResponseWriter, r *http.Request) {
-	follow := true
-	if v := r.URL.Query().Get("follow"); v != "" {
-		var err error
-		if follow, err = strconv.ParseBool(v); err != nil {
-			refuse(w, http.StatusBadRequest, fmt.Errorf("%w: follow %q, want true or false", ErrInvalid, v))
-			return
-		}
+	if v := r.URL.Query().Get("follow"); v != "" && v != "true" && v != "false" {
+		refuse(w, http.StatusBadRequest, fmt.Errorf("%w: follow %q, want true or false", ErrInvalid, v))
+		return
 	}
 	op, ok := s.backend.(Operator)
 	if !ok {
 		refuse(w, http.StatusNotImplemented, errNotHere)
-		return
-	}
-	ctl, err := unhurried(w)
-	if err != nil {
-		refuse(w, http.StatusInternalServerError, err)
 		return
 	}
 	ctx, cancel := context.WithCancel(r.Context())
@@ -168,10 +143,11 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 	defer context.AfterFunc(s.closing, cancel)()
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.WriteHeader(http.StatusOK)
+	ctl := http.NewResponseController(w)
 	ctl.Flush() // so that the asker knows it is heard
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
-	err = op.Events(ctx, follow, func(e Event) {
+	err := op.Events(ctx, follows(r), func(e Event) {
 		if ctx.Err() == nil && (enc.Encode(e) != nil || ctl.Flush() != nil) {
 			cancel()
 		}

@@ -206,44 +206,42 @@ func TestEventsAreRememberedAndFollowed(t *testing.T) {
 }
 
 func TestThoseWhoFollowEventsTakeNobodysPlace(t *testing.T) {
-	o := &operator{coming: make(chan Event)}
+	o := &operator{coming: make(chan Event), remembered: []Event{{Kind: "service-ready"}}}
 	c, _ := start(t, o)
 	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, maxConversations)
-	for range maxConversations {
-		go func() { ended <- c.Events(ctx, true, func(Event) {}) }()
+	defer cancel()
+	heard, ended := make(chan Event, maxStreams), make(chan error, maxStreams)
+	for range maxStreams {
+		go func() { ended <- c.Events(ctx, true, func(e Event) { heard <- e }) }()
 	}
-	if _, err := c.Status(t.Context()); err != nil {
-		t.Errorf("status beside %d followers: %v", maxConversations, err)
+	for range maxStreams {
+		<-heard
+	}
+	if err := c.Events(ctx, true, func(Event) {}); err == nil || err.Error() != "16 follow the events already" {
+		t.Errorf("one more: %v", err)
+	}
+	if err := c.Events(ctx, false, func(Event) {}); err != nil {
+		t.Errorf("one who does not follow: %v", err)
+	}
+	if _, err := c.Status(ctx); err != nil {
+		t.Errorf("status: %v", err)
 	}
 	cancel()
-	for range maxConversations {
+	for range maxStreams {
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
 	}
 }
 
-// net/http ends a request's context at the read deadline, although the peer
-// is still there.
-func TestRequestThatLastsIsNotCutOffByTheReadDeadline(t *testing.T) {
-	o := &operator{coming: make(chan Event)}
-	s := NewServer(o)
-	s.http.ReadTimeout = 10 * time.Millisecond
-	c, _ := startWith(t, s)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	ended := make(chan error, 1)
-	go func() { ended <- c.Events(ctx, true, func(Event) {}) }()
-	late := time.NewTimer(20 * s.http.ReadTimeout)
-	defer late.Stop()
-	select {
-	case err := <-ended:
-		t.Fatalf("the stream has ended: %v", err)
-	case <-late.C:
+func TestWrongWayToFollowIsRefused(t *testing.T) {
+	c, _ := start(t, &operator{})
+	resp, err := c.http.Get("http://control/v1/events?follow=maybe")
+	if err != nil {
+		t.Fatal(err)
 	}
-	cancel()
-	if err := <-ended; err != nil {
-		t.Error(err)
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusBadRequest {
+		t.Errorf("status %s, want 400", resp.Status)
 	}
 }

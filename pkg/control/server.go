@@ -145,7 +145,7 @@ func NewServer(backend Backend) *Server {
 	s.http = &http.Server{
 		Handler:           s.bounded(mux),
 		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       readTimeout,
+		ReadTimeout:       10 * time.Second,
 		IdleTimeout:       10 * time.Second,
 		MaxHeaderBytes:    16 << 10,
 		ConnContext:       withPeer,
@@ -177,15 +177,21 @@ func (s *Server) bounded(next http.Handler) http.Handler {
 			refuse(w, http.StatusForbidden, err)
 			return
 		}
-		places := s.slots
-		if r.URL.Path == eventsPath {
-			places = s.streams
-		}
-		select {
-		case places <- struct{}{}:
-			defer func() { <-places }()
-		case <-r.Context().Done():
-			return
+		if follows(r) {
+			select {
+			case s.streams <- struct{}{}:
+				defer func() { <-s.streams }()
+			default:
+				refuse(w, http.StatusServiceUnavailable, fmt.Errorf("%d follow the events already", maxStreams))
+				return
+			}
+		} else {
+			select {
+			case s.slots <- struct{}{}:
+				defer func() { <-s.slots }()
+			case <-r.Context().Done():
+				return
+			}
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, MaxRequest)
 		next.ServeHTTP(w, r)
@@ -207,11 +213,8 @@ func (s *Server) reload(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, err)
 		return
 	}
-	ctl, err := unhurried(w)
-	if err != nil {
-		refuse(w, http.StatusInternalServerError, err)
-		return
-	}
+	// A reload lasts longer than any write deadline.
+	ctl := http.NewResponseController(w)
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	var mu sync.Mutex
 	enc := json.NewEncoder(w)
