@@ -97,8 +97,21 @@ TTIN and TTOU add and remove a worker.`, s.prefix()),
 		Example: fmt.Sprintf("  %s run --workers 2 --listen NAME=tcp://127.0.0.1:7007 --control unix:///tmp/control.sock", s.programName()),
 		Args:    cobra.NoArgs,
 	}
+	flags := s.settingFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if code := s.run(cmd.Context(), flags()); code != exitDone {
+			return &exitError{code: code}
+		}
+		return nil
+	}
+	return cmd
+}
+
+// settingFlags gives a command the flags that set something, and returns what
+// reads them when the command runs.
+func (s *Service) settingFlags(cmd *cobra.Command) func() runFlags {
 	f := cmd.Flags()
-	config := s.configFlag(cmd)
+	config := f.String("config", "", "configuration `FILE` (TOML); default "+s.defaultFile()+", which may be absent")
 	f.String("workers", "", "number `N` of workers; 0: one for each CPU")
 	listen := f.StringArray("listen", nil, "bind a listener: `NAME=URL`, URL being tcp://HOST:PORT or unix:///PATH; may be repeated")
 	serve := f.StringArray("serve", nil, "serve a kind on a listener: `NAME=KIND`, KIND being one of "+list(sortedKeys(s.kinds))+"; may be repeated")
@@ -109,7 +122,7 @@ TTIN and TTOU add and remove a worker.`, s.prefix()),
 	keys := map[string]string{
 		"workers": "workers", "control": "control", "grace": "grace", "log-level": "log.level", "log-format": "log.format",
 	}
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+	return func() runFlags {
 		flags := runFlags{config: *config}
 		for _, name := range sortedKeys(keys) {
 			if flag := f.Lookup(name); flag.Changed {
@@ -122,12 +135,8 @@ TTIN and TTOU add and remove a worker.`, s.prefix()),
 		for _, v := range *serve {
 			flags.set = append(flags.set, flagValue{flag: "serve", key: "serve", value: v, listener: true})
 		}
-		if code := s.run(cmd.Context(), flags); code != exitDone {
-			return &exitError{code: code}
-		}
-		return nil
+		return flags
 	}
-	return cmd
 }
 
 // askTimeout bounds a question that is answered at once.

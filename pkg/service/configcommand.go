@@ -3,6 +3,7 @@ package service
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -21,22 +22,21 @@ func (s *Service) configCommand() *cobra.Command {
 	return cmd
 }
 
-// configFlag adds --config to a command that reads the configuration.
-func (s *Service) configFlag(cmd *cobra.Command) *string {
-	return cmd.Flags().String("config", "", "configuration `FILE` (TOML); default "+s.defaultFile()+", which may be absent")
-}
-
-// checked loads the configuration as run would and says what is wrong with
-// it. What depends on the sockets that systemd hands over is not known here.
-func (s *Service) checked(file string) (config, error) {
-	c, err := s.load(runFlags{config: file}, s.environment())
-	if err != nil {
+// checked loads the configuration as run would with these flags, and says what
+// is wrong with it. What depends on the sockets that systemd hands over is not
+// known here.
+func (s *Service) checked(flags runFlags) (config, error) {
+	c, err := s.load(flags, s.environment())
+	if _, ok := errors.AsType[usageError](err); ok {
 		return c, err
 	}
-	for _, name := range sortedKeys(c.Listeners) {
-		if err := s.check(c, name); err != nil {
-			return c, err
+	if err == nil {
+		for _, name := range sortedKeys(c.Listeners) {
+			err = errors.Join(err, s.check(c, name))
 		}
+	}
+	if err != nil {
+		return c, &exitError{exitFailed, err}
 	}
 	return c, nil
 }
@@ -45,15 +45,15 @@ func (s *Service) configCheckCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Say whether the configuration is right, without using it",
-		Long: fmt.Sprintf(`Read the configuration file and the %s* variables of this command's
-environment as run would, and say the first thing that is wrong. Whether each
-listener has a socket is known only to the service itself.`, s.prefix()),
+		Long: fmt.Sprintf(`Read the configuration file, the %s* variables of this command's environment,
+and flags as run would, and say what is wrong. Whether each listener has a
+socket is known only to the service itself.`, s.prefix()),
 		Args: cobra.NoArgs,
 	}
-	file := s.configFlag(cmd)
+	flags := s.settingFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if _, err := s.checked(*file); err != nil {
-			return &exitError{exitFailed, err}
+		if _, err := s.checked(flags()); err != nil {
+			return err
 		}
 		fmt.Fprintln(cmd.OutOrStdout(), "the configuration is right")
 		return nil
@@ -65,19 +65,19 @@ func (s *Service) configShowCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show",
 		Short: "Show the merged configuration, and where each value comes from",
-		Long: fmt.Sprintf(`Show what the defaults, the configuration file and the %s* variables of this
-command's environment come to, as a configuration file, with the source of each
-value: default, FILE:LINE, or the variable. Flags of run are not known here,
-nor are the variables of the unit. Of a listener, only what is set is shown: the
-rest is the program's, or as the documentation says.`, s.prefix()),
+		Long: fmt.Sprintf(`Show what the defaults, the configuration file, the %s* variables of this
+command's environment and the flags come to, as a configuration file, with the
+source of each value: default, FILE:LINE, the variable or the flag. The unit's
+variables and flags are not known here. Of a listener, only what is set is
+shown: the rest is the program's, or as the documentation says.`, s.prefix()),
 		Args: cobra.NoArgs,
 	}
-	file := s.configFlag(cmd)
+	flags := s.settingFlags(cmd)
 	asJSON := cmd.Flags().Bool("json", false, "as JSON: an array of key, value (as a file would have it) and source")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		c, err := s.checked(*file)
+		c, err := s.checked(flags())
 		if err != nil {
-			return &exitError{exitFailed, err}
+			return err
 		}
 		show := writeConfig
 		if *asJSON {

@@ -72,7 +72,7 @@ func TestShownConfigurationSaysWhereEachValueComesFrom(t *testing.T) {
 	}
 	t.Setenv("APP_GRACE", "3s")
 	t.Setenv("APP_LISTENER_ECHO_MESSAGE_TIMEOUT", "4s")
-	c, err := s.checked(path)
+	c, err := s.checked(runFlags{config: path, set: []flagValue{{flag: "log-level", key: "log.level", value: "debug"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func TestShownConfigurationSaysWhereEachValueComesFrom(t *testing.T) {
 		}
 	}
 	want := []string{
-		"workers = 2 from app.toml:1", `grace = "3s" from APP_GRACE`, "max_old = 3 from app.toml:4",
+		"workers = 2 from app.toml:1", `grace = "3s" from APP_GRACE`, "max_old = 3 from app.toml:4", `log.level = "debug" from --log-level`,
 		`listener.echo.message_timeout = "4s" from APP_LISTENER_ECHO_MESSAGE_TIMEOUT`, `listener.echo.idle_timeout = "1m" from app.toml:6`,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -47,7 +47,7 @@ the drop-ins in UNITFILE.d.
 The exit code is 1 if there are errors, 0 if there are only warnings.`, s.name, deployDir),
 	}
 	asJSON := cmd.Flags().Bool("json", false, "as JSON")
-	file := s.configFlag(cmd)
+	file := cmd.Flags().String("config", "", "configuration `FILE` for stop_grace and start_timeout; default "+s.defaultFile()+", which may be absent")
 	cmd.RunE = func(cmd *cobra.Command, paths []string) error {
 		report, err := s.lint(cmd.Context(), *file, paths)
 		if err != nil {
