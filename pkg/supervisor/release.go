@@ -27,6 +27,7 @@ type Settings struct {
 	StopGrace     time.Duration // for a drain at the end of the service [10 s]
 	Bake          time.Duration // how long a new worker serves beside the old one before that leaves; zero: not at all
 	Respawn       backoff.Policy
+	Health        Health
 	Worker        []byte // configuration for the workers, not looked at here
 }
 
@@ -48,6 +49,7 @@ func (s Settings) withDefaults() (Settings, error) {
 	duration(&s.StartTimeout, 30*time.Second)
 	duration(&s.Grace, 30*time.Second)
 	duration(&s.StopGrace, 10*time.Second)
+	s.Health = s.Health.withDefaults()
 	switch {
 	case s.Workers < 1 || s.Workers > MaxWorkers:
 		return s, fmt.Errorf("supervisor: %d workers, want 1 to %d", s.Workers, MaxWorkers)

@@ -93,6 +93,7 @@ func (s *Supervisor) beginReload(requests []*reloadRequest) {
 	s.generations++
 	generation := s.generations
 	s.job = &reload{requests: requests, began: time.Now(), from: s.current}
+	s.tell(EventReloadBegun, fmt.Sprintf("to generation %d", generation), nil)
 	s.log.Info("reload begins", zap.Uint64("generation", generation))
 	s.notified("reloading", s.conf.Notify.Reloading(s.statusLine()))
 	s.extendTimeout(s.current.settings.StartTimeout)
@@ -131,7 +132,13 @@ func (s *Supervisor) beginRolling(m released) {
 		sl := p.add()
 		r.extra = append(r.extra, sl)
 	}
-	r.todo = slices.Clone(p.slots[:r.to.settings.Workers])
+	for _, sl := range p.slots[:r.to.settings.Workers] {
+		if sl.place == held {
+			sl.release = r.to // when it is resumed
+			continue
+		}
+		r.todo = append(r.todo, sl)
+	}
 	r.tell("generation %d: replacing %d workers", r.to.generation, len(r.todo))
 	s.roll()
 }
@@ -177,6 +184,7 @@ func (s *Supervisor) commit() {
 
 // settled: a slot has a worker of its release that serves.
 func (s *Supervisor) settled(sl *slot) {
+	sl.answerWaiting(nil)
 	r := s.job
 	if r == nil || !slices.Contains(r.busy, sl) {
 		s.progress()
@@ -190,6 +198,7 @@ func (s *Supervisor) settled(sl *slot) {
 
 // unsettled: a slot's worker has failed to start or died.
 func (s *Supervisor) unsettled(sl *slot) {
+	sl.answerWaiting(errors.New(sl.lastDeath))
 	r := s.job
 	switch {
 	case s.phase == booting:
@@ -233,6 +242,10 @@ func (s *Supervisor) rollBack(reason error) {
 		if sl.release != r.to {
 			continue
 		}
+		if sl.place == held {
+			sl.release = r.from
+			continue
+		}
 		if sl.current != nil && sl.current.release == r.from {
 			// The old worker has not been asked to leave yet.
 			sl.release = r.from
@@ -259,8 +272,10 @@ func (s *Supervisor) finish(err error) {
 	}
 	if err != nil {
 		s.lastReload.Reason = err.Error()
+		s.tell(EventReloadFailed, fmt.Sprintf("generation %d: %v", s.lastReload.Generation, err), nil)
 		s.log.Error("reload failed, the old generation serves", zap.Uint64("generation", s.lastReload.Generation), zap.Error(err), zap.Duration("took", took))
 	} else {
+		s.tell(EventReloadDone, fmt.Sprintf("generation %d serves", s.lastReload.Generation), nil)
 		s.log.Info("reload done", zap.Uint64("generation", s.lastReload.Generation), zap.Duration("took", took))
 	}
 	if s.phase != stopping {

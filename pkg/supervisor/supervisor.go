@@ -91,6 +91,8 @@ type Supervisor struct {
 	conf        Config
 	log         *zap.Logger
 	launcher    launcher
+	clock       func() time.Duration // CLOCK_MONOTONIC, the heartbeats' clock
+	resident    func(pid int) int64  // bytes of memory of a process
 	makeRelease func(generation uint64, settings Settings, path string) (*release, error)
 	inbox       chan message
 	done        chan struct{} // closed when Run has returned
@@ -119,6 +121,8 @@ type Supervisor struct {
 	hastened     bool
 	questions    map[uint64]*question
 	lastQuestion uint64
+	chronicle    chronicle
+	judged       time.Time // when the workers were looked at last
 }
 
 // poolName is the name of the one pool there is so far.
@@ -158,6 +162,7 @@ func newSupervisor(conf Config, l launcher, makeRelease func(uint64, Settings, s
 	}
 	s := &Supervisor{
 		conf: conf, log: conf.Log, launcher: l, makeRelease: makeRelease,
+		clock: monotonic, resident: residentBytes,
 		inbox: make(chan message, 64), done: make(chan struct{}),
 		epoch: 1, board: board,
 		pool: &pool{name: poolName}, current: first, releases: []*release{first}, generations: 1,
@@ -299,11 +304,15 @@ func (s *Supervisor) run(ctx context.Context) error {
 		beat = t.C
 	}
 	ending := ctx.Done()
+	interval := s.current.settings.Health.judgeInterval()
+	judge := time.NewTicker(interval)
+	defer judge.Stop()
 	for {
-		for len(s.agenda) > 0 {
-			next := s.agenda[0]
-			s.agenda = s.agenda[1:]
-			next()
+		s.settleAgenda()
+		if d := s.current.settings.Health.judgeInterval(); d != interval { // a reload has changed it
+			interval = d
+			s.judged = time.Time{}
+			judge.Reset(d)
 		}
 		s.showStatus()
 		if s.phase == stopping && len(s.incarnations) == 0 {
@@ -316,10 +325,22 @@ func (s *Supervisor) run(ctx context.Context) error {
 			}
 		case <-beat:
 			s.notified("watchdog", s.conf.Notify.Watchdog())
+		case <-judge.C:
+			s.judgeWorkers()
 		case <-ending:
 			ending = nil
 			s.stop()
 		}
+	}
+}
+
+// settleAgenda does what has followed from a message, and what follows from
+// that.
+func (s *Supervisor) settleAgenda() {
+	for len(s.agenda) > 0 {
+		next := s.agenda[0]
+		s.agenda = s.agenda[1:]
+		next()
 	}
 }
 
@@ -355,6 +376,12 @@ func (s *Supervisor) handle(m message) (leave bool) {
 		m.verdict <- nil
 	case statusRequest:
 		m.reply <- s.snapshot()
+	case verb:
+		s.obey(m)
+	case eventsRequest:
+		s.listenEvents(m)
+	case eventsDone:
+		s.unlistenEvents(m)
 	case gatherRequest:
 		s.pose(m)
 	case incarnationAnswered:
@@ -385,6 +412,7 @@ func (s *Supervisor) heard(inc *incarnation, body link.Body) {
 	case link.Failed:
 		inc.reason = m.Reason
 	case link.Paused:
+		s.tell(EventListenerPaused, "listener "+m.Listener+": "+m.Reason, inc)
 		s.log.Warn("listener paused", append(inc.fields(), zap.String("listener", m.Listener), zap.String("reason", m.Reason))...)
 		s.rearm()
 	default:
@@ -527,6 +555,7 @@ func (s *Supervisor) progress() {
 		}
 	}
 	s.phase = running
+	s.tell(EventServiceReady, "every worker is ready", nil)
 	s.log.Info("service ready", zap.Int("workers", len(s.pool.slots)), zap.Duration("took", time.Since(s.began)))
 	s.lastLine = s.statusLine()
 	s.notified("ready", s.conf.Notify.Ready(s.lastLine))
@@ -581,6 +610,7 @@ func (s *Supervisor) scale(m scaleRequest) error {
 	case s.job != nil:
 		return errors.New("a reload is under way: not scaled")
 	}
+	s.tell(EventScaled, fmt.Sprintf("from %d to %d workers", len(s.pool.slots), n), nil)
 	s.log.Info("scaling", zap.Int("from", len(s.pool.slots)), zap.Int("to", n))
 	for len(s.pool.slots) > n {
 		s.occur(s.pool.removeLast(), dismiss)
@@ -612,6 +642,7 @@ func (s *Supervisor) Stop(ctx context.Context) error {
 func (s *Supervisor) stop() {
 	if s.phase != stopping {
 		s.mark()
+		s.tell(EventServiceStopping, "asked for", nil)
 		s.log.Info("service stops", zap.Duration("grace", s.current.settings.StopGrace))
 		s.notified("stopping", s.conf.Notify.Stopping("stopping"))
 		s.wind()

@@ -197,6 +197,12 @@ type rig struct {
 // processes, and ends the supervisor afterwards.
 func supervise(t *testing.T, settings Settings, behave func(*fake), body func(r *rig)) {
 	t.Helper()
+	superviseWith(t, settings, behave, func(*Supervisor) {}, body)
+}
+
+// superviseWith is supervise with a supervisor that prepare has changed.
+func superviseWith(t *testing.T, settings Settings, behave func(*fake), prepare func(*Supervisor), body func(r *rig)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		r := &rig{t: t, fakes: &fakes{behave: behave}, settings: &settings, ended: make(chan error, 1)}
 		conf := Config{
@@ -214,6 +220,7 @@ func supervise(t *testing.T, settings Settings, behave func(*fake), body func(r 
 			t.Fatal(err)
 		}
 		r.Supervisor = s
+		prepare(s)
 		ctx, cancel := context.WithCancel(t.Context())
 		r.cancel = cancel
 		go func() { r.ended <- s.run(ctx) }()
