@@ -565,9 +565,9 @@ func besiege(t *testing.T) *siege {
 	}
 	defer log.Close()
 	cmd := exec.Command(program, "run", "--config", filepath.Join(dir, "app.toml"))
-	// The collector lets garbage grow by a quarter, and not to as much as is
+	// The collector lets garbage grow by a tenth, and not to as much as is
 	// in use, so that what is seen is closer to what is kept.
-	cmd.Env = append(os.Environ(), "GOGC=25")
+	cmd.Env = append(os.Environ(), "GOGC=10")
 	cmd.Stderr = log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

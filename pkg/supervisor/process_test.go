@@ -144,6 +144,9 @@ func startReal(t *testing.T, behave string) *real {
 		cancel()
 		<-r.done
 		sock.Close()
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
 	})
 	return r
 }
