@@ -69,6 +69,7 @@ var hostileListeners = []struct {
 	{name: "cut", kind: "text-echo", setting: "close_timeout"},
 	{name: "web-slow", kind: "nethttp-hello", setting: "message_timeout"},
 	{name: "web-idle", kind: "nethttp-hello", setting: "idle_timeout"},
+	{name: "web-stall", kind: "nethttp-hello", setting: "write_timeout"},
 }
 
 // hostileKinds are the ways to be hostile. Each attack goes on until the
@@ -104,6 +105,8 @@ var hostileKinds = []struct {
 	{name: "one that never reads and resets", listener: "echo", few: true, attack: floodAndReset},
 	{name: "a half-closer", listener: "text", attack: func(v *visit) error { return v.halfClose("one\ntwo\nthr", "one\ntwo\n") }},
 	{name: "a half-closer, http", listener: "web", attack: halfCloseHTTP},
+	{name: "a body that never comes, http", listener: "web-stall", late: true, attack: keepTheBody},
+	{name: "a pipeliner that never reads, http", listener: "web-stall", few: true, attack: pipelineAndNeverRead},
 	{name: "a resetter in mid-message", listener: "text", attack: resetInMidMessage},
 }
 
@@ -513,6 +516,44 @@ func halfCloseHTTP(v *visit) error {
 		return err
 	}
 	return v.expect("")
+}
+
+// keepTheBody announces a body and sends none: it is answered and sent away
+// at the deadline.
+func keepTheBody(v *visit) error {
+	from := time.Now()
+	if _, err := io.WriteString(v, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n"); err != nil {
+		return err
+	}
+	to := time.Now()
+	if err := readHello(v); err != nil {
+		return err
+	}
+	if err := v.expect(""); err != nil {
+		return err
+	}
+	return v.in(from, to)
+}
+
+// pipelineAndNeverRead asks again and again, and reads no answer.
+func pipelineAndNeverRead(v *visit) error {
+	from := time.Now()
+	requests := []byte(strings.Repeat(request, 1000))
+	const most = 64 << 20 // of requests whose answers do not fit into the kernel
+	for taken := 0; taken < most; {
+		n, err := v.Write(requests)
+		taken += n
+		switch {
+		case isGone(err):
+			if early := time.Since(from); early < deadline {
+				return fmt.Errorf("sent away after %v, before the deadline", early)
+			}
+			return nil
+		case err != nil:
+			return fmt.Errorf("after %d bytes: %w", taken, err)
+		}
+	}
+	return fmt.Errorf("the server still answers after %d bytes", most)
 }
 
 // readHello reads one response of the kind nethttp-hello.

@@ -166,7 +166,9 @@ func (s *httpServer) wrap(h http.Handler) http.Handler {
 		if s.stall > 0 && r.Body != http.NoBody {
 			ctl := http.NewResponseController(w)
 			r.Body = &body{ReadCloser: r.Body, ctl: ctl, stall: s.stall}
-			// net/http reads what the handler has left of the body.
+			// net/http reads what the handler has left of the body, before the
+			// answer's head or behind its end.
+			_ = ctl.SetReadDeadline(time.Now().Add(s.stall))
 			defer func() { _ = ctl.SetReadDeadline(time.Now().Add(s.stall)) }()
 		}
 		h.ServeHTTP(w, r)
