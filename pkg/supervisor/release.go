@@ -28,7 +28,18 @@ type Settings struct {
 	Bake          time.Duration // how long a new worker serves beside the old one before that leaves; zero: not at all
 	Respawn       backoff.Policy
 	Health        Health
-	Worker        []byte // configuration for the workers, not looked at here
+
+	// Apply, if not nil, is called when the generation with these settings
+	// begins to serve: what a rollback must not leave behind is done there.
+	Apply func()
+
+	Worker []byte // configuration for the workers, not looked at here
+}
+
+func (s Settings) apply() {
+	if s.Apply != nil {
+		s.Apply()
+	}
 }
 
 func (s Settings) withDefaults() (Settings, error) {
