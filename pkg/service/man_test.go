@@ -12,11 +12,11 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// walk calls f for each command that is not hidden.
+// walk calls f for each command that is not hidden, save help.
 func walk(cmd *cobra.Command, f func(*cobra.Command)) {
 	f(cmd)
 	for _, sub := range cmd.Commands() {
-		if !sub.Hidden {
+		if !sub.Hidden && sub.Name() != "help" {
 			walk(sub, f)
 		}
 	}

@@ -45,18 +45,12 @@ Ctrl-C ends that.`,
 		if *watch {
 			return watchStatus(ctx, c, max(*interval, 10*time.Millisecond), show)
 		}
-		st, err := askStatus(ctx, c)
+		st, err := within(ctx, c.Status)
 		if err != nil {
 			return err
 		}
 		return show(st, nil)
 	})
-}
-
-func askStatus(ctx context.Context, c *control.Client) (control.Status, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	return c.Status(ctx)
 }
 
 // watchStatus shows the status again and again until ctx ends, which is its
@@ -66,7 +60,7 @@ func watchStatus(ctx context.Context, c *control.Client, interval time.Duration,
 	defer tick.Stop()
 	var last look
 	for {
-		st, err := askStatus(ctx, c)
+		st, err := within(ctx, c.Status)
 		switch {
 		case ctx.Err() != nil:
 			return nil

@@ -14,6 +14,7 @@ const (
 	ClassSignal    = "signal"    // killed by a signal that we did not send
 	ClassOOM       = "oom"       // killed by the kernel for want of memory
 	ClassStart     = "start"     // died before it was ready, however
+	ClassHung      = "hung"      // killed by us: it hung, or had too much memory
 	ClassOverdue   = "overdue"   // killed by us: not ready in time, or its drain did not end
 )
 
@@ -24,6 +25,7 @@ type Exit struct {
 	Signal unix.Signal // what killed it, else 0
 	Core   bool        // dumped core
 	Words  string      // the last it said: its reason, a panic, or the end of its output
+	Dump   string      // what the Go runtime wrote down of it, as far as it was kept
 	Err    error       // it could not be started at all
 }
 
@@ -58,6 +60,8 @@ func (e *Exit) classify(in state, oom bool) {
 		e.Class = ClassStart
 	case in == late || in == overdue:
 		e.Class = ClassOverdue
+	case in == hung:
+		e.Class = ClassHung
 	case oom:
 		e.Class = ClassOOM
 	case in == draining && (e.Signal == unix.SIGTERM || e.Signal == 0 && e.Code == 0):

@@ -19,6 +19,7 @@ const (
 	unready               // has said hello, was never ready
 	ready                 // could serve, and does
 	late                  // SIGKILL sent because it was not ready in time
+	hung                  // it is sick; SIGQUIT or SIGKILL sent
 	draining              // asked to leave, or leaves by itself
 	overdue               // SIGKILL sent because its drain did not end
 	gone                  // reaped
@@ -27,7 +28,7 @@ const (
 const numStates = int(gone) + 1
 
 func (s state) String() string {
-	return [...]string{"spawned", "unready", "ready", "late", "draining", "overdue", "gone"}[s]
+	return [...]string{"spawned", "unready", "ready", "late", "hung", "draining", "overdue", "gone"}[s]
 }
 
 // event is what may happen to an incarnation.
@@ -42,12 +43,14 @@ const (
 	timeout                 // its timer: what that means is told by its state
 	exited                  // it is dead and reaped
 	unsettling              // it broke the contract of messages
+	stalled                 // it hangs
+	bloated                 // it has more memory than it may
 )
 
-const numEvents = int(unsettling) + 1
+const numEvents = int(bloated) + 1
 
 func (e event) String() string {
-	return [...]string{"hello", "ready", "left", "retire", "hasten", "timeout", "exited", "unsettling"}[e]
+	return [...]string{"hello", "ready", "left", "retire", "hasten", "timeout", "exited", "unsettling", "stalled", "bloated"}[e]
 }
 
 // incarnation is one worker process, from its spawn to its reaping. The
@@ -60,18 +63,22 @@ type incarnation struct {
 	seatNo  int
 	born    time.Time
 
-	state   state
-	process process // nil if the spawn failed
-	build   string  // its own word
-	reason  string  // why it fails: its own word, or ours
-	exit    Exit    // once gone
-	readyAt time.Time
-	timer   *time.Timer
-	turn    int // of the timer: a late firing carries an older one
+	state     state
+	process   process // nil if the spawn failed
+	build     string  // its own word
+	reason    string  // why it fails: its own word, or ours
+	exit      Exit    // once gone
+	readyAt   time.Time
+	readyMono time.Duration // the same, CLOCK_MONOTONIC
+	lot       lot
+	timer     *time.Timer
+	turn      int // of the timer: a late firing carries an older one
 
 	// how it is to drain
 	prompt bool
 	grace  time.Duration
+
+	hurried bool // told to end its drain
 }
 
 type step struct {
@@ -108,8 +115,14 @@ func init() {
 
 		{ready, saidLeft}:   {draining, (*Supervisor).leftByItself},
 		{ready, retire}:     {draining, (*Supervisor).drain},
-		{ready, unsettling}: {draining, (*Supervisor).leftByItself},
+		{ready, unsettling}: {draining, (*Supervisor).sendAway},
+		{ready, stalled}:    {hung, (*Supervisor).takeEvidence},
+		{ready, bloated}:    {hung, (*Supervisor).killBloated},
 		{ready, exited}:     {gone, (*Supervisor).diedInService},
+
+		{hung, timeout}: {hung, (*Supervisor).killHung},
+		{hung, retire}:  {overdue, (*Supervisor).kill},
+		{hung, exited}:  {gone, (*Supervisor).diedInService},
 
 		{draining, saidLeft}: {draining, (*Supervisor).leftAsTold},
 		{draining, retire}:   {draining, (*Supervisor).drain}, // on other terms
@@ -180,7 +193,9 @@ func (s *Supervisor) signal(inc *incarnation, sig unix.Signal) {
 
 func (s *Supervisor) announce(inc *incarnation) {
 	inc.disarm()
-	inc.readyAt = time.Now()
+	inc.readyAt, inc.readyMono = time.Now(), s.clock()
+	inc.lot = inc.release.settings.Health.draw()
+	s.tell(EventWorkerReady, "ready", inc)
 	s.log.Info("worker ready", append(inc.fields(), zap.Duration("took", inc.readyAt.Sub(inc.born)))...)
 	s.send(inc, link.Accept{})
 	s.occur(inc.slot, up)
@@ -191,6 +206,7 @@ func (s *Supervisor) announce(inc *incarnation) {
 const drainMargin = 2 * time.Second
 
 func (s *Supervisor) drain(inc *incarnation) {
+	s.tell(EventWorkerDraining, fmt.Sprintf("drains within %v", inc.grace), inc)
 	s.send(inc, link.Drain{Prompt: inc.prompt, Grace: inc.grace})
 	s.arm(inc, inc.grace+drainMargin)
 }
@@ -205,6 +221,10 @@ func (s *Supervisor) terminate(inc *incarnation) {
 const hastenMargin = time.Second
 
 func (s *Supervisor) hurry(inc *incarnation) {
+	if inc.hurried {
+		return // its time runs already
+	}
+	inc.hurried = true
 	s.send(inc, link.Stop{})
 	s.arm(inc, hastenMargin)
 }
@@ -225,6 +245,14 @@ func (s *Supervisor) killOverdue(inc *incarnation) {
 func (s *Supervisor) kill(inc *incarnation) {
 	inc.disarm()
 	s.signal(inc, unix.SIGKILL)
+}
+
+// sendAway: it cannot be understood any more, so another is to take its
+// place. It may still understand us.
+func (s *Supervisor) sendAway(inc *incarnation) {
+	inc.grace = inc.release.settings.Grace
+	s.send(inc, link.Drain{Grace: inc.grace})
+	s.leftByItself(inc)
 }
 
 // leftByItself: it was not asked to, so its place is to be filled.
@@ -262,6 +290,7 @@ func (s *Supervisor) startFailed(inc *incarnation) {
 	inc.slot.lastDeath = inc.obituary()
 	inc.slot.startFailures++
 	inc.slot.failures++
+	s.tell(EventWorkerStartFailed, inc.slot.lastDeath, inc)
 	inc.slot.tooLate = inc.exit.Class == ClassOverdue
 	s.log.Warn("worker failed to start", append(inc.fields(), inc.exit.fields()...)...)
 	s.occur(inc.slot, failed)
@@ -272,6 +301,8 @@ func (s *Supervisor) diedInService(inc *incarnation) {
 	s.bury(inc)
 	inc.slot.lived = time.Since(inc.readyAt)
 	inc.slot.lastDeath = inc.obituary()
+	s.tell(EventWorkerDied, inc.slot.lastDeath, inc)
+	s.dump(inc)
 	inc.slot.predecessor = &link.Death{PID: inc.pid(), Class: inc.exit.Class, Detail: inc.slot.lastDeath}
 	s.log.Warn("worker died", append(inc.fields(), inc.exit.fields()...)...)
 	s.rearm()
@@ -280,6 +311,7 @@ func (s *Supervisor) diedInService(inc *incarnation) {
 
 func (s *Supervisor) letGo(inc *incarnation) {
 	s.bury(inc)
+	s.tell(EventWorkerLeft, inc.exit.String(), inc)
 	if inc.exit.Class == ClassRequested {
 		s.log.Info("worker left", inc.fields()...)
 	} else {

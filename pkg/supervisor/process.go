@@ -178,7 +178,8 @@ func (w *worker) attend() {
 		}
 		w.pass(m)
 	}
-	exit.Words = lastWords(reason, w.crashed(), w.output.tail())
+	exit.Dump = w.crashed()
+	exit.Words = lastWords(reason, exit.Dump, w.output.tail())
 	w.channel.Close()
 	w.pidfd.Close()
 	w.crash.Close()

@@ -17,6 +17,7 @@ import (
 
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/sys/unix"
 
 	"github.com/mainstay-go/mainstay/pkg/activation"
@@ -70,6 +71,13 @@ func work() int {
 		return 5
 	}
 	seat.Connections.Store(int64(in.Slot) + 7)
+	if string(in.Config) == "beats" {
+		go func() {
+			for range time.Tick(50 * time.Millisecond) {
+				seat.Heartbeat.Store(int64(monotonic()))
+			}
+		}()
+	}
 	unix.Dup3(in.Stderr, 2, 0)
 	in.Control.Send(link.Ready{})
 	for {
@@ -135,7 +143,7 @@ type real struct {
 	ended    chan error
 }
 
-func startReal(t *testing.T, behave string) *real {
+func startReal(t *testing.T, behave string, change ...func(*Config, *Settings)) *real {
 	t.Helper()
 	sock, err := activation.Listen("greet", "tcp://127.0.0.1:0")
 	if err != nil {
@@ -149,11 +157,15 @@ func startReal(t *testing.T, behave string) *real {
 		settings: Settings{Workers: 2, StartAttempts: 1, StopGrace: 5 * time.Second, Bake: 10 * time.Millisecond, StartTimeout: 20 * time.Second, Worker: []byte(behave)},
 		address:  strings.TrimPrefix(sock.Address, "tcp://"), dir: t.TempDir(), ended: make(chan error, 1),
 	}
-	r.Supervisor, err = New(Config{
+	conf := Config{
 		Name: "test", Sockets: []activation.Socket{sock}, Executable: exe, RuntimeDir: r.dir,
 		Load: func(map[string]string) (Settings, error) { return r.settings, nil },
 		Log:  zap.NewNop(),
-	})
+	}
+	for _, f := range change {
+		f(&conf, &r.settings)
+	}
+	r.Supervisor, err = New(conf)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,6 +176,9 @@ func startReal(t *testing.T, behave string) *real {
 		cancel()
 		<-r.done
 		sock.Close()
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
 	})
 	return r
 }
@@ -369,6 +384,37 @@ func TestEveryWorkerIsAsked(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestRealWorkerThatHangsLeavesItsGoroutinesInTheLog(t *testing.T) {
+	core, logs := observer.New(zap.ErrorLevel)
+	r := startReal(t, "", func(c *Config, settings *Settings) {
+		c.Log = zap.New(core)
+		settings.Health.HangTimeout = 300 * time.Millisecond // these workers have no heartbeat
+	})
+	await(t, "a death by hanging", func() bool {
+		st, err := r.Status(t.Context())
+		return err == nil && st.Pools[0].Respawns > 0
+	})
+	await(t, "the dump", func() bool { return logs.FilterMessage("goroutines of a hung worker").Len() > 0 })
+	dump := logs.FilterMessage("goroutines of a hung worker").All()[0].ContextMap()["dump"].(string)
+	if !strings.Contains(dump, "SIGQUIT") || !strings.Contains(dump, "supervisor.work()") {
+		t.Errorf("the dump does not show what the worker did:\n%s", dump)
+	}
+}
+
+func TestStoppedRealWorkerIsKilledAndReplaced(t *testing.T) {
+	r := startReal(t, "beats", func(_ *Config, settings *Settings) { settings.Health.HangTimeout = time.Second })
+	r.awaitServing(t)
+	before := r.workers(t)
+	unix.Kill(before[1].PID, unix.SIGSTOP)
+	await(t, "replacement", func() bool {
+		w := r.workers(t)
+		return w[1].PID != before[1].PID && w[1].State == "ready"
+	})
+	if after := r.workers(t); after[0].PID != before[0].PID || !strings.Contains(after[1].LastDeath, "has not turned") {
+		t.Errorf("workers %+v, before %+v", after, before)
 	}
 }
 

@@ -27,11 +27,23 @@ type Settings struct {
 	StopGrace     time.Duration // for a drain at the end of the service [10 s]
 	Bake          time.Duration // how long a new worker serves beside the old one before that leaves; zero: not at all
 	Respawn       backoff.Policy
-	Worker        []byte // configuration for the workers, not looked at here
+	Health        Health
+
+	// Apply, if not nil, is called when the generation with these settings
+	// begins to serve: what a rollback must not leave behind is done there.
+	Apply func()
 
 	// Notes are told to who asked for the reload that brings these settings
 	// in: what they say that only a restart would change.
 	Notes []string
+
+	Worker []byte // configuration for the workers, not looked at here
+}
+
+func (s Settings) apply() {
+	if s.Apply != nil {
+		s.Apply()
+	}
 }
 
 func (s Settings) withDefaults() (Settings, error) {
@@ -52,6 +64,7 @@ func (s Settings) withDefaults() (Settings, error) {
 	duration(&s.StartTimeout, 30*time.Second)
 	duration(&s.Grace, 30*time.Second)
 	duration(&s.StopGrace, 10*time.Second)
+	s.Health = s.Health.withDefaults()
 	switch {
 	case s.Workers < 1 || s.Workers > MaxWorkers:
 		return s, fmt.Errorf("supervisor: %d workers, want 1 to %d", s.Workers, MaxWorkers)

@@ -23,18 +23,26 @@ type reload struct {
 	requests []*reloadRequest
 	began    time.Time
 	from, to *release
-	todo     []*slot // not begun
-	busy     []*slot // their replacement is under way
-	failure  error   // set: it rolls back
-	extra    []*slot // slots that only the new release has
+	todo     []*slot           // not begun
+	busy     []*slot           // their replacement is under way
+	failure  error             // set: it rolls back
+	extra    []*slot           // slots that only the new release has
+	env      map[string]string // with which the new configuration was read
 	begun    map[*slot]beginning
 }
 
 // reloadRequest is somebody who waits for a verdict.
 type reloadRequest struct {
 	env     map[string]string
-	step    chan string // buffered; steps that do not fit are left out
-	verdict chan error  // buffered for one
+	step    chan string // buffered; steps that do not fit are left out; nil: nobody waits
+	verdict chan error  // buffered for one; nil: nobody waits
+}
+
+// judge gives the verdict.
+func (q *reloadRequest) judge(err error) {
+	if q.verdict != nil {
+		q.verdict <- err
+	}
 }
 
 func (r *reload) tell(format string, args ...any) {
@@ -51,7 +59,10 @@ func (r *reload) tell(format string, args ...any) {
 // during another is run after it, together with all others that were asked
 // for meanwhile. Any goroutine may call it.
 func (s *Supervisor) Reload(ctx context.Context, r control.ReloadRequest, step func(string)) error {
-	q := &reloadRequest{env: r.Env, step: make(chan string, 256), verdict: make(chan error, 1)}
+	q := &reloadRequest{env: r.Env}
+	if !r.Detach {
+		q.step, q.verdict = make(chan string, 256), make(chan error, 1)
+	}
 	if err := s.ask(ctx, q); err != nil {
 		return err
 	}
@@ -80,13 +91,37 @@ func (s *Supervisor) Reload(ctx context.Context, r control.ReloadRequest, step f
 func (s *Supervisor) requestReload(q *reloadRequest) {
 	switch {
 	case s.phase == stopping:
-		q.verdict <- errStopping
+		q.judge(errStopping)
 	case s.phase == booting, s.job != nil:
-		q.step <- "waits for what is under way"
-		s.queued = append(s.queued, q)
+		s.enqueue(q)
 	default:
 		s.beginReload([]*reloadRequest{q})
 	}
+}
+
+// maxQueued bounds the requests that wait for a reload under way.
+const maxQueued = 128
+
+var errManyReloads = errors.New("too many wait for a reload already")
+
+// enqueue keeps a request for after what is under way. Of those for which
+// nobody waits, the last one stands for all.
+func (s *Supervisor) enqueue(q *reloadRequest) {
+	if q.verdict == nil {
+		s.queued = slices.DeleteFunc(s.queued, func(other *reloadRequest) bool {
+			if other.verdict == nil && q.env == nil {
+				q.env = other.env
+			}
+			return other.verdict == nil
+		})
+	} else if len(s.queued) >= maxQueued {
+		q.judge(errManyReloads)
+		return
+	}
+	if q.step != nil {
+		q.step <- "waits for what is under way"
+	}
+	s.queued = append(s.queued, q)
 }
 
 // beginReload reads the configuration beside the loop; beginRolling goes on.
@@ -94,6 +129,7 @@ func (s *Supervisor) beginReload(requests []*reloadRequest) {
 	s.generations++
 	generation := s.generations
 	s.job = &reload{requests: requests, began: time.Now(), from: s.current}
+	s.tell(EventReloadBegun, fmt.Sprintf("to generation %d", generation), nil)
 	s.log.Info("reload begins", zap.Uint64("generation", generation))
 	s.notified("reloading", s.conf.Notify.Reloading(s.statusLine()))
 	s.extendTimeout(s.current.settings.StartTimeout)
@@ -126,16 +162,23 @@ func (s *Supervisor) beginRolling(m released) {
 		return
 	}
 	r.to = m.release
+	s.releases = append(s.releases, m.release)
+	r.env = m.env
 	for _, note := range r.to.settings.Notes {
 		r.tell("%s", note)
 	}
-	s.env = m.env
 	p := s.pool
 	for i := len(p.slots); i < r.to.settings.Workers; i++ {
 		sl := p.add()
 		r.extra = append(r.extra, sl)
 	}
-	r.todo = slices.Clone(p.slots[:r.to.settings.Workers])
+	for _, sl := range p.slots[:r.to.settings.Workers] {
+		if sl.place == held {
+			sl.release = r.to // when it is resumed
+			continue
+		}
+		r.todo = append(r.todo, sl)
+	}
 	r.tell("generation %d: replacing %d workers", r.to.generation, len(r.todo))
 	s.roll()
 }
@@ -176,13 +219,15 @@ func (s *Supervisor) commit() {
 	for len(s.pool.slots) > r.to.settings.Workers {
 		s.occur(s.pool.removeLast(), dismiss)
 	}
-	s.current = r.to
+	s.current, s.env = r.to, r.env
+	s.current.settings.apply()
 	s.summary(r)
 	s.finish(nil)
 }
 
 // settled: a slot has a worker of its release that serves.
 func (s *Supervisor) settled(sl *slot) {
+	sl.answerWaiting(nil)
 	r := s.job
 	if r == nil || !slices.Contains(r.busy, sl) {
 		s.progress()
@@ -196,6 +241,7 @@ func (s *Supervisor) settled(sl *slot) {
 
 // unsettled: a slot's worker has failed to start or died.
 func (s *Supervisor) unsettled(sl *slot) {
+	sl.answerWaiting(errors.New(sl.lastDeath))
 	r := s.job
 	switch {
 	case s.phase == booting:
@@ -239,6 +285,10 @@ func (s *Supervisor) rollBack(reason error) {
 		if sl.release != r.to {
 			continue
 		}
+		if sl.place == held {
+			sl.release = r.from
+			continue
+		}
 		if sl.current != nil && sl.current.release == r.from {
 			// The old worker has not been asked to leave yet.
 			sl.release = r.from
@@ -265,15 +315,17 @@ func (s *Supervisor) finish(err error) {
 	}
 	if err != nil {
 		s.lastReload.Reason = err.Error()
+		s.tell(EventReloadFailed, fmt.Sprintf("generation %d: %v", s.lastReload.Generation, err), nil)
 		s.log.Error("reload failed, the old generation serves", zap.Uint64("generation", s.lastReload.Generation), zap.Error(err), zap.Duration("took", took))
 	} else {
+		s.tell(EventReloadDone, fmt.Sprintf("generation %d serves", s.lastReload.Generation), nil)
 		s.log.Info("reload done", zap.Uint64("generation", s.lastReload.Generation), zap.Duration("took", took))
 	}
 	if s.phase != stopping {
 		s.notified("ready", s.conf.Notify.Ready(s.statusLine()))
 	}
 	for _, q := range r.requests {
-		q.verdict <- err
+		q.judge(err)
 	}
 	s.sweepReleases()
 	if len(s.queued) > 0 && s.phase == running {

@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"errors"
 	"slices"
 	"time"
 
@@ -19,13 +20,15 @@ const (
 	serving                 // current serves
 	replacing               // current serves, next is not ready yet
 	proving                 // current and next both accept; next has to live through the bake time
+	settling                // current serves alone and has to live through the bake time of a reload
 	backingOff              // no worker; the next start is timed
+	held                    // no worker, because the operator wants none
 )
 
-const numPlaces = int(backingOff) + 1
+const numPlaces = int(held) + 1
 
 func (p place) String() string {
-	return [...]string{"empty", "starting", "serving", "replacing", "proving", "backing off"}[p]
+	return [...]string{"empty", "starting", "serving", "replacing", "proving", "settling", "backing off", "held"}[p]
 }
 
 // turn is an event of a slot.
@@ -40,12 +43,13 @@ const (
 	abandon             // the worker that was to take over is not wanted any more
 	dismiss             // no worker is wanted any more
 	due                 // the slot's timer: the delay, or the bake time, is over
+	hold                // no worker is wanted until the operator says so
 )
 
-const numTurns = int(due) + 1
+const numTurns = int(hold) + 1
 
 func (t turn) String() string {
-	return [...]string{"fill", "up", "failed", "died", "replace", "abandon", "dismiss", "due"}[t]
+	return [...]string{"fill", "up", "failed", "died", "replace", "abandon", "dismiss", "due", "hold"}[t]
 }
 
 // slot is a worker's place in its pool. The supervisor's goroutine owns it.
@@ -71,6 +75,8 @@ type slot struct {
 	respawns      uint64 // deaths that nobody asked for
 	lastDeath     string
 	predecessor   *link.Death
+	waiting       []chan error // operators who wait for its worker
+	recycleAfter  time.Time    // when it may be recycled by itself again
 }
 
 type move struct {
@@ -92,10 +98,19 @@ func init() {
 	slots = map[situation]move{
 		{empty, fill}: {starting, (*Supervisor).spawn},
 
-		{starting, up}:      {serving, (*Supervisor).promote},
+		{starting, up}:      {settling, (*Supervisor).promote},
 		{starting, failed}:  {backingOff, (*Supervisor).backOffStart},
 		{starting, replace}: {starting, (*Supervisor).startOver},
 		{starting, dismiss}: {empty, (*Supervisor).retireAll},
+
+		{starting, hold}:   {held, (*Supervisor).retireAll},
+		{serving, hold}:    {held, (*Supervisor).retireAll},
+		{replacing, hold}:  {held, (*Supervisor).retireAll},
+		{proving, hold}:    {held, (*Supervisor).retireAll},
+		{settling, hold}:   {held, (*Supervisor).retireAll},
+		{backingOff, hold}: {held, (*Supervisor).retireAll},
+		{held, fill}:       {starting, (*Supervisor).spawn},
+		{held, dismiss}:    {empty, nil},
 
 		{serving, died}:    {backingOff, (*Supervisor).backOff},
 		{serving, replace}: {replacing, (*Supervisor).spawn},
@@ -109,9 +124,14 @@ func init() {
 
 		{proving, due}:     {serving, (*Supervisor).takeOver},
 		{proving, failed}:  {serving, (*Supervisor).replacementFailed},
-		{proving, died}:    {serving, (*Supervisor).takeOverAlone},
+		{proving, died}:    {settling, (*Supervisor).takeOverAlone},
 		{proving, abandon}: {serving, (*Supervisor).dropNext},
 		{proving, dismiss}: {empty, (*Supervisor).retireAll},
+
+		{settling, due}:     {serving, (*Supervisor).settled},
+		{settling, died}:    {backingOff, (*Supervisor).backOff},
+		{settling, replace}: {replacing, (*Supervisor).spawn},
+		{settling, dismiss}: {empty, (*Supervisor).retireAll},
 
 		{backingOff, due}:     {starting, (*Supervisor).spawn},
 		{backingOff, replace}: {starting, (*Supervisor).spawn},
@@ -133,7 +153,9 @@ func (s *Supervisor) apply(sl *slot, t turn) {
 	}
 	sl.place = row.next
 	sl.disarm()
-	row.action(s, sl)
+	if row.action != nil {
+		row.action(s, sl)
+	}
 }
 
 func (sl *slot) fields() []zap.Field {
@@ -185,7 +207,17 @@ func (sl *slot) hasWorker() bool { return sl.current != nil && sl.current.state 
 func (s *Supervisor) promote(sl *slot) {
 	sl.current, sl.next = sl.next, nil
 	sl.failures = 0
-	s.settled(sl)
+	s.settle(sl)
+}
+
+// settle has a worker that serves alone live through the bake time, if it
+// came by a reload.
+func (s *Supervisor) settle(sl *slot) {
+	if bake := sl.current.release.settings.Bake; s.job != nil && slices.Contains(s.job.busy, sl) && bake > 0 {
+		s.armSlot(sl, bake)
+		return
+	}
+	s.occur(sl, due)
 }
 
 func (s *Supervisor) prove(sl *slot) { s.armSlot(sl, sl.next.release.settings.Bake) }
@@ -203,7 +235,7 @@ func (s *Supervisor) takeOverAlone(sl *slot) {
 	sl.respawns++
 	sl.current, sl.next = sl.next, nil
 	sl.failures = 0
-	s.settled(sl)
+	s.settle(sl)
 }
 
 func (s *Supervisor) replacementFailed(sl *slot) { s.unsettled(sl) }
@@ -246,9 +278,12 @@ func (s *Supervisor) dropNext(sl *slot) {
 	}
 }
 
+var errDismissed = errors.New("the worker is not wanted any more")
+
 // retireAll asks everybody in the slot to leave, on the terms of a stop if
 // the service stops.
 func (s *Supervisor) retireAll(sl *slot) {
+	sl.answerWaiting(errDismissed)
 	for _, inc := range []*incarnation{sl.current, sl.next} {
 		if inc != nil {
 			s.retire(inc, s.phase == stopping, s.terms(inc))

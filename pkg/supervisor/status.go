@@ -40,7 +40,7 @@ func (s *Supervisor) Status(ctx context.Context) (control.Status, error) {
 	defer cancel()
 	m := statusRequest{reply: make(chan snapshot, 1)}
 	if err := s.ask(ctx, m); err != nil {
-		return control.Status{}, context.Cause(ctx)
+		return control.Status{}, err
 	}
 	select {
 	case snap := <-m.reply:
@@ -188,10 +188,12 @@ func (s *Supervisor) absent() string {
 func (s *Supervisor) ailing() string {
 	for _, sl := range s.pool.slots {
 		switch {
-		case !sl.hasWorker() && sl.lastDeath != "":
+		case sl.place != held && sl.current != nil && sl.current.state == hung:
+			return fmt.Sprintf("worker %d hangs: %s", sl.index, sl.current.reason)
+		case sl.place != held && !sl.hasWorker() && sl.lastDeath != "":
 			return fmt.Sprintf("worker %d %s: %s", sl.index, sl.place, sl.lastDeath)
-		case sl.current == nil:
-			// being filled
+		case sl.place == held, sl.current == nil:
+			// empty because somebody wants it so, or being filled
 		case sl.current.release != s.current && s.job == nil:
 			return fmt.Sprintf("worker %d serves generation %d, not %d: %s", sl.index, sl.current.release.generation, s.current.generation, sl.lastDeath)
 		}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -91,6 +92,8 @@ type Supervisor struct {
 	conf        Config
 	log         *zap.Logger
 	launcher    launcher
+	clock       func() time.Duration // CLOCK_MONOTONIC, the heartbeats' clock
+	resident    func(pid int) int64  // bytes of memory of a process
 	makeRelease func(generation uint64, settings Settings, path string) (*release, error)
 	inbox       chan message
 	done        chan struct{} // closed when Run has returned
@@ -119,6 +122,8 @@ type Supervisor struct {
 	hastened     bool
 	questions    map[uint64]*question
 	lastQuestion uint64
+	chronicle    chronicle
+	judged       time.Time // when the workers were looked at last
 }
 
 // poolName is the name of the one pool there is so far.
@@ -158,6 +163,7 @@ func newSupervisor(conf Config, l launcher, makeRelease func(uint64, Settings, s
 	}
 	s := &Supervisor{
 		conf: conf, log: conf.Log, launcher: l, makeRelease: makeRelease,
+		clock: monotonic, resident: residentBytes,
 		inbox: make(chan message, 64), done: make(chan struct{}),
 		epoch: 1, board: board,
 		pool: &pool{name: poolName}, current: first, releases: []*release{first}, generations: 1,
@@ -168,6 +174,16 @@ func newSupervisor(conf Config, l launcher, makeRelease func(uint64, Settings, s
 		s.freeSeats = append(s.freeSeats, i)
 	}
 	return s, nil
+}
+
+// Close gives back what New has opened: the scoreboard, executables and
+// configurations. It is called once, when Run has returned and nobody asks for
+// Status any more.
+func (s *Supervisor) Close() error {
+	for _, r := range s.releases {
+		r.close()
+	}
+	return s.board.Close()
 }
 
 // message is what reaches Run's goroutine; this is the closed list.
@@ -254,7 +270,7 @@ func (s *Supervisor) ask(ctx context.Context, m message) error {
 	case <-s.done:
 		return errNotRunning
 	case <-ctx.Done():
-		return ctx.Err()
+		return context.Cause(ctx)
 	}
 }
 
@@ -282,10 +298,10 @@ func (s *Supervisor) Run(ctx context.Context) error {
 }
 
 func (s *Supervisor) run(ctx context.Context) error {
-	defer s.board.Close()
 	defer close(s.done)
 	s.began = time.Now()
 	s.oomKills = oomKills()
+	s.current.settings.apply()
 	for range s.current.settings.Workers {
 		sl := s.pool.add()
 		sl.release = s.current
@@ -299,11 +315,15 @@ func (s *Supervisor) run(ctx context.Context) error {
 		beat = t.C
 	}
 	ending := ctx.Done()
+	interval := s.current.settings.Health.judgeInterval()
+	judge := time.NewTicker(interval)
+	defer judge.Stop()
 	for {
-		for len(s.agenda) > 0 {
-			next := s.agenda[0]
-			s.agenda = s.agenda[1:]
-			next()
+		s.settleAgenda()
+		if d := s.current.settings.Health.judgeInterval(); d != interval { // a reload has changed it
+			interval = d
+			s.judged = time.Time{}
+			judge.Reset(d)
 		}
 		s.showStatus()
 		if s.phase == stopping && len(s.incarnations) == 0 {
@@ -316,10 +336,22 @@ func (s *Supervisor) run(ctx context.Context) error {
 			}
 		case <-beat:
 			s.notified("watchdog", s.conf.Notify.Watchdog())
+		case <-judge.C:
+			s.judgeWorkers()
 		case <-ending:
 			ending = nil
 			s.stop()
 		}
+	}
+}
+
+// settleAgenda does what has followed from a message, and what follows from
+// that.
+func (s *Supervisor) settleAgenda() {
+	for len(s.agenda) > 0 {
+		next := s.agenda[0]
+		s.agenda = s.agenda[1:]
+		next()
 	}
 }
 
@@ -342,9 +374,6 @@ func (s *Supervisor) handle(m message) (leave bool) {
 			s.occur(m.slot, due)
 		}
 	case released:
-		if m.err == nil {
-			s.releases = append(s.releases, m.release)
-		}
 		s.beginRolling(m)
 	case *reloadRequest:
 		s.requestReload(m)
@@ -355,6 +384,12 @@ func (s *Supervisor) handle(m message) (leave bool) {
 		m.verdict <- nil
 	case statusRequest:
 		m.reply <- s.snapshot()
+	case verb:
+		s.obey(m)
+	case eventsRequest:
+		s.listenEvents(m)
+	case eventsDone:
+		s.unlistenEvents(m)
 	case gatherRequest:
 		s.pose(m)
 	case incarnationAnswered:
@@ -385,6 +420,7 @@ func (s *Supervisor) heard(inc *incarnation, body link.Body) {
 	case link.Failed:
 		inc.reason = m.Reason
 	case link.Paused:
+		s.tell(EventListenerPaused, "listener "+m.Listener+": "+m.Reason, inc)
 		s.log.Warn("listener paused", append(inc.fields(), zap.String("listener", m.Listener), zap.String("reason", m.Reason))...)
 		s.rearm()
 	default:
@@ -402,8 +438,8 @@ func (s *Supervisor) dead(inc *incarnation, exit Exit) {
 	}
 	inc.exit = exit
 	inc.exit.classify(inc.state, oom)
-	if inc.reason != "" && inc.exit.Words == inc.reason {
-		inc.exit.Words = ""
+	if inc.reason != "" && strings.HasSuffix(inc.exit.Words, inc.reason) {
+		inc.exit.Words = "" // it has said the same in two ways
 	}
 	if s.phase != booting {
 		s.extendTimeout(s.current.settings.StopGrace + drainMargin)
@@ -527,6 +563,7 @@ func (s *Supervisor) progress() {
 		}
 	}
 	s.phase = running
+	s.tell(EventServiceReady, "every worker is ready", nil)
 	s.log.Info("service ready", zap.Int("workers", len(s.pool.slots)), zap.Duration("took", time.Since(s.began)))
 	s.lastLine = s.statusLine()
 	s.notified("ready", s.conf.Notify.Ready(s.lastLine))
@@ -581,6 +618,7 @@ func (s *Supervisor) scale(m scaleRequest) error {
 	case s.job != nil:
 		return errors.New("a reload is under way: not scaled")
 	}
+	s.tell(EventScaled, fmt.Sprintf("from %d to %d workers", len(s.pool.slots), n), nil)
 	s.log.Info("scaling", zap.Int("from", len(s.pool.slots)), zap.Int("to", n))
 	for len(s.pool.slots) > n {
 		s.occur(s.pool.removeLast(), dismiss)
@@ -612,6 +650,7 @@ func (s *Supervisor) Stop(ctx context.Context) error {
 func (s *Supervisor) stop() {
 	if s.phase != stopping {
 		s.mark()
+		s.tell(EventServiceStopping, "asked for", nil)
 		s.log.Info("service stops", zap.Duration("grace", s.current.settings.StopGrace))
 		s.notified("stopping", s.conf.Notify.Stopping("stopping"))
 		s.wind()
@@ -636,7 +675,7 @@ func (s *Supervisor) wind() {
 		s.finish(errStopping)
 	}
 	for _, q := range s.queued {
-		q.verdict <- errStopping
+		q.judge(errStopping)
 	}
 	s.queued = nil
 	for _, sl := range s.pool.slots {

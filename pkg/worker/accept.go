@@ -74,8 +74,9 @@ func (l *listener) watch() {
 	l.token, l.state = token, watched
 }
 
-// unwatch takes the socket out of epoll for good. From then on no wake-up
-// can be lost here.
+// unwatch takes the socket out of epoll and closes this process's copy of it,
+// for good. From then on no wake-up can be lost here, and a socket that is
+// nobody's any more is free.
 func (l *listener) unwatch() {
 	if l.state == unwatched {
 		return
@@ -87,6 +88,8 @@ func (l *listener) unwatch() {
 	if err := l.worker.loop.Remove(l.token); err != nil {
 		l.worker.log.Warn("listener not taken out of epoll", zap.String("listener", l.name), zap.Error(err))
 	}
+	unix.Close(l.fd)
+	l.fd = -1
 }
 
 // rearm watches anew: if a connection waits, this worker is told of it,
