@@ -116,7 +116,8 @@ func socketPath(address string) (string, error) {
 type Server struct {
 	backend Backend
 	http    *http.Server
-	slots   chan struct{}
+	slots   chan struct{} // requests under way
+	open    chan struct{} // connections, if they are bounded as well
 }
 
 // NewServer returns a server for backend.
@@ -127,6 +128,9 @@ func NewServer(backend Backend) *Server {
 	mux.HandleFunc("POST /v1/reload", s.reload)
 	mux.HandleFunc("POST /v1/scale", s.scale)
 	mux.HandleFunc("POST /v1/stop", s.stop)
+	if m, ok := backend.(Monitor); ok {
+		monitor(mux, m)
+	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusNotFound, fmt.Errorf("no such request: %s %s", r.Method, r.URL.Path))
 	})
@@ -144,7 +148,7 @@ func NewServer(backend Backend) *Server {
 
 // Serve answers on l until Close; then it returns nil. It owns l.
 func (s *Server) Serve(l net.Listener) error {
-	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := s.http.Serve(bound(l, s.open)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("control: %w", err)
 	}
 	return nil
