@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/journal"
 	"github.com/mainstay-go/mainstay/pkg/link"
 	"github.com/mainstay-go/mainstay/pkg/reactor"
 )
@@ -189,7 +190,7 @@ func (l *listener) report(err error) {
 	}
 	if !l.trouble {
 		l.trouble = true
-		l.worker.log.Error("accepting paused", zap.String("listener", l.name), zap.Error(err),
+		l.worker.log.Error("accepting paused", journal.ID(journal.ListenerPaused), zap.String("listener", l.name), zap.Error(err),
 			zap.Int64("connections", l.worker.seat.Connections.Load()))
 	}
 }
@@ -198,7 +199,7 @@ func (l *listener) report(err error) {
 func (l *listener) recovered(accepted int) {
 	if l.trouble && accepted > 0 {
 		l.trouble = false
-		l.worker.log.Info("accepting again", zap.String("listener", l.name))
+		l.worker.log.Info("accepting again", journal.ID(journal.ListenerAccepting), zap.String("listener", l.name))
 	}
 }
 
