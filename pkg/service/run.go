@@ -12,11 +12,13 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/journal"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/mainstay-go/mainstay/pkg/activation"
 	"github.com/mainstay-go/mainstay/pkg/backoff"
@@ -155,6 +157,7 @@ func (s *Service) supervise(ctx context.Context, flags runFlags, c config, plan 
 	if err != nil {
 		return err
 	}
+	workers, monitoring := split(sockets)
 	serve := map[string]string{}
 	for _, p := range plan {
 		serve[p.name] = p.serve
@@ -162,8 +165,8 @@ func (s *Service) supervise(ctx context.Context, flags runFlags, c config, plan 
 	l := &loader{service: s, flags: flags, env: s.environment(), first: c, plan: plan, level: &level, log: log.Logger()}
 	sup, err := supervisor.New(supervisor.Config{
 		Name: s.name, Version: buildVersion(), Log: log.Logger(), Notify: notifier,
-		Sockets: sockets, Serve: serve, Executable: executable, Args: os.Args[1:],
-		Load: l.load, RuntimeDir: runtimeDir(),
+		Sockets: workers, Serve: serve, Executable: executable, Args: os.Args[1:],
+		Load: l.load, RuntimeDir: runtimeDir(), Monitor: monitoring, LinesDropped: log.Dropped,
 	})
 	if err != nil {
 		return err
@@ -171,6 +174,12 @@ func (s *Service) supervise(ctx context.Context, flags runFlags, c config, plan 
 	server := control.NewServer(sup)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
+	stopMonitor, err := serveMonitor(sup, monitoring, log.Logger())
+	if err != nil {
+		stopMonitor = func() {}
+		log.Logger().Error("metrics are served on the control socket only", zap.Error(err))
+	}
+	defer stopMonitor()
 
 	err = sup.Run(ctx)
 
@@ -180,6 +189,67 @@ func (s *Service) supervise(ctx context.Context, flags runFlags, c config, plan 
 		log.Logger().Warn("control socket not closed in order", zap.Error(err))
 	}
 	return err
+}
+
+// split takes the sockets of monitoring out of those that workers get.
+func split(all []activation.Socket) (workers, monitoring []activation.Socket) {
+	for _, socket := range all {
+		if socket.Name == metricsListener {
+			monitoring = append(monitoring, socket)
+		} else {
+			workers = append(workers, socket)
+		}
+	}
+	return workers, monitoring
+}
+
+// serveMonitor answers what monitoring asks on the sockets, until stop is
+// called. The sockets stay open: they may be systemd's.
+func serveMonitor(m control.Monitor, sockets []activation.Socket, log *zap.Logger) (stop func(), err error) {
+	var servers []*control.Server
+	var serving sync.WaitGroup
+	stop = func() {
+		// What is asked at the end is not worth waiting for.
+		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		defer cancel()
+		for _, s := range servers {
+			if err := s.Close(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+				log.Warn("metrics not closed in order", zap.Error(err))
+			}
+		}
+		serving.Wait()
+	}
+	for _, socket := range sockets {
+		l, err := listenerOf(socket)
+		if err != nil {
+			stop()
+			return nil, err
+		}
+		s := control.NewMonitor(m)
+		servers = append(servers, s)
+		serving.Go(func() {
+			if err := s.Serve(l); err != nil {
+				log.Error("metrics are not served any more", zap.String("listener", socket.Name), zap.Error(err))
+			}
+		})
+	}
+	return stop, nil
+}
+
+// listenerOf returns a listener on a copy of the socket's descriptor. It is
+// non-blocking already, so that nothing changes for others who share it.
+func listenerOf(socket activation.Socket) (net.Listener, error) {
+	fd, err := unix.FcntlInt(uintptr(socket.FD), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("listener %q: %w", socket.Name, os.NewSyscallError("fcntl", err))
+	}
+	f := os.NewFile(uintptr(fd), socket.Name)
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("listener %q: %w", socket.Name, err)
+	}
+	return l, nil
 }
 
 // listenControl binds the control socket. Its directory is the service's
