@@ -277,7 +277,7 @@ func (l *Log) write(ln line) {
 	// One report for a whole burst: when the queue is empty again.
 	if dropped := l.dropped.Load(); dropped != l.reported && len(l.queue) == 0 {
 		report := zapcore.Entry{Level: zap.WarnLevel, Time: time.Now(), Message: "log lines dropped"}
-		if l.emit(l.format.line(report, []zap.Field{zap.Uint64("dropped", dropped)})) == nil {
+		if l.emit(l.format.line(report, []zap.Field{ID(LinesDropped), zap.Uint64("dropped", dropped)})) == nil {
 			l.reported = dropped
 		}
 	}
