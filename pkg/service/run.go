@@ -368,8 +368,9 @@ func (c config) settings() (supervisor.Settings, error) {
 	return supervisor.Settings{
 		Workers: workers, StartAttempts: c.StartAttempts, MaxOld: c.MaxOld, Parallel: c.Parallel,
 		StartTimeout: c.StartTimeout, Grace: c.Grace, StopGrace: c.StopGrace, Bake: c.Bake,
-		Respawn: backoff.Policy{First: c.RespawnFirst, Max: c.RespawnMax},
-		Worker:  w,
+		Respawn:       backoff.Policy{First: c.RespawnFirst, Max: c.RespawnMax},
+		OnWorkerError: c.OnWorkerError,
+		Worker:        w,
 	}, nil
 }
 

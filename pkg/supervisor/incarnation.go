@@ -285,6 +285,7 @@ func (s *Supervisor) startFailed(inc *incarnation) {
 	s.tell(EventWorkerStartFailed, inc.slot.lastDeath, inc)
 	inc.slot.tooLate = inc.exit.Class == ClassOverdue
 	s.log.Warn("worker failed to start", append(append(inc.fields(), journal.ID(journal.WorkerFailedToStart)), inc.exit.fields()...)...)
+	s.deathTold(inc)
 	s.occur(inc.slot, failed)
 }
 
@@ -297,6 +298,7 @@ func (s *Supervisor) diedInService(inc *incarnation) {
 	s.dump(inc)
 	inc.slot.predecessor = &link.Death{PID: inc.pid(), Class: inc.exit.Class, Detail: inc.slot.lastDeath}
 	s.log.Warn("worker died", append(append(inc.fields(), journal.ID(journal.WorkerDied)), inc.exit.fields()...)...)
+	s.deathTold(inc)
 	s.rearm()
 	s.occur(inc.slot, loss)
 }
@@ -308,6 +310,7 @@ func (s *Supervisor) letGo(inc *incarnation) {
 		s.log.Info("worker left", inc.fields()...)
 	} else {
 		s.log.Warn("worker died while it drained", append(append(inc.fields(), journal.ID(journal.WorkerDied)), inc.exit.fields()...)...)
+		s.deathTold(inc)
 	}
 	s.rearm()
 }

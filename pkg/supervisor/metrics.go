@@ -463,6 +463,10 @@ func (s *Supervisor) writeService(p *page, f figures) {
 			p.gauge("mainstay_last_reload_time_seconds", "When the last reload began, since the epoch.", unixSeconds(at))
 		}
 	}
+	hooks := s.hooks.count()
+	for _, result := range hookResults {
+		p.counter("mainstay_hook_runs_total", "Runs of on_worker_error, by how they ended.", float64(hooks[result]), "result", result)
+	}
 	if s.conf.LinesDropped != nil {
 		p.counter("mainstay_supervisor_log_lines_dropped_total", "Lines of the supervisor's log that nobody got.", float64(s.conf.LinesDropped()))
 	}

@@ -28,7 +28,8 @@ type Settings struct {
 	Bake          time.Duration // how long a new worker serves beside the old one before that leaves; zero: not at all
 	Respawn       backoff.Policy
 	Health        Health
-	Worker        []byte // configuration for the workers, not looked at here
+	OnWorkerError []string // command to be run when a worker dies unasked, with its arguments; empty: none
+	Worker        []byte   // configuration for the workers, not looked at here
 }
 
 func (s Settings) withDefaults() (Settings, error) {

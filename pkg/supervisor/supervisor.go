@@ -129,6 +129,7 @@ type Supervisor struct {
 	chronicle    chronicle
 	judged       time.Time // when the workers were looked at last
 	books        books
+	hooks        *hooks
 	degraded     bool // and the log knows
 
 	scraper *scraper
@@ -176,7 +177,7 @@ func newSupervisor(conf Config, l launcher, makeRelease func(uint64, Settings, s
 		epoch: 1, board: board,
 		pool: &pool{name: poolName}, current: first, releases: []*release{first}, generations: 1,
 		incarnations: make(map[uint64]*incarnation), questions: make(map[uint64]*question),
-		scraper: newScraper(),
+		scraper: newScraper(), hooks: newHooks(conf.Log),
 	}
 	board.Epoch().Store(s.epoch)
 	for i := seats - 1; i >= 0; i-- {
@@ -298,6 +299,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 
 func (s *Supervisor) run(ctx context.Context) error {
 	defer s.board.Close()
+	defer s.hooks.close()
 	defer close(s.done)
 	s.began = time.Now()
 	s.oomKills = oomKills()
