@@ -43,6 +43,12 @@ var tests = []struct {
 	{"FailureForGoodLeavesNoProcess", failureForGoodLeavesNoProcess},
 
 	{"JournalHasFieldsByWhichWorkersAreFound", journalHasFieldsByWhichWorkersAreFound},
+	{"JournalExplainsADeathAndARolledBackReload", journalExplainsADeathAndARolledBackReload},
+	{"FrozenJournaldHoldsUpNobody", frozenJournaldHoldsUpNobody},
+	{"StoppedAndRestartedJournaldHurtsNobody", stoppedAndRestartedJournaldHurtsNobody},
+
+	{"MetricsAreServedOnASocketOfTheirOwn", metricsAreServedOnASocketOfTheirOwn},
+	{"DeathOfAWorkerIsToldToACommand", deathOfAWorkerIsToldToACommand},
 }
 
 func TestSystemd252(t *testing.T) { onContainer(t, "bookworm", 252) }

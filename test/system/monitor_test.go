@@ -1,0 +1,122 @@
+package system
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mainstay-go/mainstay/pkg/control"
+)
+
+// fetch asks for a page on a socket.
+func (s *service) fetch(network, address, path string) (code int, body string, err error) {
+	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext:       func(context.Context, string, string) (net.Conn, error) { return s.dial(network, address) },
+	}}
+	resp, err := client.Get("http://service" + path)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(b), err
+}
+
+// metric is the sum of a metric's samples over all labels, as the control
+// socket has it.
+func (s *service) metric(name string) (float64, error) {
+	code, page, err := s.fetch("unix", strings.TrimPrefix(s.controlURL, "unix://"), "/metrics")
+	if err != nil || code != http.StatusOK {
+		return 0, fmt.Errorf("/metrics: %d %w: %s", code, err, page)
+	}
+	samples := regexp.MustCompile(`(?m)^`+name+`(?:\{.*\})? (\S+)$`).FindAllStringSubmatch(page, -1)
+	if samples == nil {
+		return 0, fmt.Errorf("no %s in:\n%s", name, page)
+	}
+	var sum float64
+	for _, sample := range samples {
+		v, err := strconv.ParseFloat(sample[1], 64)
+		if err != nil {
+			return 0, err
+		}
+		sum += v
+	}
+	return sum, nil
+}
+
+func metricsAreServedOnASocketOfTheirOwn(t *testing.T, m *machine) {
+	s := install(t, m, server(t))
+	s.configure("workers = 2\n")
+	example := string(readFile(t, "../../deploy/systemd/examples/app-metrics.socket"))
+	port := m.freePort(t, "127.0.0.1")
+	s.unitFile("app-metrics.socket", []byte(strings.Replace(example, "127.0.0.1:9100", fmt.Sprintf("127.0.0.1:%d", port), 1)))
+	s.daemonReload()
+	s.must(t, "systemctl", "start", s.rename("app-metrics.socket"))
+	address := fmt.Sprintf("127.0.0.1:%d", port)
+	inode := m.listenInode(t, port)
+
+	// Being asked starts the service.
+	eventually(t, 10*time.Second, func() error {
+		if code, body, err := s.fetch("tcp", address, "/readyz"); err != nil || code != http.StatusOK {
+			return fmt.Errorf("/readyz: %d %q, %v", code, body, err)
+		}
+		return nil
+	})
+	st := s.awaitStatus(10*time.Second, allReady(2))
+	// A supervisor that follows another answers on the same socket.
+	s.kill(t, "KILL", st.PID)
+	eventually(t, 10*time.Second, func() error {
+		code, body, err := s.fetch("tcp", address, "/metrics")
+		if err != nil || code != http.StatusOK || !strings.Contains(body, `mainstay_pool_workers_ready{pool="worker"} 2`) {
+			return fmt.Errorf("/metrics: %d %q, %v", code, body, err)
+		}
+		return nil
+	})
+	if got := m.listenInode(t, port); got != inode {
+		t.Errorf("the socket was inode %s and is %s", inode, got)
+	}
+	for _, name := range []string{"mainstay_worker_resident_memory_bytes", "mainstay_worker_open_fds", "mainstay_supervisor_open_fds"} {
+		if v, err := s.metric(name); err != nil || v == 0 {
+			t.Errorf("%s in the sandbox is %v, %v", name, v, err)
+		}
+	}
+}
+
+func deathOfAWorkerIsToldToACommand(t *testing.T, m *machine) {
+	s := install(t, m, server(t))
+	s.configure(`workers = 2` + "\n" + `on_worker_error = ["/bin/sh", "-c", "echo slot $MAINSTAY_SLOT died by $MAINSTAY_SIGNAL: $1", "sh", "alas"]` + "\n")
+	s.start()
+	before := workers(s.awaitStatus(10*time.Second, allReady(2)))
+	s.kill(t, "SEGV", before[1].PID)
+	s.awaitStatus(10*time.Second, func(st control.Status) error {
+		if err := allReady(2)(st); err != nil {
+			return err
+		}
+		if workers(st)[1].PID == before[1].PID {
+			return fmt.Errorf("worker 1 is still there")
+		}
+		return nil
+	})
+	eventually(t, 10*time.Second, func() error {
+		// A Go program dies of SIGSEGV with status 2, unless it cannot: both are told.
+		entries := s.journal("EVENT=on_worker_error wrote")
+		if !says(entries, "slot 1 died by") || !says(entries, ": alas") {
+			return fmt.Errorf("the journal has %v", messages(entries))
+		}
+		return nil
+	})
+	eventually(t, 10*time.Second, func() error {
+		if n, err := s.metric("mainstay_hook_runs_total"); err != nil || n != 1 {
+			return fmt.Errorf("%v runs, %v", n, err)
+		}
+		return nil
+	})
+}
