@@ -487,7 +487,9 @@ func (s *Supervisor) writePools(p *page, f figures) {
 		for st := range gone {
 			in[st.String()] += 0
 		}
-		in[strings.ReplaceAll(backingOff.String(), " ", "_")] += 0
+		for _, pl := range []place{backingOff, held} {
+			in[strings.ReplaceAll(pl.String(), " ", "_")] += 0
+		}
 		for _, name := range slices.Sorted(maps.Keys(in)) {
 			p.gauge("mainstay_pool_workers", "Workers of the pool, by state; a place without a process has the place's.", float64(in[name]), "pool", pool.Name, "state", name)
 		}

@@ -120,3 +120,89 @@ func deathOfAWorkerIsToldToACommand(t *testing.T, m *machine) {
 		return nil
 	})
 }
+
+func workerThatIsNotReadyIsSpared(t *testing.T, m *machine) {
+	s := install(t, m, probe(t, "1", ""))
+	s.configure("workers = 2\n")
+	s.start()
+	s.awaitStatus(10*time.Second, allReady(2))
+	socket := strings.TrimPrefix(s.controlURL, "unix://")
+	var told []net.Conn // to a worker each
+	tell := func(conn net.Conn, word string) {
+		t.Helper()
+		if _, err := ask(conn, word); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spared := func(n int) func(control.Status) error {
+		return func(st control.Status) error {
+			var unready int
+			for _, w := range workers(st) {
+				if w.Unready == "probe was told so" {
+					unready++
+				}
+			}
+			if unready != n || st.Pools[0].Ready != 2-n {
+				return fmt.Errorf("%d workers are not ready, and the pool has %d that are, want %d and %d", unready, st.Pools[0].Ready, n, 2-n)
+			}
+			return nil
+		}
+	}
+	for n := range 2 {
+		conn, err := s.dial(s.address("app-text.socket"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		told = append(told, conn)
+		tell(conn, "unready")
+		before := workers(s.awaitStatus(10*time.Second, spared(n+1)))
+		if n == 1 {
+			break
+		}
+		for i := range 20 {
+			if err := s.echoed("app.socket", fmt.Sprintf("client %d", i)); err != nil {
+				t.Error(err)
+			}
+		}
+		for slot, w := range workers(s.status()) {
+			if took := w.Accepts - before[slot].Accepts; (w.Unready == "") != (took == 20) {
+				t.Errorf("worker %d (unready: %q) took %d of 20 connections", slot, w.Unready, took)
+			}
+		}
+		if code, body, err := s.fetch("unix", socket, "/readyz"); code != http.StatusOK {
+			t.Errorf("/readyz: %d %q, %v although a worker is ready", code, body, err)
+		}
+	}
+	if code, body, err := s.fetch("unix", socket, "/readyz"); code != http.StatusServiceUnavailable || !strings.Contains(body, "probe was told so") {
+		t.Errorf("/readyz: %d %q, %v although no worker is ready", code, body, err)
+	}
+	served := s.connect(10)
+	tell(told[0], "ready")
+	served()
+	tell(told[1], "ready")
+	s.awaitStatus(10*time.Second, spared(0))
+}
+
+func applicationsFiguresOutliveReloads(t *testing.T, m *machine) {
+	s := install(t, m, probe(t, "1", ""))
+	s.configure(reloadable)
+	s.start()
+	s.awaitStatus(10*time.Second, allReady(2))
+	const rounds, lines = 3, 10
+	for round := range rounds {
+		for range lines {
+			if got := s.versionOf(); got != "1" {
+				t.Fatalf("version %q", got)
+			}
+		}
+		if got, err := s.metric("probe_lines_total"); err != nil || got < float64((round+1)*lines) {
+			t.Errorf("round %d: %v lines, %v, want %d", round, got, err, (round+1)*lines)
+		}
+		s.must(t, "systemctl", "reload", s.unit)
+	}
+	s.awaitStatus(20*time.Second, allReady(2)) // the old ones have left
+	if got, err := s.metric("probe_lines_total"); err != nil || got != rounds*lines {
+		t.Errorf("%v lines, %v, want %d", got, err, rounds*lines)
+	}
+}

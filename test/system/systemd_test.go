@@ -48,6 +48,8 @@ var tests = []struct {
 	{"StoppedAndRestartedJournaldHurtsNobody", stoppedAndRestartedJournaldHurtsNobody},
 
 	{"MetricsAreServedOnASocketOfTheirOwn", metricsAreServedOnASocketOfTheirOwn},
+	{"WorkerThatIsNotReadyIsSpared", workerThatIsNotReadyIsSpared},
+	{"ApplicationsFiguresOutliveReloads", applicationsFiguresOutliveReloads},
 	{"DeathOfAWorkerIsToldToACommand", deathOfAWorkerIsToldToACommand},
 }
 
