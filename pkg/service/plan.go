@@ -3,6 +3,7 @@ package service
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -93,7 +94,7 @@ func (s *Service) planOne(c config, name string, socket *activation.Socket, acti
 func (s *Service) check(c config, name string) error {
 	set := c.Listeners[name]
 	if name == metricsListener {
-		if address := (listenerConfig{Address: set.Address}); set != address {
+		if !reflect.DeepEqual(set, listenerConfig{Address: set.Address}) {
 			return c.refuseListener(name, "is the supervisor's own: its only setting is address")
 		}
 		return nil

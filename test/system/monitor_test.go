@@ -206,3 +206,76 @@ func applicationsFiguresOutliveReloads(t *testing.T, m *machine) {
 		t.Errorf("%v lines, %v, want %d", got, err, rounds*lines)
 	}
 }
+
+// counters are all that only grows: name and labels to value.
+func (s *service) counters() (map[string]float64, error) {
+	code, page, err := s.fetch("unix", strings.TrimPrefix(s.controlURL, "unix://"), "/metrics")
+	if err != nil || code != http.StatusOK {
+		return nil, fmt.Errorf("/metrics: %d %w: %s", code, err, page)
+	}
+	sums := make(map[string]float64)
+	for _, sample := range regexp.MustCompile(`(?m)^(\w+_total(?:\{.*\})?) (\S+)$`).FindAllStringSubmatch(page, -1) {
+		if sums[sample[1]], err = strconv.ParseFloat(sample[2], 64); err != nil {
+			return nil, err
+		}
+	}
+	return sums, nil
+}
+
+func sumsNeverGoBackWhileWorkersAreKilled(t *testing.T, m *machine) {
+	s := install(t, m, probe(t, "1", ""))
+	s.configure("workers = 3\n[respawn]\nfirst = \"10ms\"\nmax = \"50ms\"\n")
+	s.start()
+	s.awaitStatus(10*time.Second, allReady(3))
+	before, err := s.counters()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const rounds, clients = 9, 6
+	for round := range rounds {
+		for i := range clients {
+			if err := s.echoed("app.socket", fmt.Sprintf("client %d", i)); err != nil {
+				t.Fatal(err)
+			}
+			s.versionOf()
+		}
+		st := s.awaitStatus(10*time.Second, allReady(3))
+		victim := workers(st)[round%3]
+		s.kill(t, []string{"KILL", "ABRT", "STOP"}[round%3], victim.PID)
+		scrapes := 5 // while it dies and is followed
+		if round%3 == 2 {
+			scrapes = 1 // which waits for the one that was stopped
+		}
+		for range scrapes {
+			after, err := s.counters()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for name, was := range before {
+				if is, ok := after[name]; !ok || is < was {
+					t.Fatalf("round %d: %s was %v and is %v (there: %v)", round, name, was, is, ok)
+				}
+			}
+			before = after
+		}
+		if round%3 == 2 {
+			s.kill(t, "KILL", victim.PID)
+		}
+		s.awaitStatus(10*time.Second, func(st control.Status) error {
+			if err := allReady(3)(st); err != nil {
+				return err
+			}
+			if workers(st)[round%3].PID == victim.PID {
+				return fmt.Errorf("worker %d is still there", round%3)
+			}
+			return nil
+		})
+	}
+	// A worker writes into shared memory: nothing of it is lost with it.
+	if got, err := s.metric("mainstay_connections_accepted_total"); err != nil || got != rounds*clients*2 {
+		t.Errorf("%v connections accepted, %v, want %d", got, err, rounds*clients*2)
+	}
+	if got, err := s.metric("mainstay_worker_respawns_total"); err != nil || got != rounds {
+		t.Errorf("%v respawns, %v, want %d", got, err, rounds)
+	}
+}

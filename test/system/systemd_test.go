@@ -48,6 +48,7 @@ var tests = []struct {
 	{"StoppedAndRestartedJournaldHurtsNobody", stoppedAndRestartedJournaldHurtsNobody},
 
 	{"MetricsAreServedOnASocketOfTheirOwn", metricsAreServedOnASocketOfTheirOwn},
+	{"SumsNeverGoBackWhileWorkersAreKilled", sumsNeverGoBackWhileWorkersAreKilled},
 	{"WorkerThatIsNotReadyIsSpared", workerThatIsNotReadyIsSpared},
 	{"ApplicationsFiguresOutliveReloads", applicationsFiguresOutliveReloads},
 	{"DeathOfAWorkerIsToldToACommand", deathOfAWorkerIsToldToACommand},
