@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -52,6 +53,7 @@ func TestScripts(t *testing.T) {
 			"held":    cmdHeld,
 			"kill9":   cmdKill,
 			"program": cmdProgram,
+			"fetch":   cmdFetch,
 
 			"holdhttp":    cmdHoldHTTP,
 			"stopped":     cmdStopped,
@@ -194,6 +196,45 @@ func cmdHeld(ts *testscript.TestScript, neg bool, args []string) {
 		return
 	}
 	roundTrip(ts, c, args[0])
+}
+
+// cmdFetch asks for a page until its status is CODE, and writes the body to a
+// file: fetch control|LISTENER PATH CODE FILE.
+func cmdFetch(ts *testscript.TestScript, neg bool, args []string) {
+	network, address := "unix", ts.Getenv("SOCK")
+	if args[0] != "control" {
+		st := status(ts, "listener "+args[0], func(control.Status) bool { return true })
+		for _, l := range st.Listeners {
+			if l.Name == args[0] {
+				network, address, _ = strings.Cut(l.Address, "://")
+			}
+		}
+	}
+	var d net.Dialer
+	c := &http.Client{Timeout: patience, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, network, address) },
+	}}
+	code, err := strconv.Atoi(args[2])
+	ts.Check(err)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(patience); ; <-tick.C {
+		resp, err := c.Get("http://service" + args[1])
+		if err == nil {
+			body, err := io.ReadAll(resp.Body)
+			ts.Check(err)
+			resp.Body.Close()
+			if resp.StatusCode == code {
+				ts.Check(os.WriteFile(ts.MkAbs(args[3]), body, 0o644))
+				return
+			}
+			err = fmt.Errorf("%s: %s", resp.Status, body)
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("fetch %s %s: want %d, last %v", args[0], args[1], code, err)
+		}
+	}
 }
 
 // cmdKill kills the worker of a slot and waits for its successor: kill9 SLOT.

@@ -59,12 +59,16 @@ func (b *backend) Stop(context.Context) error {
 // start serves a backend and returns a client and the socket's path.
 func start(t *testing.T, b Backend) (*Client, string) {
 	t.Helper()
+	return startWith(t, NewServer(b))
+}
+
+func startWith(t *testing.T, s *Server) (*Client, string) {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "control.sock")
 	l, err := Listen("unix://" + path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := NewServer(b)
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	t.Cleanup(func() {

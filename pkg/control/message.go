@@ -69,7 +69,7 @@ type Listener struct {
 type Pool struct {
 	Name     string   `json:"name"`
 	Want     int      `json:"want"`  // slots
-	Ready    int      `json:"ready"` // slots with a ready worker
+	Ready    int      `json:"ready"` // slots whose worker takes new connections
 	Respawns uint64   `json:"respawns"`
 	Workers  []Worker `json:"workers"` // by slot; draining ones behind the one that serves
 }
@@ -99,6 +99,7 @@ type Worker struct {
 	Respawns       uint64 `json:"respawns"`             // of the slot: deaths that were not asked for
 	StartFailures  uint64 `json:"start_failures"`       // of the slot: those that died before they were ready
 	RetryMS        int64  `json:"retry_ms,omitempty"`   // backing off: time until the next start
+	Unready        string `json:"unready,omitempty"`    // why its application wants no new connections
 	LastDeath      string `json:"last_death,omitempty"` // of the slot's last worker that died unasked, with its last words
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"time"
 )
 
 // eventsPath is the one request that streams without an end.
@@ -41,6 +42,9 @@ type ConnectionLister interface {
 	// missing, and it is named.
 	Connections(ctx context.Context, r ConnectionsRequest) (Connections, error)
 }
+
+// stepTimeout is how long an asker may take to read a step of what lasts.
+const stepTimeout = 5 * time.Second
 
 // errNotHere answers what this backend cannot do.
 var errNotHere = errors.New("the running supervisor does not know this request: it is of an older version, restart the service")
@@ -75,7 +79,9 @@ func (s *Server) slot(done string, do func(Operator, context.Context, SlotReques
 			refuse(w, http.StatusNotImplemented, errNotHere)
 			return
 		}
-		if answerErr(w, do(op, r.Context(), req)) {
+		err = do(op, r.Context(), req) // may last longer than the write deadline
+		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(stepTimeout))
+		if answerErr(w, err) {
 			return
 		}
 		answer(w, Done{Message: fmt.Sprintf(done, req.Slot)})
@@ -144,14 +150,17 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.WriteHeader(http.StatusOK)
 	ctl := http.NewResponseController(w)
+	ctl.SetWriteDeadline(time.Now().Add(stepTimeout))
 	ctl.Flush() // so that the asker knows it is heard
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
 	err := op.Events(ctx, follows(r), func(e Event) {
+		ctl.SetWriteDeadline(time.Now().Add(stepTimeout))
 		if ctx.Err() == nil && (enc.Encode(e) != nil || ctl.Flush() != nil) {
 			cancel()
 		}
 	})
+	ctl.SetWriteDeadline(time.Now().Add(stepTimeout))
 	if err != nil && ctx.Err() == nil {
 		enc.Encode(Problem{Error: err.Error()}) // an asker that has gone needs none
 	}

@@ -21,9 +21,13 @@ type operator struct {
 	remembered []Event
 	coming     chan Event
 	asked      ConnectionsRequest
+	hold       chan struct{} // what is done waits for its end; nil: for nothing
 }
 
 func (o *operator) do(what string, r SlotRequest) error {
+	if o.hold != nil {
+		<-o.hold
+	}
 	if r.Slot > 3 {
 		return fmt.Errorf("%w: no slot %d", ErrInvalid, r.Slot)
 	}
@@ -243,5 +247,37 @@ func TestWrongWayToFollowIsRefused(t *testing.T) {
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusBadRequest {
 		t.Errorf("status %s, want 400", resp.Status)
+	}
+}
+
+func TestWhatLastsIsNotCutOffByTheWriteDeadline(t *testing.T) {
+	o := &operator{coming: make(chan Event), remembered: []Event{{Kind: "first"}}, hold: make(chan struct{})}
+	s := NewServer(o)
+	s.http.WriteTimeout = 20 * time.Millisecond
+	c, _ := startWith(t, s)
+	recycled := make(chan error, 1)
+	go func() {
+		_, err := c.Recycle(t.Context(), SlotRequest{})
+		recycled <- err
+	}()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	heard, ended := make(chan string, 2), make(chan error, 1)
+	go func() { ended <- c.Events(ctx, true, func(e Event) { heard <- e.Kind }) }()
+	<-heard
+	late := time.NewTimer(5 * s.http.WriteTimeout) // the deadline has to be over
+	defer late.Stop()
+	<-late.C
+	close(o.hold)
+	if err := <-recycled; err != nil {
+		t.Errorf("recycle: %v", err)
+	}
+	o.coming <- Event{Kind: "second"}
+	if kind := <-heard; kind != "second" {
+		t.Errorf("heard %q", kind)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }

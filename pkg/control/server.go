@@ -117,10 +117,11 @@ func socketPath(address string) (string, error) {
 type Server struct {
 	backend Backend
 	http    *http.Server
-	slots   chan struct{}
-	streams chan struct{}
+	slots   chan struct{} // requests under way
+	open    chan struct{} // connections, if they are bounded as well
+	streams chan struct{} // those who follow the events
 
-	// closing ends the streams.
+	// closing ends the streams; nil if there are none.
 	closing context.Context
 	close   context.CancelFunc
 }
@@ -139,6 +140,9 @@ func NewServer(backend Backend) *Server {
 	mux.HandleFunc("POST /v1/reload", s.reload)
 	mux.HandleFunc("POST /v1/scale", s.scale)
 	mux.HandleFunc("POST /v1/stop", s.stop)
+	if m, ok := backend.(Monitor); ok {
+		monitor(mux, m)
+	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusNotFound, fmt.Errorf("no such request: %s %s", r.Method, r.URL.Path))
 	})
@@ -146,7 +150,7 @@ func NewServer(backend Backend) *Server {
 		Handler:           s.bounded(mux),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      15 * time.Second, // a reload sets its own
+		WriteTimeout:      15 * time.Second, // what lasts sets its own, for each step
 		IdleTimeout:       10 * time.Second,
 		MaxHeaderBytes:    16 << 10,
 		ConnContext:       withPeer,
@@ -157,7 +161,7 @@ func NewServer(backend Backend) *Server {
 
 // Serve answers on l until Close; then it returns nil. It owns l.
 func (s *Server) Serve(l net.Listener) error {
-	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := s.http.Serve(bound(l, s.open)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("control: %w", err)
 	}
 	return nil
@@ -165,7 +169,9 @@ func (s *Server) Serve(l net.Listener) error {
 
 // Close ends the server. Requests under way have until ctx ends.
 func (s *Server) Close(ctx context.Context) error {
-	s.close()
+	if s.close != nil {
+		s.close()
+	}
 	if err := s.http.Shutdown(ctx); err != nil {
 		return errors.Join(err, s.http.Close())
 	}
@@ -222,7 +228,7 @@ func (s *Server) reload(w http.ResponseWriter, r *http.Request) {
 	tell := func(p Progress) {
 		mu.Lock()
 		defer mu.Unlock()
-		ctl.SetWriteDeadline(time.Now().Add(5 * time.Second))
+		ctl.SetWriteDeadline(time.Now().Add(stepTimeout))
 		if enc.Encode(p) == nil {
 			ctl.Flush()
 		}

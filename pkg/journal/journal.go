@@ -10,6 +10,9 @@
 //   - While journald is away, lines of level error and above go to stderr with
 //     sd-daemon(3)'s "<3>" before them, others are dropped; nothing has to be
 //     opened anew when it is back.
+//   - A warning or error that comes again and again, of the same listener and
+//     worker, is written five times in ten seconds; how often it came besides
+//     is written at the end of that time, as "line repeated".
 //   - When lines have been dropped, the next line that can be written is
 //     followed by "log lines dropped" with their number so far.
 //
@@ -125,6 +128,8 @@ type Log struct {
 
 	reported uint64 // dropped lines told of
 
+	repeats repeats
+
 	mu     sync.Mutex // guards closed, and the close of queue
 	closed bool
 }
@@ -185,7 +190,8 @@ func open(o Options, socket string) (*Log, error) {
 		return nil, fmt.Errorf("journal: format %q: want auto, journal, text or json", o.Format)
 	}
 	l.format = l.format.with(o.Fields)
-	l.logger = zap.New(&core{log: l, format: l.format}, zap.AddCaller(), zap.ErrorOutput(zapcore.Lock(o.Stderr)))
+	l.repeats = repeats{report: l.reportRepeats, seen: make(map[repeatKey]*repeated)}
+	l.logger = zap.New(&core{log: l, format: l.format, key: repeatKey{}.with(o.Fields)}, zap.AddCaller(), zap.ErrorOutput(zapcore.Lock(o.Stderr)))
 	go l.run()
 	return l, nil
 }
@@ -204,6 +210,7 @@ func (l *Log) Dropped() uint64 { return l.dropped.Load() }
 // goroutine that hangs in a write to stderr then ends with that write. Further
 // calls do nothing and return nil.
 func (l *Log) Close() error {
+	l.repeats.close()
 	l.mu.Lock()
 	if l.closed {
 		l.mu.Unlock()
@@ -280,7 +287,7 @@ func (l *Log) write(ln line) {
 	// One report for a whole burst: when the queue is empty again.
 	if dropped := l.dropped.Load(); dropped != l.reported && len(l.queue) == 0 {
 		report := zapcore.Entry{Level: zap.WarnLevel, Time: time.Now(), Message: "log lines dropped"}
-		if l.emit(l.format.line(report, []zap.Field{zap.Uint64("dropped", dropped)})) == nil {
+		if l.emit(l.format.line(report, []zap.Field{ID(LinesDropped), zap.Uint64("dropped", dropped)})) == nil {
 			l.reported = dropped
 		}
 	}
@@ -323,12 +330,13 @@ func (l *Log) flush() error {
 type core struct {
 	log    *Log
 	format format
+	key    repeatKey // the logger's part of it
 }
 
 func (c *core) Enabled(level zapcore.Level) bool { return c.log.level.Enabled(level) }
 
 func (c *core) With(fields []zapcore.Field) zapcore.Core {
-	return &core{log: c.log, format: c.format.with(fields)}
+	return &core{log: c.log, format: c.format.with(fields), key: c.key.with(fields)}
 }
 
 func (c *core) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zapcore.CheckedEntry {
@@ -339,6 +347,13 @@ func (c *core) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zapcor
 }
 
 func (c *core) Write(entry zapcore.Entry, fields []zapcore.Field) error {
+	if entry.Level == zapcore.WarnLevel || entry.Level == zapcore.ErrorLevel {
+		key := c.key.with(fields)
+		key.level, key.logger, key.message = entry.Level, entry.LoggerName, entry.Message
+		if c.log.repeats.hold(key, c, entry.Time) {
+			return nil
+		}
+	}
 	c.log.enqueue(c.format.line(entry, fields))
 	if entry.Level > zapcore.ErrorLevel {
 		return c.log.flush()

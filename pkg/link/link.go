@@ -43,6 +43,10 @@
 //	Paused   I accept no     LogLevel log from this level on
 //	         more for now    Gather   tell me this
 //	Gathered this is it
+//	Readiness the application
+//	         wants no new
+//	         connections, or
+//	         does again
 //	Failed   why I give up
 //
 // A worker obeys the highest epoch it has seen and drops what comes from a

@@ -178,6 +178,7 @@ var bodies = []Body{
 	Hello{Contract: 1, Incarnation: 2, Generation: 3, Build: "v1"}, Ready{}, Draining{Connections: 4}, Failed{Reason: "no"},
 	Accept{}, Rearm{}, Drain{Prompt: true, Grace: time.Minute}, Stop{}, LogLevel{Level: "debug"}, Paused{Listener: "echo", Reason: "EMFILE"},
 	Gather{ID: 7, What: "connections", Arg: json.RawMessage(`{"limit":3}`)}, Gathered{ID: 7, Error: "the loop does not answer"},
+	Readiness{Ready: true}, Readiness{Reason: "no database"},
 }
 
 func pair(t *testing.T) (near, far *Channel) {
@@ -349,9 +350,12 @@ func TestReceiverOfAClosedChannelIsTold(t *testing.T) {
 }
 
 func TestLongReasonIsCut(t *testing.T) {
-	b, err := Encode(Message{Body: Failed{Reason: strings.Repeat("\x01", 1<<20)}})
-	if err != nil || len(b) > MaxMessage {
-		t.Errorf("%d bytes, %v", len(b), err)
+	long := strings.Repeat("\x01", 1<<20)
+	for _, body := range []Body{Failed{Reason: long}, Readiness{Reason: long}} {
+		b, err := Encode(Message{Body: body})
+		if err != nil || len(b) > MaxMessage {
+			t.Errorf("%T: %d bytes, %v", body, len(b), err)
+		}
 	}
 }
 
@@ -379,6 +383,9 @@ func FuzzDecode(f *testing.F) {
 			t.Fatal(err)
 		}
 		if f, ok := m.Body.(Failed); ok && len(f.Reason) > maxReason {
+			return
+		}
+		if r, ok := m.Body.(Readiness); ok && len(r.Reason) > maxReason {
 			return
 		}
 		if !reflect.DeepEqual(m2.Body, m.Body) && !bytes.Equal(again, b) {

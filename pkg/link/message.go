@@ -41,6 +41,7 @@ const (
 	kindPaused
 	kindGather
 	kindGathered
+	kindReadiness
 )
 
 // Hello is a worker's first message.
@@ -80,11 +81,22 @@ type Gather struct {
 	Arg  json.RawMessage `json:"arg,omitempty"`
 }
 
+// Legacy is the ID of an answer that nobody has asked for: what a worker that
+// exits in order leaves behind, the last state of its metrics.
+const Legacy = 0
+
 // Gathered answers a Gather. The answer itself is in a memfd that comes
 // along, unless there is an error.
 type Gathered struct {
-	ID    uint64 `json:"id"`
+	ID    uint64 `json:"id"` // the question's, or Legacy
 	Error string `json:"error,omitempty"`
+}
+
+// Readiness says that the application of a worker that serves wants no new
+// connections, or wants them again.
+type Readiness struct {
+	Ready  bool   `json:"ready"`
+	Reason string `json:"reason,omitempty"` // why not, in the application's words
 }
 
 // Accept tells a ready worker to take connections.
@@ -113,31 +125,38 @@ type LogLevel struct {
 	Level string `json:"level"` // debug, info, warn, error
 }
 
-func (Hello) kind() kind    { return kindHello }
-func (Ready) kind() kind    { return kindReady }
-func (Draining) kind() kind { return kindDraining }
-func (Failed) kind() kind   { return kindFailed }
-func (Accept) kind() kind   { return kindAccept }
-func (Rearm) kind() kind    { return kindRearm }
-func (Drain) kind() kind    { return kindDrain }
-func (Stop) kind() kind     { return kindStop }
-func (LogLevel) kind() kind { return kindLogLevel }
-func (Paused) kind() kind   { return kindPaused }
-func (Gather) kind() kind   { return kindGather }
-func (Gathered) kind() kind { return kindGathered }
+func (Hello) kind() kind     { return kindHello }
+func (Ready) kind() kind     { return kindReady }
+func (Draining) kind() kind  { return kindDraining }
+func (Failed) kind() kind    { return kindFailed }
+func (Accept) kind() kind    { return kindAccept }
+func (Rearm) kind() kind     { return kindRearm }
+func (Drain) kind() kind     { return kindDrain }
+func (Stop) kind() kind      { return kindStop }
+func (LogLevel) kind() kind  { return kindLogLevel }
+func (Paused) kind() kind    { return kindPaused }
+func (Gather) kind() kind    { return kindGather }
+func (Gathered) kind() kind  { return kindGathered }
+func (Readiness) kind() kind { return kindReadiness }
 
-// maxReason bounds Failed.Reason so that a message always fits; JSON may
+// maxReason bounds the reasons of Failed and Readiness so that a message always fits; JSON may
 // write a byte as six.
 const maxReason = 4096
 
 // Encode returns m as it stands on the wire. It fails if m has no body, or
-// if the message would be over MaxMessage. A longer Failed.Reason is cut.
+// if the message would be over MaxMessage. A longer reason of Failed or
+// Readiness is cut.
 func Encode(m Message) ([]byte, error) {
 	if m.Body == nil {
 		return nil, fmt.Errorf("link: message without a body")
 	}
-	if f, ok := m.Body.(Failed); ok && len(f.Reason) > maxReason {
-		m.Body = Failed{Reason: f.Reason[:maxReason]}
+	switch b := m.Body.(type) {
+	case Failed:
+		b.Reason = b.Reason[:min(len(b.Reason), maxReason)]
+		m.Body = b
+	case Readiness:
+		b.Reason = b.Reason[:min(len(b.Reason), maxReason)]
+		m.Body = b
 	}
 	body, err := json.Marshal(m.Body)
 	if err != nil {
@@ -196,6 +215,8 @@ func Decode(b []byte) (Message, error) {
 		m.Body, err = decode[Gather](body)
 	case kindGathered:
 		m.Body, err = decode[Gathered](body)
+	case kindReadiness:
+		m.Body, err = decode[Readiness](body)
 	default:
 		if flags&flagIgnorable == 0 {
 			err = fmt.Errorf("link: message of unknown kind %d", k)

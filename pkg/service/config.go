@@ -33,6 +33,7 @@ type config struct {
 	Bake          time.Duration // that a new worker must live before the next is replaced
 	RespawnFirst  time.Duration // first delay of the back-off
 	RespawnMax    time.Duration // longest delay of the back-off
+	OnWorkerError []string      // command to be run when a worker dies unasked
 	LogLevel      string
 	LogFormat     string
 	Listeners     map[string]listenerConfig // by name
@@ -125,6 +126,7 @@ var settings = []setting[config]{
 	duration("reload.bake", 0, time.Hour, func(c *config) *time.Duration { return &c.Bake }),
 	duration("respawn.first", time.Millisecond, time.Hour, func(c *config) *time.Duration { return &c.RespawnFirst }),
 	duration("respawn.max", time.Millisecond, time.Hour, func(c *config) *time.Duration { return &c.RespawnMax }),
+	command("on_worker_error", func(c *config) *[]string { return &c.OnWorkerError }),
 	oneOf("log.level", []string{"debug", "info", "warn", "error"}, func(c *config) *string { return &c.LogLevel }),
 	oneOf("log.format", []string{"auto", "journal", "text", "json"}, func(c *config) *string { return &c.LogFormat }),
 }

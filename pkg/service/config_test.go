@@ -34,6 +34,7 @@ start_attempts = 4
 grace = "2s"
 stop_grace = "3s"
 max_old = 5
+on_worker_error = ["/bin/tell", "it is dead"]
 
 [reload]
 parallel = 6
@@ -72,7 +73,7 @@ serve = "discard"
 	want := config{
 		Workers: 3, Control: "unix:///tmp/x.sock", StartTimeout: time.Minute, StartAttempts: 4,
 		Grace: 2 * time.Second, StopGrace: 3 * time.Second, MaxOld: 5, Parallel: 6, Bake: 7 * time.Second,
-		RespawnFirst: time.Second, RespawnMax: 9 * time.Second, LogLevel: "debug", LogFormat: "json",
+		RespawnFirst: time.Second, RespawnMax: 9 * time.Second, OnWorkerError: []string{"/bin/tell", "it is dead"}, LogLevel: "debug", LogFormat: "json",
 		Listeners: map[string]listenerConfig{
 			"a": {
 				Address: "tcp://127.0.0.1:80", Serve: "echo", Inline: &yes, MaxMessage: 1000,
@@ -129,6 +130,9 @@ var wrongKeys = []struct {
 	{"respawn.first", `respawn.first = ""`, `key "respawn.first": got "", want a duration such as "30s", from 1ms to 1h`},
 	{"respawn.max", `respawn.max = []`, `key "respawn.max": got an array, want a duration such as "30s", from 1ms to 1h`},
 	{"respawn.first over respawn.max", `respawn.first = "31s"`, `key "respawn.first": respawn.first is 31s, want at most respawn.max, which is 30s`},
+	{"on_worker_error", `on_worker_error = "/bin/tell"`, `key "on_worker_error": got "/bin/tell", want a program and its arguments such as ["/usr/bin/notify", "worker"]`},
+	{"on_worker_error", `on_worker_error = ["/bin/tell", 3]`, `key "on_worker_error": got an array, want a program and its arguments such as ["/usr/bin/notify", "worker"]`},
+	{"on_worker_error", `on_worker_error = [""]`, `key "on_worker_error": got an array, want a program and its arguments such as ["/usr/bin/notify", "worker"]`},
 	{"log.level", `log.level = "loud"`, `key "log.level": got "loud", want one of debug, info, warn, error`},
 	{"log.format", `log.format = 1`, `key "log.format": got 1, want one of auto, journal, text, json`},
 	{"address", `listener.a.address = "tcp://localhost:1"`, `key "listener.a.address": got "tcp://localhost:1", want tcp://HOST:PORT or unix:///PATH: activation: `},
@@ -309,4 +313,25 @@ func FuzzConfig(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestCommandIsAnArrayInTheEnvironmentToo(t *testing.T) {
+	for _, tt := range []struct {
+		value string
+		want  []string
+		ok    bool
+	}{
+		{`["/bin/tell", "it is \"dead\""]`, []string{"/bin/tell", `it is "dead"`}, true},
+		{`[]`, nil, true},
+		{`/bin/tell`, nil, false},
+		{`["/bin/tell"] x`, nil, false},
+		{`[1]`, nil, false},
+		{``, nil, false},
+	} {
+		c := defaults("app")
+		err := c.readEnv("APP_", map[string]string{"APP_ON_WORKER_ERROR": tt.value}, nil)
+		if (err == nil) != tt.ok || !cmp.Equal(c.OnWorkerError, tt.want) {
+			t.Errorf("%s: got %q, %v, want %q", tt.value, c.OnWorkerError, err, tt.want)
+		}
+	}
 }

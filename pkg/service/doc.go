@@ -38,6 +38,7 @@
 //	service.go   Service: what an application says; Main
 //	protocol.go  Conn, Raw, Text, Framed, HTTP
 //	config.go    the keys of the configuration
+//	hook.go      a command as a setting
 //	plan.go      sockets and protocols, paired by name
 //	command.go   the command line
 //	run.go       the supervisor's role

@@ -3,11 +3,16 @@ package service
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 
 	"github.com/mainstay-go/mainstay/pkg/activation"
 )
+
+// metricsListener is the name of the listener on which the supervisor answers
+// what monitoring asks. No worker gets it.
+const metricsListener = "metrics"
 
 // planned is a listener that will be served.
 type planned struct {
@@ -59,7 +64,8 @@ func (s *Service) plan(c config, inherited []activation.Socket) ([]planned, erro
 		}
 		taken[p.address] = p.name
 	}
-	if len(all) == 0 && len(s.onStart) == 0 {
+	served := slices.ContainsFunc(all, func(p planned) bool { return p.name != metricsListener })
+	if !served && len(s.onStart) == 0 {
 		return nil, fmt.Errorf("no listener: start the service by a socket unit, or give --listen NAME=URL, with a NAME of %s or with --serve NAME=KIND", s.known())
 	}
 	return all, nil
@@ -68,7 +74,7 @@ func (s *Service) plan(c config, inherited []activation.Socket) ([]planned, erro
 func (s *Service) planOne(c config, name string, socket *activation.Socket, activated bool) (planned, error) {
 	set := c.Listeners[name]
 	p := planned{name: name, serve: set.Serve, address: set.Address, socket: socket}
-	if p.serve == "" && s.declared(name) == nil {
+	if p.serve == "" && s.declared(name) == nil && name != metricsListener {
 		p.serve = name
 	}
 	if err := s.check(c, name); err != nil {
@@ -97,6 +103,12 @@ func (s *Service) planOne(c config, name string, socket *activation.Socket, acti
 // check says what is wrong with what is to be served on a listener.
 func (s *Service) check(c config, name string) error {
 	set := c.Listeners[name]
+	if name == metricsListener {
+		if !reflect.DeepEqual(set, listenerConfig{Address: set.Address}) {
+			return c.refuseListener(name, "is the supervisor's own: its only setting is address")
+		}
+		return nil
+	}
 	protocol, err := s.protocol(name, set.Serve)
 	if err != nil {
 		return c.refuse(err, listenerKey(name)+".serve", listenerKey(name))
@@ -108,6 +120,18 @@ func (s *Service) check(c config, name string) error {
 		return c.refuse(err, listenerKey(name))
 	}
 	return nil
+}
+
+// refuseListener is an error about the first of a listener's settings that was
+// set.
+func (c *config) refuseListener(name, what string) error {
+	var keys []string
+	for _, s := range listenerSettings {
+		if s.key != "address" {
+			keys = append(keys, listenerKey(name)+"."+s.key)
+		}
+	}
+	return c.refuse(fmt.Errorf("listener %q %s", name, what), append(keys, listenerKey(name))...)
 }
 
 // protocol is what is served on a listener: the operator's word, else the

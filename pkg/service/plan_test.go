@@ -2,6 +2,7 @@ package service
 
 import (
 	"bytes"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -213,5 +214,24 @@ slot 1: last death: exit code 1: no database
 `
 	if diff := cmp.Diff(want, b.String()); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func TestListenerOfMonitoringIsTheSupervisorsOwn(t *testing.T) {
+	defer func() {
+		if got := fmt.Sprint(recover()); !strings.Contains(got, "the supervisor's own") {
+			t.Errorf("panic %q", got)
+		}
+	}()
+	New("app").Listen("metrics", "", Raw[struct{}]{})
+}
+
+func TestMonitoringAloneIsNoService(t *testing.T) {
+	c := defaults("app")
+	if err := c.setListenerFlag("listen", "address", "metrics=tcp://127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New("app").plan(c, nil); err == nil || !strings.Contains(err.Error(), "no listener") {
+		t.Errorf("error %v", err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -173,6 +174,7 @@ func (s *Service) supervise(ctx context.Context, flags runFlags, c config, plan 
 	if err != nil {
 		return err
 	}
+	workers, monitoring := split(sockets)
 	serve := map[string]string{}
 	for _, p := range plan {
 		serve[p.name] = p.serve
@@ -180,8 +182,8 @@ func (s *Service) supervise(ctx context.Context, flags runFlags, c config, plan 
 	l := &loader{service: s, flags: flags, env: s.environment(), first: c, plan: plan, level: &level, log: log.Logger()}
 	sup, err := supervisor.New(supervisor.Config{
 		Name: s.name, Version: buildVersion(), Log: log.Logger(), Notify: notifier,
-		Sockets: sockets, Serve: serve, Executable: executable, Args: os.Args[1:],
-		Load: l.load, RuntimeDir: runtimeDir(),
+		Sockets: workers, Serve: serve, Executable: executable, Args: os.Args[1:],
+		Load: l.load, RuntimeDir: runtimeDir(), Monitor: monitoring, LinesDropped: log.Dropped,
 	})
 	if err != nil {
 		return err
@@ -189,6 +191,12 @@ func (s *Service) supervise(ctx context.Context, flags runFlags, c config, plan 
 	server := control.NewServer(sup)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
+	stopMonitor, err := serveMonitor(sup, monitoring, log.Logger())
+	if err != nil {
+		stopMonitor = func() {}
+		log.Logger().Error("metrics are served on the control socket only", zap.Error(err))
+	}
+	defer stopMonitor()
 
 	err = sup.Run(ctx)
 
@@ -202,6 +210,67 @@ func (s *Service) supervise(ctx context.Context, flags runFlags, c config, plan 
 		log.Logger().Warn("control socket not closed in order", zap.Error(closed))
 	}
 	return err
+}
+
+// split takes the sockets of monitoring out of those that workers get.
+func split(all []activation.Socket) (workers, monitoring []activation.Socket) {
+	for _, socket := range all {
+		if socket.Name == metricsListener {
+			monitoring = append(monitoring, socket)
+		} else {
+			workers = append(workers, socket)
+		}
+	}
+	return workers, monitoring
+}
+
+// serveMonitor answers what monitoring asks on the sockets, until stop is
+// called. The sockets stay open: they may be systemd's.
+func serveMonitor(m control.Monitor, sockets []activation.Socket, log *zap.Logger) (stop func(), err error) {
+	var servers []*control.Server
+	var serving sync.WaitGroup
+	stop = func() {
+		// What is asked at the end is not worth waiting for.
+		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		defer cancel()
+		for _, s := range servers {
+			if err := s.Close(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+				log.Warn("metrics not closed in order", zap.Error(err))
+			}
+		}
+		serving.Wait()
+	}
+	for _, socket := range sockets {
+		l, err := listenerOf(socket)
+		if err != nil {
+			stop()
+			return nil, err
+		}
+		s := control.NewMonitor(m)
+		servers = append(servers, s)
+		serving.Go(func() {
+			if err := s.Serve(l); err != nil {
+				log.Error("metrics are not served any more", zap.String("listener", socket.Name), zap.Error(err))
+			}
+		})
+	}
+	return stop, nil
+}
+
+// listenerOf returns a listener on a copy of the socket's descriptor. It is
+// non-blocking already, so that nothing changes for others who share it.
+func listenerOf(socket activation.Socket) (net.Listener, error) {
+	fd, err := unix.FcntlInt(uintptr(socket.FD), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("listener %q: %w", socket.Name, os.NewSyscallError("fcntl", err))
+	}
+	f := os.NewFile(uintptr(fd), socket.Name)
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("listener %q: %w", socket.Name, err)
+	}
+	return l, nil
 }
 
 // listenControl binds the control socket. Its directory is the service's
@@ -349,8 +418,9 @@ func (c config) settings() (supervisor.Settings, error) {
 	return supervisor.Settings{
 		Workers: workers, StartAttempts: c.StartAttempts, MaxOld: c.MaxOld, Parallel: c.Parallel,
 		StartTimeout: c.StartTimeout, Grace: c.Grace, StopGrace: c.StopGrace, Bake: c.Bake,
-		Respawn: backoff.Policy{First: c.RespawnFirst, Max: c.RespawnMax},
-		Worker:  w,
+		Respawn:       backoff.Policy{First: c.RespawnFirst, Max: c.RespawnMax},
+		OnWorkerError: c.OnWorkerError,
+		Worker:        w,
 	}, nil
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/link"
+	"github.com/mainstay-go/mainstay/pkg/metrics"
 	"github.com/mainstay-go/mainstay/pkg/worker"
 )
 
@@ -24,6 +25,12 @@ type (
 	Timer = worker.Timer
 	// Death says how a worker's predecessor died.
 	Death = link.Death
+	// Metrics makes the application's own figures, Counter, Gauge and
+	// Histogram.
+	Metrics   = metrics.Registry
+	Counter   = metrics.Counter
+	Gauge     = metrics.Gauge
+	Histogram = metrics.Histogram
 	// PanicError is told to OnClose when a callback panicked.
 	PanicError = conn.PanicError
 	// ProtocolError is told to OnClose when the peer broke the protocol.
@@ -51,6 +58,7 @@ type Service struct {
 	program   string // name of its command line; empty: what it was called by
 	listeners []declared
 	kinds     map[string]Protocol
+	metrics   *metrics.Registry
 
 	onStart []func(*Worker) error
 	onDrain []func(context.Context, *Worker)
@@ -75,16 +83,20 @@ func New(name string) *Service {
 	if !validName.MatchString(name) {
 		panic(fmt.Sprintf("service: name %q, want a lower-case letter, then up to 31 lower-case letters, digits or hyphens", name))
 	}
-	return &Service{name: name, kinds: map[string]Protocol{}}
+	return &Service{name: name, kinds: map[string]Protocol{}, metrics: metrics.NewRegistry()}
 }
 
 // Listen serves protocol on the listener of that name. Under systemd it is
 // the socket with FileDescriptorName=name; started by hand, the one bound to
 // address (tcp://HOST:PORT, unix:///PATH, as activation.ParseURL has it; empty:
-// none, --listen must say). It panics if the name is not usable or taken.
+// none, --listen must say). It panics if the name is not usable or taken, or
+// "metrics", which the supervisor serves by itself.
 func (s *Service) Listen(name, address string, protocol Protocol) {
 	if err := checkListenerName(name); err != nil {
 		panic("service: " + err.Error())
+	}
+	if name == metricsListener {
+		panic(fmt.Sprintf("service: listener %q is the supervisor's own", name))
 	}
 	if s.declared(name) != nil {
 		panic(fmt.Sprintf("service: listener %q is declared twice", name))
@@ -116,6 +128,12 @@ func (s *Service) Kind(name string, protocol Protocol) {
 	}
 	s.kinds[name] = protocol
 }
+
+// Metrics returns where the application makes figures of its own: counters,
+// gauges and histograms, best made right after New, so that callbacks can use
+// them. They are on /metrics with the labels pool and worker; see
+// Worker.Metrics for what becomes of them when a worker ends.
+func (s *Service) Metrics() *metrics.Registry { return s.metrics }
 
 // OnWorkerStart has f called in each worker when it starts. The worker is
 // ready, and accepts, when all such functions have returned nil, in the order

@@ -115,6 +115,9 @@ func writeTrouble(w io.Writer, k control.Worker) {
 	if k.RetryMS > 0 {
 		fmt.Fprintf(w, "slot %d: next start in %s, %d starts have failed\n", k.Slot, age(k.RetryMS), k.StartFailures)
 	}
+	if k.Unready != "" {
+		fmt.Fprintf(w, "slot %d: takes no connections: %s\n", k.Slot, strings.ReplaceAll(k.Unready, "\n", "\n    "))
+	}
 	if k.LastDeath != "" {
 		fmt.Fprintf(w, "slot %d: last death: %s\n", k.Slot, strings.ReplaceAll(k.LastDeath, "\n", "\n    "))
 	}

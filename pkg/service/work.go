@@ -67,8 +67,10 @@ func (s *Service) work() int {
 	}
 	defer log.Close()
 
+	s.metrics.Own("mainstay_log_lines_dropped_total", "Lines of the worker's log that nobody got.", func() float64 { return float64(log.Dropped()) })
 	conf := worker.Config{
-		Grace: c.Grace, StopGrace: c.StopGrace,
+		Metrics: s.metrics,
+		Grace:   c.Grace, StopGrace: c.StopGrace,
 		Build: buildVersion(), Log: log.Logger(), Level: &level,
 		OnStart: s.started, OnDrain: s.drained, OnStop: s.stopped,
 	}

@@ -28,5 +28,9 @@
 //	exit     process.go      reaped, its last words collected
 //	         slot.go         respawned, at once or after a delay
 //
+// Beside that: what dead workers have counted is kept in metrics.go, whether
+// the service serves is told in readiness.go, and the operator's command for
+// a death is run in hook.go.
+//
 // Start reading at the two tables, then reload.go.
 package supervisor

@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"fmt"
+	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -21,12 +22,13 @@ const (
 // Exit says how a process ended.
 type Exit struct {
 	Class  string
-	Code   int         // exit status, if Signal is 0
-	Signal unix.Signal // what killed it, else 0
-	Core   bool        // dumped core
-	Words  string      // the last it said: its reason, a panic, or the end of its output
-	Dump   string      // what the Go runtime wrote down of it, as far as it was kept
-	Err    error       // it could not be started at all
+	Code   int           // exit status, if Signal is 0
+	Signal unix.Signal   // what killed it, else 0
+	Core   bool          // dumped core
+	Words  string        // the last it said: its reason, a panic, or the end of its output
+	Dump   string        // what the Go runtime wrote down of it, as far as it was kept
+	Err    error         // it could not be started at all
+	CPU    time.Duration // processor time that it and those it has waited for have used
 }
 
 // String tells the exit without the last words.

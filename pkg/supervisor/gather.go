@@ -142,6 +142,10 @@ func (q *question) take(a answered) {
 // hearAnswer finds the question to an answer; one that came too late has
 // none.
 func (s *Supervisor) hearAnswer(m incarnationAnswered) {
+	if m.answer.ID == link.Legacy {
+		s.takeLegacy(m.inc, m.fd)
+		return
+	}
 	a := answered{inc: m.inc, fd: m.fd}
 	if m.answer.Error != "" {
 		a.err = errors.New(m.answer.Error)

@@ -7,7 +7,9 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/mainstay-go/mainstay/pkg/journal"
 	"github.com/mainstay-go/mainstay/pkg/link"
+	"github.com/mainstay-go/mainstay/pkg/metrics"
 	"github.com/mainstay-go/mainstay/pkg/scoreboard"
 )
 
@@ -73,6 +75,10 @@ type incarnation struct {
 	lot       lot
 	timer     *time.Timer
 	turn      int // of the timer: a late firing carries an older one
+
+	unready string           // why its application wants no new connections; empty: it does
+	app     []metrics.Family // its own metrics, as known last
+	willed  bool             // app is final: it was left behind
 
 	// how it is to drain
 	prompt bool
@@ -196,7 +202,7 @@ func (s *Supervisor) announce(inc *incarnation) {
 	inc.readyAt, inc.readyMono = time.Now(), s.clock()
 	inc.lot = inc.release.settings.Health.draw()
 	s.tell(EventWorkerReady, "ready", inc)
-	s.log.Info("worker ready", append(inc.fields(), zap.Duration("took", inc.readyAt.Sub(inc.born)))...)
+	s.log.Info("worker ready", append(inc.fields(), journal.ID(journal.WorkerReady), zap.Duration("took", inc.readyAt.Sub(inc.born)))...)
 	s.send(inc, link.Accept{})
 	s.occur(inc.slot, up)
 }
@@ -292,7 +298,8 @@ func (s *Supervisor) startFailed(inc *incarnation) {
 	inc.slot.failures++
 	s.tell(EventWorkerStartFailed, inc.slot.lastDeath, inc)
 	inc.slot.tooLate = inc.exit.Class == ClassOverdue
-	s.log.Warn("worker failed to start", append(inc.fields(), inc.exit.fields()...)...)
+	s.log.Warn("worker failed to start", append(append(inc.fields(), journal.ID(journal.WorkerFailedToStart)), inc.exit.fields()...)...)
+	s.deathTold(inc)
 	s.occur(inc.slot, failed)
 }
 
@@ -304,7 +311,8 @@ func (s *Supervisor) diedInService(inc *incarnation) {
 	s.tell(EventWorkerDied, inc.slot.lastDeath, inc)
 	s.dump(inc)
 	inc.slot.predecessor = &link.Death{PID: inc.pid(), Class: inc.exit.Class, Detail: inc.slot.lastDeath}
-	s.log.Warn("worker died", append(inc.fields(), inc.exit.fields()...)...)
+	s.log.Warn("worker died", append(append(inc.fields(), journal.ID(journal.WorkerDied)), inc.exit.fields()...)...)
+	s.deathTold(inc)
 	s.rearm()
 	s.occur(inc.slot, loss)
 }
@@ -315,7 +323,8 @@ func (s *Supervisor) letGo(inc *incarnation) {
 	if inc.exit.Class == ClassRequested {
 		s.log.Info("worker left", inc.fields()...)
 	} else {
-		s.log.Warn("worker died while it drained", append(inc.fields(), inc.exit.fields()...)...)
+		s.log.Warn("worker died while it drained", append(append(inc.fields(), journal.ID(journal.WorkerDied)), inc.exit.fields()...)...)
+		s.deathTold(inc)
 	}
 	s.rearm()
 }

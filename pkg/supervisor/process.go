@@ -220,13 +220,14 @@ func (w *worker) wait() Exit {
 		return Exit{Err: fmt.Errorf("supervisor: pidfd: %w", err)}
 	}
 	var status unix.WaitStatus
+	var usage unix.Rusage
 	var waited error
 	err = raw.Read(func(uintptr) bool {
 		var pid int
 		for {
 			// By number: the process is ours and not reaped, so the number
 			// is still its.
-			pid, waited = unix.Wait4(w.pid, &status, unix.WNOHANG, nil)
+			pid, waited = unix.Wait4(w.pid, &status, unix.WNOHANG, &usage)
 			if !errors.Is(waited, unix.EINTR) {
 				return pid != 0 || waited != nil
 			}
@@ -236,9 +237,9 @@ func (w *worker) wait() Exit {
 		return Exit{Err: fmt.Errorf("supervisor: wait for %d: %w", w.pid, err)}
 	}
 	if status.Signaled() {
-		return Exit{Signal: status.Signal(), Core: status.CoreDump()}
+		return Exit{Signal: status.Signal(), Core: status.CoreDump(), CPU: usedCPU(&usage)}
 	}
-	return Exit{Code: status.ExitStatus()}
+	return Exit{Code: status.ExitStatus(), CPU: usedCPU(&usage)}
 }
 
 // maxCrash is how much of a crash report is looked at, in bytes.

@@ -28,6 +28,7 @@ type Settings struct {
 	Bake          time.Duration // how long a new worker serves beside the old one before that leaves; zero: not at all
 	Respawn       backoff.Policy
 	Health        Health
+	OnWorkerError []string // command to be run when a worker dies unasked, with its arguments; empty: none
 
 	// Apply, if not nil, is called when the generation with these settings
 	// begins to serve: what a rollback must not leave behind is done there.

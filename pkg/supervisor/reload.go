@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mainstay-go/mainstay/pkg/control"
+	"github.com/mainstay-go/mainstay/pkg/journal"
 )
 
 // errStopping is the verdict on a reload that the end of the service cut off.
@@ -308,6 +309,7 @@ func (s *Supervisor) rollBack(reason error) {
 func (s *Supervisor) finish(err error) {
 	r := s.job
 	s.job = nil
+	s.countReload(r, err)
 	took := time.Since(r.began)
 	s.lastReload = &control.Reload{Generation: s.generations, OK: err == nil, At: r.began.UTC().Format(time.RFC3339), TookMS: took.Milliseconds()}
 	if r.to != nil {
@@ -316,10 +318,10 @@ func (s *Supervisor) finish(err error) {
 	if err != nil {
 		s.lastReload.Reason = err.Error()
 		s.tell(EventReloadFailed, fmt.Sprintf("generation %d: %v", s.lastReload.Generation, err), nil)
-		s.log.Error("reload failed, the old generation serves", zap.Uint64("generation", s.lastReload.Generation), zap.Error(err), zap.Duration("took", took))
+		s.log.Error("reload failed, the old generation serves", journal.ID(journal.ReloadRolledBack), zap.Uint64("generation", s.lastReload.Generation), zap.Error(err), zap.Duration("took", took))
 	} else {
 		s.tell(EventReloadDone, fmt.Sprintf("generation %d serves", s.lastReload.Generation), nil)
-		s.log.Info("reload done", zap.Uint64("generation", s.lastReload.Generation), zap.Duration("took", took))
+		s.log.Info("reload done", journal.ID(journal.ReloadDone), zap.Uint64("generation", s.lastReload.Generation), zap.Duration("took", took))
 	}
 	if s.phase != stopping {
 		s.notified("ready", s.conf.Notify.Ready(s.statusLine()))

@@ -10,6 +10,8 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/mainstay-go/mainstay/pkg/journal"
 )
 
 // evidenceMargin is how long a hung worker has to write down what all its
@@ -172,7 +174,7 @@ const recyclePause = 30 * time.Second
 // takeEvidence has a hung worker write down what its goroutines do: SIGQUIT
 // makes the Go runtime do so, and exit.
 func (s *Supervisor) takeEvidence(inc *incarnation) {
-	s.log.Error("worker hangs", append(inc.fields(), zap.String("reason", inc.reason))...)
+	s.log.Error("worker hangs", append(inc.fields(), journal.ID(journal.WorkerHung), zap.String("reason", inc.reason))...)
 	s.tell(EventWorkerHung, inc.reason, inc)
 	s.rearm()
 	s.signal(inc, unix.SIGQUIT)
@@ -182,7 +184,7 @@ func (s *Supervisor) takeEvidence(inc *incarnation) {
 func (s *Supervisor) killHung(inc *incarnation) { s.kill(inc) }
 
 func (s *Supervisor) killBloated(inc *incarnation) {
-	s.log.Error("worker killed, it has too much memory", append(inc.fields(), zap.String("reason", inc.reason))...)
+	s.log.Error("worker killed, it has too much memory", append(inc.fields(), journal.ID(journal.WorkerHung), zap.String("reason", inc.reason))...)
 	s.tell(EventWorkerHung, inc.reason, inc)
 	s.rearm()
 	s.kill(inc)

@@ -110,7 +110,7 @@ func init() {
 		{settling, hold}:   {held, (*Supervisor).retireAll},
 		{backingOff, hold}: {held, (*Supervisor).retireAll},
 		{held, fill}:       {starting, (*Supervisor).spawn},
-		{held, dismiss}:    {empty, nil},
+		{held, dismiss}:    {empty, (*Supervisor).keepCounts},
 
 		{serving, died}:    {backingOff, (*Supervisor).backOff},
 		{serving, replace}: {replacing, (*Supervisor).spawn},
@@ -284,6 +284,7 @@ var errDismissed = errors.New("the worker is not wanted any more")
 // the service stops.
 func (s *Supervisor) retireAll(sl *slot) {
 	sl.answerWaiting(errDismissed)
+	s.keepCounts(sl)
 	for _, inc := range []*incarnation{sl.current, sl.next} {
 		if inc != nil {
 			s.retire(inc, s.phase == stopping, s.terms(inc))

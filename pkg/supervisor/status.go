@@ -64,6 +64,9 @@ func (s *Supervisor) snapshot() snapshot {
 			Name: sock.Name, Address: sock.Address, Serve: s.conf.Serve[sock.Name], Inherited: sock.Inherited,
 		})
 	}
+	for _, sock := range s.conf.Monitor {
+		st.Listeners = append(st.Listeners, control.Listener{Name: sock.Name, Address: sock.Address, Serve: "monitoring", Inherited: sock.Inherited})
+	}
 	p := control.Pool{Name: s.pool.name, Want: len(s.pool.slots), Workers: []control.Worker{}}
 	snap := snapshot{}
 	shown := make(map[*incarnation]bool)
@@ -74,7 +77,7 @@ func (s *Supervisor) snapshot() snapshot {
 	}
 	for _, sl := range s.pool.slots {
 		p.Respawns += sl.respawns
-		if sl.hasWorker() {
+		if sl.accepts() {
 			p.Ready++
 		}
 		for _, inc := range []*incarnation{sl.current, sl.next} {
@@ -110,7 +113,7 @@ func (s *Supervisor) describe(sl *slot, inc *incarnation) control.Worker {
 	return control.Worker{
 		Slot: sl.index, PID: inc.pid(), Incarnation: inc.number, Generation: inc.release.generation, Build: inc.build,
 		State: inc.state.String(), UptimeMS: time.Since(inc.born).Milliseconds(), HeartbeatAgeMS: -1,
-		Respawns: sl.respawns, StartFailures: sl.startFailures, LastDeath: sl.lastDeath,
+		Respawns: sl.respawns, StartFailures: sl.startFailures, LastDeath: sl.lastDeath, Unready: inc.unready,
 	}
 }
 
@@ -205,7 +208,7 @@ func (s *Supervisor) ailing() string {
 func (s *Supervisor) statusLine() string {
 	up, connections := 0, int64(0)
 	for _, sl := range s.pool.slots {
-		if sl.hasWorker() {
+		if sl.accepts() {
 			up++
 		}
 	}

@@ -44,6 +44,11 @@ type Config struct {
 	// RuntimeDir is where an orderly end of the service leaves its mark for
 	// Reap; empty: nowhere.
 	RuntimeDir string
+
+	// Monitor are listeners that the caller serves itself, for status.
+	Monitor []activation.Socket
+	// LinesDropped counts the lines that the log lost; nil: not told.
+	LinesDropped func() uint64
 }
 
 // StartError is returned by Run when the first generation could not become
@@ -124,6 +129,11 @@ type Supervisor struct {
 	lastQuestion uint64
 	chronicle    chronicle
 	judged       time.Time // when the workers were looked at last
+	books        books
+	hooks        *hooks
+	degraded     bool // and the log knows
+
+	scraper *scraper
 }
 
 // poolName is the name of the one pool there is so far.
@@ -168,6 +178,7 @@ func newSupervisor(conf Config, l launcher, makeRelease func(uint64, Settings, s
 		epoch: 1, board: board,
 		pool: &pool{name: poolName}, current: first, releases: []*release{first}, generations: 1,
 		incarnations: make(map[uint64]*incarnation), questions: make(map[uint64]*question),
+		scraper: newScraper(), hooks: newHooks(conf.Log),
 	}
 	board.Epoch().Store(s.epoch)
 	for i := seats - 1; i >= 0; i-- {
@@ -298,6 +309,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 }
 
 func (s *Supervisor) run(ctx context.Context) error {
+	defer s.hooks.close()
 	defer close(s.done)
 	s.began = time.Now()
 	s.oomKills = oomKills()
@@ -326,6 +338,7 @@ func (s *Supervisor) run(ctx context.Context) error {
 			judge.Reset(d)
 		}
 		s.showStatus()
+		s.watchHealth()
 		if s.phase == stopping && len(s.incarnations) == 0 {
 			return s.verdict
 		}
@@ -390,6 +403,10 @@ func (s *Supervisor) handle(m message) (leave bool) {
 		s.listenEvents(m)
 	case eventsDone:
 		s.unlistenEvents(m)
+	case metricsRequest:
+		m.reply <- s.figures(m)
+	case readyRequest:
+		m.reply <- s.readiness()
 	case gatherRequest:
 		s.pose(m)
 	case incarnationAnswered:
@@ -423,6 +440,8 @@ func (s *Supervisor) heard(inc *incarnation, body link.Body) {
 		s.tell(EventListenerPaused, "listener "+m.Listener+": "+m.Reason, inc)
 		s.log.Warn("listener paused", append(inc.fields(), zap.String("listener", m.Listener), zap.String("reason", m.Reason))...)
 		s.rearm()
+	case link.Readiness:
+		s.heardReadiness(inc, m)
 	default:
 		inc.reason = fmt.Sprintf("sent a %T, which is not a worker's to send", body)
 		s.happen(inc, unsettling)
@@ -506,6 +525,7 @@ func (s *Supervisor) launch(inc *incarnation) (process, error) {
 // vacate takes a dead worker off the books.
 func (s *Supervisor) vacate(inc *incarnation) {
 	s.fallSilent(inc)
+	s.countDead(inc)
 	delete(s.incarnations, inc.number)
 	if inc.seat != nil {
 		inc.seat.Clear()

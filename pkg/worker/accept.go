@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/journal"
 	"github.com/mainstay-go/mainstay/pkg/link"
 	"github.com/mainstay-go/mainstay/pkg/reactor"
 )
@@ -74,9 +75,8 @@ func (l *listener) watch() {
 	l.token, l.state = token, watched
 }
 
-// unwatch takes the socket out of epoll and closes this process's copy of it,
-// for good. From then on no wake-up can be lost here, and a socket that is
-// nobody's any more is free.
+// unwatch takes the socket out of epoll. From then on no wake-up can be lost
+// here.
 func (l *listener) unwatch() {
 	if l.state == unwatched {
 		return
@@ -88,8 +88,16 @@ func (l *listener) unwatch() {
 	if err := l.worker.loop.Remove(l.token); err != nil {
 		l.worker.log.Warn("listener not taken out of epoll", zap.String("listener", l.name), zap.Error(err))
 	}
-	unix.Close(l.fd)
-	l.fd = -1
+}
+
+// close unwatches and closes this process's copy of the socket, for good: a
+// socket that is nobody's any more is free.
+func (l *listener) close() {
+	l.unwatch()
+	if l.fd >= 0 {
+		unix.Close(l.fd)
+		l.fd = -1
+	}
 }
 
 // rearm watches anew: if a connection waits, this worker is told of it,
@@ -192,7 +200,7 @@ func (l *listener) report(err error) {
 	}
 	if !l.trouble {
 		l.trouble = true
-		l.worker.log.Error("accepting paused", zap.String("listener", l.name), zap.Error(err),
+		l.worker.log.Error("accepting paused", journal.ID(journal.ListenerPaused), zap.String("listener", l.name), zap.Error(err),
 			zap.Int64("connections", l.worker.seat.Connections.Load()))
 	}
 }
@@ -201,7 +209,7 @@ func (l *listener) report(err error) {
 func (l *listener) recovered(accepted int) {
 	if l.trouble && accepted > 0 {
 		l.trouble = false
-		l.worker.log.Info("accepting again", zap.String("listener", l.name))
+		l.worker.log.Info("accepting again", journal.ID(journal.ListenerAccepting), zap.String("listener", l.name))
 	}
 }
 

@@ -21,15 +21,12 @@ func (p *proc) connections(id uint64, r control.ConnectionsRequest) control.Conn
 		p.t.Fatal(err)
 	}
 	p.tell(link.Gather{ID: id, What: "connections", Arg: arg})
-	if g := expect[link.Gathered](p); g.Error != "" || g.ID != id {
-		p.t.Fatalf("answer %+v", g)
-	}
-	text, err := link.ReadAnswer(<-p.files)
-	if err != nil {
-		p.t.Fatal(err)
+	g := p.answer()
+	if g.Error != "" || g.ID != id {
+		p.t.Fatalf("answer %+v", g.Gathered)
 	}
 	var all control.Connections
-	if err := json.Unmarshal(text, &all); err != nil {
+	if err := json.Unmarshal(g.text, &all); err != nil {
 		p.t.Fatal(err)
 	}
 	return all

@@ -89,7 +89,7 @@ func (w *Worker) leaveOn(t terms) {
 // comes here any more before the supervisor is told to wake the others.
 func (w *Worker) leaveListeners() *drain {
 	for _, l := range w.listeners {
-		l.unwatch()
+		l.close()
 	}
 	d := &drain{w: w, begun: time.Now(), graceful: true, servers: len(w.servers)}
 	d.ctx, d.cancel = context.WithCancel(context.Background())

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,6 +24,7 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/activation"
 	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/link"
+	"github.com/mainstay-go/mainstay/pkg/metrics"
 	"github.com/mainstay-go/mainstay/pkg/scoreboard"
 )
 
@@ -126,6 +128,28 @@ func helper(name string) int {
 		for i := range c.Listeners {
 			c.Listeners[i] = Listener{Name: c.Listeners[i].Name, HTTP: http.HandlerFunc(serveTest)}
 		}
+	case "counts":
+		c.Metrics = metrics.NewRegistry()
+		n := c.Metrics.Counter("test_total", "Test.")
+		c.OnStart = func(w *Worker) error { w.Metrics().Gauge("test_open", "Test.").Set(3); n.Inc(); return nil }
+		c.OnStop = func(*Worker) { n.Add(10) }
+	case "counts and hangs":
+		c.OnStart = func(w *Worker) error {
+			w.Metrics().GaugeFunc("test_hang", "Test.", func() float64 { select {} })
+			return nil
+		}
+	case "unready", "not ready at first":
+		c.OnStart = func(w *Worker) error {
+			w.SetReady(name == "unready", "no database")
+			told := make(chan os.Signal, 1)
+			signal.Notify(told, unix.SIGWINCH, unix.SIGPWR)
+			go func() {
+				for sig := range told {
+					w.SetReady(sig == unix.SIGWINCH, "no database")
+				}
+			}()
+			return nil
+		}
 	case "drain waits":
 		c.OnDrain = func(ctx context.Context, w *Worker) {
 			<-ctx.Done()
@@ -157,7 +181,7 @@ type proc struct {
 	cmd     *exec.Cmd
 	channel *link.Channel
 	said    chan link.Body
-	files   chan int // descriptors that came along
+	answers chan gathered
 	seat    *scoreboard.Seat
 	output  *syncBuffer // what it wrote before it was ready
 	stderr  *syncBuffer
@@ -196,7 +220,7 @@ func listen(t *testing.T) activation.Socket {
 // spawn returns.
 func spawn(t *testing.T, name string, slot int, sockets ...activation.Socket) *proc {
 	t.Helper()
-	p := &proc{t: t, said: make(chan link.Body, 64), files: make(chan int, 64), output: new(syncBuffer), stderr: new(syncBuffer), exited: make(chan int, 1)}
+	p := &proc{t: t, said: make(chan link.Body, 64), answers: make(chan gathered, 64), output: new(syncBuffer), stderr: new(syncBuffer), exited: make(chan int, 1)}
 	id := link.Identity{
 		Contract: link.Contract, Service: "test", Pool: "worker", Slot: slot, Incarnation: uint64(slot) + 1, Generation: 7, Epoch: 1,
 	}
@@ -264,7 +288,8 @@ func spawn(t *testing.T, name string, slot int, sockets ...activation.Socket) *p
 				return
 			}
 			if m.FD >= 0 {
-				p.files <- m.FD
+				p.gathered(m)
+				continue
 			}
 			p.said <- m.Body
 		}
@@ -366,5 +391,33 @@ func await(t *testing.T, what string, condition func() bool) {
 		case <-deadline:
 			t.Fatalf("waited in vain for: %s", what)
 		}
+	}
+}
+
+// gathered is an answer that came with a file.
+type gathered struct {
+	link.Gathered
+	text []byte
+}
+
+func (p *proc) gathered(m link.Message) {
+	g, ok := m.Body.(link.Gathered)
+	text, err := link.ReadAnswer(m.FD)
+	if !ok || err != nil {
+		p.t.Errorf("received %+v with %q, %v", m, text, err)
+		return
+	}
+	p.answers <- gathered{g, text}
+}
+
+// answer waits for the worker's next answer.
+func (p *proc) answer() gathered {
+	p.t.Helper()
+	select {
+	case g := <-p.answers:
+		return g
+	case <-time.After(patience):
+		p.t.Fatal("worker does not answer")
+		panic("unreachable")
 	}
 }

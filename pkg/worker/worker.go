@@ -19,6 +19,7 @@ import (
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/link"
+	"github.com/mainstay-go/mainstay/pkg/metrics"
 	"github.com/mainstay-go/mainstay/pkg/reactor"
 	"github.com/mainstay-go/mainstay/pkg/scoreboard"
 )
@@ -48,6 +49,7 @@ type Config struct {
 	// the limit of open files is too low for them, that is logged at the
 	// start. Zero: no such number is configured.
 	MaxConnections int
+	Metrics        *metrics.Registry // the application's own figures; nil: an empty one
 
 	Build string           // what was built, for status
 	Log   *zap.Logger      // nil: nothing is logged
@@ -107,9 +109,10 @@ type Worker struct {
 
 	// Owned by the loop.
 
-	phase   link.State
-	failure error
-	drain   *drain // from the first Drain on
+	phase     link.State
+	failure   error
+	drain     *drain // from the first Drain on
+	readiness readiness
 
 	// Guarded by endingMu.
 
@@ -157,8 +160,10 @@ func Run(in *link.Inherited, conf Config) error {
 		case <-terminated:
 			w.leave(terms{prompt: true, grace: w.conf.StopGrace, hasten: again})
 		case err := <-looped:
+			w.bequeath()
 			return w.close(err)
 		case <-w.overdue:
+			w.bequeath()
 			return w.giveUp()
 		}
 	}
@@ -175,6 +180,7 @@ func prepare(in *link.Inherited, conf Config) (*Worker, error) {
 		overdue: make(chan struct{}),
 	}
 	w.log = w.conf.Log
+	w.Tell("metrics", w.tellMetrics)
 	nameProcess(fmt.Sprintf("%s/%d", in.Service, in.Slot))
 	if err := noteCrashes(in.Crash); err != nil {
 		return nil, err
@@ -242,6 +248,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.MaxDescriptors <= 0 {
 		c.MaxDescriptors = defaultMaxDescriptors
+	}
+	if c.Metrics == nil {
+		c.Metrics = metrics.NewRegistry()
 	}
 	if c.Log == nil {
 		c.Log = zap.NewNop()
@@ -444,7 +453,7 @@ func (w *Worker) startReturned(err error) {
 		w.send(link.Failed{Reason: err.Error()})
 		w.loop.Stop()
 	default:
-		w.ready()
+		w.becomeReady()
 	}
 }
 
@@ -468,6 +477,9 @@ func (w *Worker) accept() {
 	w.enter(link.StateServing)
 	for _, s := range w.servers {
 		s.start()
+	}
+	if w.readiness.withdrawn {
+		return
 	}
 	for _, l := range w.listeners {
 		l.watch()

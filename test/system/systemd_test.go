@@ -43,6 +43,15 @@ var tests = []struct {
 	{"FailureForGoodLeavesNoProcess", failureForGoodLeavesNoProcess},
 
 	{"JournalHasFieldsByWhichWorkersAreFound", journalHasFieldsByWhichWorkersAreFound},
+	{"JournalExplainsADeathAndARolledBackReload", journalExplainsADeathAndARolledBackReload},
+	{"FrozenJournaldHoldsUpNobody", frozenJournaldHoldsUpNobody},
+	{"StoppedAndRestartedJournaldHurtsNobody", stoppedAndRestartedJournaldHurtsNobody},
+
+	{"MetricsAreServedOnASocketOfTheirOwn", metricsAreServedOnASocketOfTheirOwn},
+	{"SumsNeverGoBackWhileWorkersAreKilled", sumsNeverGoBackWhileWorkersAreKilled},
+	{"WorkerThatIsNotReadyIsSpared", workerThatIsNotReadyIsSpared},
+	{"ApplicationsFiguresOutliveReloads", applicationsFiguresOutliveReloads},
+	{"DeathOfAWorkerIsToldToACommand", deathOfAWorkerIsToldToACommand},
 }
 
 func TestSystemd252(t *testing.T) { onContainer(t, "bookworm", 252) }

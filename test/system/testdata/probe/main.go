@@ -1,6 +1,8 @@
 // Command probe is the service of the tests on real systemd that need more
-// than one program: it tells a version, counts the starts of its workers, and
-// its workers misbehave if they are built or told so.
+// than one program: it tells a version, counts the starts of its workers, logs
+// as many lines as a line "log N" asks for, is ready or not when a line "ready"
+// or "unready" says so, and its workers misbehave if they
+// are built or told so.
 //
 //	go build -ldflags "-X main.version=2 -X main.behaviour=exit"
 package main
@@ -13,6 +15,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"go.uber.org/zap"
 
 	"github.com/mainstay-go/mainstay/pkg/link"
 	"github.com/mainstay-go/mainstay/pkg/service"
@@ -50,17 +54,35 @@ func main() {
 	}
 
 	s := service.New("app")
+	lines := s.Metrics().Counter("probe_lines_total", "Lines received.")
+	var worker *service.Worker
 	s.Listen("echo", "", service.Raw[none]{
 		OnMessage: func(c *service.Conn[none], m []byte) { c.Send(m) },
 		Inline:    true,
 	})
 	s.Listen("text-echo", "", service.Text[none]{
-		OnMessage: func(c *service.Conn[none], line []byte) { c.Send([]byte(version)) },
+		OnMessage: func(c *service.Conn[none], line []byte) {
+			lines.Inc()
+			switch string(line) {
+			case "ready":
+				worker.SetReady(true, "")
+			case "unready":
+				worker.SetReady(false, "probe was told so")
+			}
+			var n int
+			if _, err := fmt.Sscanf(string(line), "log %d", &n); err == nil {
+				for i := range n {
+					worker.Log().Info("asked to be logged", zap.Int("number", i), zap.Int("of", n))
+				}
+			}
+			c.Send([]byte(version))
+		},
 	})
 	s.HTTP("nethttp-hello", "", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.WriteString(w, version)
 	}))
 	s.OnWorkerStart(func(w *service.Worker) error {
+		worker = w
 		if behaviour == "crash" {
 			time.AfterFunc(50*time.Millisecond, func() { panic(lastWord) })
 		}
