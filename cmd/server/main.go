@@ -22,6 +22,7 @@ func newService() *service.Service {
 	s.Kind("echo", service.Raw[none]{Inline: true, OnMessage: reply, OnBufferFull: pause, OnBufferDrain: resume})
 	s.Kind("discard", service.Raw[none]{Inline: true})
 	s.Kind("text-echo", service.Text[none]{Inline: true, OnMessage: reply, OnBufferFull: pause, OnBufferDrain: resume})
+	s.Kind("frame-echo", service.Frame[none]{Inline: true, OnMessage: reply, OnBufferFull: pause, OnBufferDrain: resume})
 	s.Kind("nethttp-hello", service.HTTP{Handler: http.HandlerFunc(hello)})
 	return s
 }

@@ -13,7 +13,7 @@ import (
 // means its default, a negative duration that there is no such deadline. All
 // sizes are bytes that are really there, whatever a peer has announced.
 type Limits struct {
-	MaxMessage int // longest message, and most bytes of an incomplete one; default 1 MiB
+	MaxMessage int // longest message, and, with up to 64 bytes of framing, most of an incomplete one; default 1 MiB
 	SendHigh   int // OnBufferFull when more bytes wait; default 1 MiB, or SendHard if that is less
 	SendLow    int // OnBufferDrain when this many or fewer still wait; default a quarter of SendHigh
 	SendHard   int // Send refuses what would make more bytes wait; default 8 MiB, or SendHigh if that is more

@@ -112,7 +112,7 @@ func (c *Conn) readable() {
 // the loop's buffer.
 func (c *Conn) process(data []byte, own bool) {
 	used, err := c.split(data)
-	if err == nil && !c.held && len(data)-used > c.cfg.Limits.MaxMessage {
+	if err == nil && !c.held && len(data)-used > c.cfg.Limits.MaxMessage+overhead {
 		err = fmt.Errorf("%d bytes and no end: %w", len(data)-used, ErrTooLong)
 	}
 	if err != nil && c.over == nil {

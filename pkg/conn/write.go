@@ -16,8 +16,9 @@ const (
 	firstPart = 2 << 10
 	lastPart  = 64 << 10
 
-	// overhead is what an encoding may take beside the message without
-	// going to a buffer of its own.
+	// overhead is what an encoding may take beside the message: on the way
+	// out without going to a buffer of its own, on the way in without being
+	// counted as a part of an incomplete message.
 	overhead = 64
 )
 

@@ -6,11 +6,13 @@ import (
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/wire"
+	"github.com/mainstay-go/mainstay/pkg/wire/frame"
 	"github.com/mainstay-go/mainstay/pkg/wire/text"
 	"github.com/mainstay-go/mainstay/pkg/worker"
 )
 
-// Protocol is what can be served on a listener: Raw, Text, Framed or HTTP.
+// Protocol is what can be served on a listener: Raw, Text, Frame, Framed or
+// HTTP.
 type Protocol interface {
 	// listener returns what a worker serves under the name, with what the
 	// operator has set.
@@ -142,6 +144,22 @@ type Text[T any] struct {
 	Limits Limits
 }
 
+// Frame serves connections on which a message comes behind its length: four
+// bytes, big endian, which count themselves too. A length below four, or of a
+// message over Limits.MaxMessage, ends the connection at once; so long a
+// message cannot be sent either. The rest is as in Framed.
+type Frame[T any] struct {
+	OnConnect     func(c *Conn[T])
+	OnMessage     func(c *Conn[T], m []byte)
+	OnBufferFull  func(c *Conn[T])
+	OnBufferDrain func(c *Conn[T])
+	OnTimer       func(c *Conn[T], name string)
+	OnClose       func(c *Conn[T], why error)
+
+	Inline bool
+	Limits Limits
+}
+
 // HTTP serves HTTP by net/http.
 type HTTP struct {
 	Handler http.Handler // nil: http.DefaultServeMux
@@ -157,6 +175,14 @@ func (p Raw[T]) listener(name string, set listenerConfig) (worker.Listener, erro
 func (p Text[T]) listener(name string, set listenerConfig) (worker.Listener, error) {
 	return Framed[T]{
 		Protocol:  text.Protocol{MaxLine: -1}, // Limits.MaxMessage bounds a line
+		OnConnect: p.OnConnect, OnMessage: p.OnMessage, OnBufferFull: p.OnBufferFull, OnBufferDrain: p.OnBufferDrain,
+		OnTimer: p.OnTimer, OnClose: p.OnClose, Inline: p.Inline, Limits: p.Limits,
+	}.listener(name, set)
+}
+
+func (p Frame[T]) listener(name string, set listenerConfig) (worker.Listener, error) {
+	return Framed[T]{
+		Protocol:  frame.Protocol{MaxMessage: set.limits(p.Limits).MaxMessage}, // both defaults are the same
 		OnConnect: p.OnConnect, OnMessage: p.OnMessage, OnBufferFull: p.OnBufferFull, OnBufferDrain: p.OnBufferDrain,
 		OnTimer: p.OnTimer, OnClose: p.OnClose, Inline: p.Inline, Limits: p.Limits,
 	}.listener(name, set)
