@@ -51,11 +51,15 @@ func (c *Conn) call(ev event) {
 	case connected:
 		h.OnConnect(c)
 	case message:
-		h.OnMessage(c, ev.message.bytes())
+		c.message(ev.message.bytes())
 	case bufferFull:
-		h.OnBufferFull(c)
+		if c.pipe.Load() == nil {
+			h.OnBufferFull(c)
+		}
 	case bufferDrain:
-		h.OnBufferDrain(c)
+		if c.pipe.Load() == nil {
+			h.OnBufferDrain(c)
+		}
 	case timerOver:
 		if c.takeTimer(ev.timer) {
 			h.OnTimer(c, ev.timer.name)

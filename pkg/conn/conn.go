@@ -81,6 +81,8 @@ type Conn struct {
 	counted  int           // what the seat's QueueBytes has of queued
 	rx, tx   atomic.Uint64 // read by anyone
 
+	pipe atomic.Pointer[Conn] // where the messages go; nil: to OnMessage
+
 	// Guarded by mu.
 
 	mu       sync.Mutex
@@ -101,6 +103,7 @@ const (
 	flagDirty     uint32 = 1 << iota // settle is to come
 	flagPaused                       // Pause was called
 	flagThrottled                    // QueueDepth messages wait: reading pauses
+	flagClogged                      // the pipe's other end is full: reading pauses
 	flagFull                         // over SendHigh, until SendLow
 	flagTellFull                     // OnBufferFull is due
 	flagTellDrain                    // OnBufferDrain is due
@@ -112,8 +115,9 @@ const (
 )
 
 const (
-	flagsEnded = flagGoodbye | flagCloseNow | flagClosed // no more messages in or out
-	flagsHeld  = flagsEnded | flagPaused | flagThrottled // no more messages in for now
+	flagsEnded = flagGoodbye | flagCloseNow | flagClosed  // no more messages in or out
+	flagsHeld  = flagsEnded | flagsPause                  // no more messages in for now
+	flagsPause = flagPaused | flagThrottled | flagClogged // not read for now
 )
 
 func (c *Conn) has(bits uint32) bool { return c.flags.Load()&bits != 0 }
@@ -251,7 +255,7 @@ func (c *Conn) settle() {
 // settleInput is settle's part for an open connection's input: go on with
 // what was held up, end after the peer's end, drain at a boundary.
 func (c *Conn) settleInput() {
-	if c.held && !c.has(flagsHeld) {
+	if c.held && !c.has(flagsHeld|flagAwaited) {
 		c.set.processLater(c)
 		return
 	}
@@ -271,7 +275,7 @@ func (c *Conn) settleInput() {
 // watch tells the reactor what to watch the descriptor for.
 func (c *Conn) watch() {
 	flags := c.flags.Load()
-	wanted := c.state == Closing || flags&(flagPaused|flagThrottled) == 0
+	wanted := c.state == Closing || flags&flagsPause == 0 && !(c.held && flags&flagAwaited != 0)
 	var ev reactor.Events
 	switch {
 	case c.eof:

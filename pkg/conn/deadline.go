@@ -35,7 +35,7 @@ func (c *Conn) expired(now time.Duration) {
 	}
 	switch {
 	case c.rx.Load() == 0:
-		if l.FirstByte >= 0 && c.check(c.partial+l.FirstByte, now) {
+		if l.FirstByte >= 0 && c.pipe.Load() == nil && c.check(c.partial+l.FirstByte, now) {
 			c.release(ErrFirstByte)
 			return
 		}

@@ -14,7 +14,7 @@
 //	                      tells of full and empty queues, pauses and resumes, begins to close
 //	close    close.go     the only place that closes the descriptor: flush, half-close, linger, release
 //
-// Beside the walk stand deadline.go (what every wait is bounded by), timer.go
+// Beside the walk stand pipe.go (two connections joined), deadline.go (what every wait is bounded by), timer.go
 // (the application's timers), drain.go (ending all connections, gently),
 // config.go (limits and defaults), buffer.go (where bytes are kept) and
 // errors.go (why a connection ended).

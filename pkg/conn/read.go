@@ -198,10 +198,17 @@ func (c *Conn) broken(call string, errno unix.Errno) {
 // split delivers the messages at the start of data and returns how many bytes
 // that used. It sets held if there may be more of them.
 func (c *Conn) split(data []byte) (used int, err error) {
-	if c.cfg.Inline {
+	switch {
+	case c.cfg.Inline:
 		return c.splitInline(data)
+	case c.pipe.Load() == nil:
+		return c.splitForPool(data)
+	case c.running(): // with messages from before the pipe, which go first
+		c.held = true
+		return 0, nil
+	default:
+		return c.splitInline(data) // what is only passed on needs no goroutine
 	}
-	return c.splitForPool(data)
 }
 
 // next is Protocol.Split with its promises checked.
@@ -220,7 +227,7 @@ func (c *Conn) next(data []byte) (advance int, m []byte, ok bool, err error) {
 	return advance, m, ok, nil
 }
 
-// splitInline calls OnMessage on the loop, straight from data.
+// splitInline has messages handled on the loop, straight from data.
 func (c *Conn) splitInline(data []byte) (used int, err error) {
 	s := c.set
 	s.enter(c)
@@ -240,10 +247,10 @@ func (c *Conn) splitInline(data []byte) (used int, err error) {
 			continue
 		}
 		n++
-		c.cfg.Handler.OnMessage(c, m)
+		c.message(m)
 		if c.has(flagsHeld | flagTellFull) {
 			if c.takeTellFull() {
-				c.cfg.Handler.OnBufferFull(c)
+				c.call(event{kind: bufferFull})
 			}
 			if c.has(flagsHeld) {
 				break

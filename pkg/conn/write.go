@@ -47,6 +47,15 @@ func (c *Conn) enqueue(m []byte) (first bool, err error) {
 	if c.has(flagsEnded) {
 		return false, ErrClosed
 	}
+	queued := c.queued
+	if err := c.enqueueLocked(m); err != nil || c.queued == queued {
+		return false, err
+	}
+	return c.dirtyLocked(), nil
+}
+
+// enqueueLocked puts m, encoded, in the send queue. It needs mu.
+func (c *Conn) enqueueLocked(m []byte) error {
 	tail := c.outTail
 	if tail == nil || tail.room() < len(m)+overhead {
 		size := firstPart
@@ -73,7 +82,7 @@ func (c *Conn) enqueue(m []byte) (first bool, err error) {
 		if tail != c.outTail {
 			tail.free()
 		}
-		return false, err
+		return err
 	}
 	if unsafe.SliceData(encoded) == unsafe.SliceData(room) {
 		tail.b = tail.b[:len(tail.b)+n]
@@ -96,7 +105,7 @@ func (c *Conn) enqueue(m []byte) (first bool, err error) {
 	if c.queued > c.cfg.Limits.SendHigh && !c.has(flagFull) {
 		c.flags.Or(flagFull | flagTellFull)
 	}
-	return c.dirtyLocked(), nil
+	return nil
 }
 
 // takeTellFull says whether OnBufferFull is due, and that it is no more.
@@ -187,6 +196,9 @@ func (c *Conn) written(n int, blocked bool) {
 		} else {
 			c.mark(0, 0) // the rest in the next turn
 		}
+	}
+	if tellDrain {
+		c.unclog()
 	}
 	if tellDrain && c.state == Open {
 		c.deliver(event{kind: bufferDrain})

@@ -57,10 +57,14 @@ func (c *Conn[T]) Local() string { return c.conn.Local() }
 // or the protocol's own error if the message cannot be sent at all.
 func (c *Conn[T]) Send(m []byte) error { return c.conn.Send(m) }
 
-// Close ends the connection: what is in the send queue leaves first, within
-// Limits.Close, and OnClose is told why. nil stands for ErrClosed. After the
-// first call, or the end of the connection, it does nothing.
-func (c *Conn[T]) Close(why error) { c.conn.Close(why) }
+// Close ends the connection: what is in the send queue leaves first, and
+// behind it the messages in last, within Limits.Close; OnClose is told why.
+// The peer gets the end of the stream and is given the rest of that time to
+// take note, so that what it still sends does not destroy what is on its way.
+// After the first call, or the end of the connection, it does nothing. The
+// error is Send's for the first message of last that was refused; the
+// connection is closed all the same.
+func (c *Conn[T]) Close(why error, last ...[]byte) error { return c.conn.Close(why, last...) }
 
 // CloseNow ends the connection without waiting for what is in the send queue;
 // otherwise as Close.
@@ -79,6 +83,24 @@ func (c *Conn[T]) SetTimer(name string, d time.Duration) { c.conn.SetTimer(name,
 
 // StopTimer ends the timer of that name, if there is one.
 func (c *Conn[T]) StopTimer(name string) { c.conn.StopTimer(name) }
+
+// Working says that the callback which runs is well, however long it takes:
+// its handler_timeout starts anew. It is of no use to a callback that is
+// Inline, which must not block at all.
+func (c *Conn[T]) Working() { c.conn.Working() }
+
+// Pipe joins two connections of one worker: each message that comes on one is
+// sent on the other, by the protocol of that one, in the place of OnMessage,
+// from the message after the running callback on. A connection is read only
+// while no more than Limits.SendHigh bytes wait on the other. When one ends,
+// in whatever way, the other is closed with the same reason, and what came
+// before still leaves; so ends a pipe into which a message does not fit. Pause
+// is undone; OnBufferFull and OnBufferDrain are not called any more.
+//
+// It returns ErrPiped if one of them is piped already, or both are the same;
+// ErrClosed if one is over, and then the other is closed. Any goroutine may
+// call it.
+func Pipe[T, U any](a *Conn[T], b *Conn[U]) error { return conn.Pipe(a.conn, b.conn) }
 
 // BytesIn returns how many bytes came in.
 func (c *Conn[T]) BytesIn() uint64 { return c.conn.BytesIn() }

@@ -42,6 +42,7 @@ var (
 	ErrMessageDeadline = conn.ErrMessageDeadline
 	ErrStalled         = conn.ErrStalled
 	ErrDrained         = conn.ErrDrained
+	ErrPiped           = conn.ErrPiped
 )
 
 // Service is what an application serves. It is filled by one goroutine and

@@ -9,6 +9,7 @@
 //	ready    worker.go       standard error takes the place of the pipe; Ready
 //	accept   accept.go       from Accept on: listener into connections, or into net/http (http.go)
 //	drain    drain.go        leave the listeners, say Draining, finish what is open
+//	end      background.go   what Worker.Go has started returns
 //	exit     drain.go        OnStop, close everything, Run returns
 //
 // # Invariants

@@ -150,6 +150,9 @@ func (d *drain) progress() {
 	if d.graceful && (!d.told || !w.started.Load()) {
 		return
 	}
+	if !w.background.end() && d.graceful {
+		return
+	}
 	d.stopping = true
 	d.cancel()
 	w.enter(link.StateStopping)
@@ -157,13 +160,15 @@ func (d *drain) progress() {
 	go w.stop(d.margin / 2)
 }
 
-// stop is the last step: the callbacks end, OnStop, the loop. What runs for
-// longer than patience is given up, once OnStop had its turn.
+// stop is the last step: the callbacks and what Go has started end, OnStop,
+// the loop. What runs for longer than patience is given up, once OnStop had
+// its turn.
 func (w *Worker) stop(patience time.Duration) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		w.pool.Close()
+		<-w.background.done
 	}()
 	timer := time.NewTimer(patience)
 	defer timer.Stop()

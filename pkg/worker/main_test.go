@@ -124,6 +124,22 @@ func helper(name string) int {
 		for i := range c.Listeners {
 			c.Listeners[i] = Listener{Name: c.Listeners[i].Name, HTTP: http.HandlerFunc(serveTest)}
 		}
+	case "background":
+		c.OnStart = func(w *Worker) error {
+			if !w.Go(func(context.Context) { panic("in the background") }) {
+				return errors.New("Go refuses")
+			}
+			w.Go(func(ctx context.Context) {
+				<-ctx.Done()
+				fmt.Fprintln(stderr, "background ends, connections:", w.Connections(), "more:", w.Go(func(context.Context) {}))
+			})
+			return nil
+		}
+	case "background hangs":
+		c.OnStart = func(w *Worker) error {
+			w.Go(func(context.Context) { select {} })
+			return nil
+		}
 	case "drain waits":
 		c.OnDrain = func(ctx context.Context, w *Worker) {
 			<-ctx.Done()

@@ -104,6 +104,8 @@ type Worker struct {
 	failure error
 	drain   *drain // from the first Drain on
 
+	background background
+
 	// Guarded by endingMu.
 
 	endingMu sync.Mutex
@@ -167,6 +169,7 @@ func prepare(in *link.Inherited, conf Config) (*Worker, error) {
 		id: in.Identity, conf: conf.withDefaults(), control: in.Control, stderr: in.Stderr,
 		overdue: make(chan struct{}),
 	}
+	w.background.init()
 	w.log = w.conf.Log
 	nameProcess(fmt.Sprintf("%s/%d", in.Service, in.Slot))
 	if err := noteCrashes(in.Crash); err != nil {

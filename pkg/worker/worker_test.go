@@ -189,6 +189,30 @@ func TestSecondDrainReplacesTheTerms(t *testing.T) {
 	p.awaitExit(0)
 }
 
+func TestBackgroundEndsAfterTheConnectionsAndBeforeStop(t *testing.T) {
+	s := listen(t)
+	p := serving(t, "background", 0, s)
+	p.wrote("background function panicked: in the background")
+	c := dial(t, s)
+	ask(t, c, "before")
+	p.tell(link.Drain{Grace: time.Hour})
+	expect[link.Draining](p)
+	p.wrote("OnWorkerDrain\n")
+	ask(t, c, "after")
+	c.Close()
+	p.awaitExit(0)
+	p.wrote("background ends, connections: 0 more: false\nOnWorkerStop\n")
+}
+
+func TestBackgroundThatHangsEndsWithTheGrace(t *testing.T) {
+	p := serving(t, "background hangs", 0)
+	p.tell(link.Drain{Grace: 50 * time.Millisecond})
+	expect[link.Draining](p)
+	p.wrote("OnWorkerStop\n")
+	p.wrote("worker gives up what still runs")
+	p.awaitExit(1)
+}
+
 func TestStopEndsTheGrace(t *testing.T) {
 	s := listen(t)
 	p := serving(t, "drain waits", 0, s)
