@@ -70,6 +70,14 @@ const (
 	// CallbackPanicked means that a callback panicked; the connection is
 	// being closed.
 	CallbackPanicked
+
+	// DatagramsDropped means that datagrams were lost here: longer than
+	// allowed, or replies for which there was no room or no way. It is told
+	// at most once a second for each socket.
+	DatagramsDropped
+
+	// PacketsBroken means that a datagram socket is not served any more.
+	PacketsBroken
 )
 
 // String returns what happened, in words.
@@ -79,6 +87,10 @@ func (k EventKind) String() string {
 		return "callback is slow"
 	case CallbackPanicked:
 		return "callback panicked"
+	case DatagramsDropped:
+		return "datagrams dropped"
+	case PacketsBroken:
+		return "datagram socket is broken"
 	default:
 		return fmt.Sprintf("conn.EventKind(%d)", int(k))
 	}
@@ -86,11 +98,13 @@ func (k EventKind) String() string {
 
 // Event is something to be logged.
 type Event struct {
-	Kind    EventKind
-	Conn    *Conn
-	Took    time.Duration // SlowCallback: how long the loop was held
-	Skipped int           // SlowCallback: how many were not told since the last one
-	Err     error         // CallbackPanicked: a *PanicError
+	Kind     EventKind
+	Listener string
+	Conn     *Conn         // nil if it is about a datagram
+	Peer     string        // empty if it is about no one peer
+	Took     time.Duration // SlowCallback: how long the loop was held
+	Skipped  int           // how many of the kind were not told since the last one
+	Err      error         // CallbackPanicked: a *PanicError; otherwise why, if there is a reason
 }
 
 // settings is a Config with its defaults filled in.

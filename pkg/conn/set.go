@@ -27,6 +27,7 @@ type Set struct {
 	since      time.Duration // when the running callbacks were started
 	iovecs     []unix.Iovec
 	drain      *drain
+	arena      *arena // of Packets; nil: there are none
 
 	// Guarded by mu.
 

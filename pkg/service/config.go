@@ -130,7 +130,7 @@ var settings = []setting[config]{
 
 // listenerSettings are the keys in [listener.NAME].
 var listenerSettings = []setting[listenerConfig]{
-	{"address", "tcp://HOST:PORT or unix:///PATH", true, func(l *listenerConfig, v any) error {
+	{"address", "tcp://HOST:PORT, udp://HOST:PORT or unix:///PATH", true, func(l *listenerConfig, v any) error {
 		s, ok := asString(v)
 		if !ok {
 			return errWant

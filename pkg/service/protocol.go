@@ -1,7 +1,9 @@
 package service
 
 import (
+	"errors"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
@@ -11,8 +13,8 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/worker"
 )
 
-// Protocol is what can be served on a listener: Raw, Text, Frame, Framed or
-// HTTP.
+// Protocol is what can be served on a listener: Raw, Text, Frame, Framed,
+// Packet or HTTP.
 type Protocol interface {
 	// listener returns what a worker serves under the name, with what the
 	// operator has set.
@@ -182,6 +184,22 @@ type Frame[T any] struct {
 	Limits Limits
 }
 
+// Datagram is a datagram that a Packet's OnPacket was given: Data, from whom
+// it came, Peer, and Reply. It is valid until OnPacket returns.
+type Datagram = conn.Datagram
+
+// Packet serves datagrams, on a UDP socket. All workers read from the same
+// socket, so those of one peer may come to several workers, and in another
+// order than they were sent.
+type Packet struct {
+	// OnPacket is given each datagram. It runs on the worker's loop and must
+	// not block. A panic in it costs that datagram.
+	OnPacket func(w *Worker, p *Datagram)
+
+	MaxMessage int // longest datagram, others are dropped; default what UDP can carry
+	SendLimit  int // bytes of replies that may wait while the kernel takes none; default 1 MiB
+}
+
 // HTTP serves HTTP by net/http.
 type HTTP struct {
 	Handler http.Handler // nil: http.DefaultServeMux
@@ -243,6 +261,44 @@ func (l listenerConfig) limits(code Limits) Limits {
 	return code
 }
 
+// unusable returns a key that is set and is none of those that a protocol
+// has; address and serve are every protocol's.
+func (l listenerConfig) unusable(has ...string) string {
+	for _, k := range []struct {
+		key string
+		set bool
+	}{
+		{"inline", l.Inline != nil}, {"max_message", l.MaxMessage != 0}, {"send_high", l.SendHigh != 0},
+		{"send_low", l.SendLow != 0}, {"send_limit", l.SendLimit != 0}, {"queue_depth", l.QueueDepth != 0},
+		{"first_byte_timeout", l.FirstByteTimeout != 0}, {"message_timeout", l.MessageTimeout != 0},
+		{"idle_timeout", l.IdleTimeout != 0}, {"write_timeout", l.WriteTimeout != 0}, {"close_timeout", l.CloseTimeout != 0},
+	} {
+		if k.set && !slices.Contains(has, k.key) {
+			return k.key
+		}
+	}
+	return ""
+}
+
+// listener takes, of what the operator can set, the limits that datagrams
+// have as well.
+func (p Packet) listener(name string, set listenerConfig) (worker.Listener, error) {
+	if p.OnPacket == nil {
+		return worker.Listener{}, errors.New("a Packet without OnPacket")
+	}
+	c := &conn.PacketConfig{MaxMessage: p.MaxMessage, SendLimit: p.SendLimit}
+	if set.MaxMessage != 0 {
+		c.MaxMessage = set.MaxMessage
+	}
+	if set.SendLimit != 0 {
+		c.SendLimit = set.SendLimit
+	}
+	if key := set.unusable("max_message", "send_limit"); key != "" {
+		return worker.Listener{}, &settingError{key, "datagrams have no such setting, only max_message and send_limit"}
+	}
+	return worker.Listener{Name: name, Packet: c, OnPacket: p.OnPacket}, nil
+}
+
 // listener takes, of what the operator can set, the timeouts that net/http
 // has as well.
 func (p HTTP) listener(name string, set listenerConfig) (worker.Listener, error) {
@@ -250,18 +306,8 @@ func (p HTTP) listener(name string, set listenerConfig) (worker.Listener, error)
 	if h == nil {
 		h = http.DefaultServeMux
 	}
-	for _, other := range []struct {
-		key string
-		set bool
-	}{
-		{"inline", set.Inline != nil}, {"max_message", set.MaxMessage != 0}, {"send_high", set.SendHigh != 0},
-		{"send_low", set.SendLow != 0}, {"send_limit", set.SendLimit != 0}, {"queue_depth", set.QueueDepth != 0},
-		{"first_byte_timeout", set.FirstByteTimeout != 0}, {"write_timeout", set.WriteTimeout != 0},
-		{"close_timeout", set.CloseTimeout != 0},
-	} {
-		if other.set {
-			return worker.Listener{}, &settingError{other.key, "net/http has no such setting, only message_timeout and idle_timeout"}
-		}
+	if key := set.unusable("message_timeout", "idle_timeout"); key != "" {
+		return worker.Listener{}, &settingError{key, "net/http has no such setting, only message_timeout and idle_timeout"}
 	}
 	limits := worker.HTTPLimits{Header: set.MessageTimeout, Idle: set.IdleTimeout}
 	return worker.Listener{Name: name, HTTP: h, HTTPLimits: limits}, nil

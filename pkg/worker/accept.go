@@ -264,12 +264,13 @@ const keepAliveIdle = 55
 // it, and ends by itself.
 func option(fd, level, name, value int) { _ = unix.SetsockoptInt(fd, level, name, value) }
 
-// broken: the socket cannot be served any more. The worker leaves; whoever
-// comes after it may find it well.
-func (l *listener) broken(err error) {
-	w := l.worker
-	w.log.Error("listener is broken", zap.String("listener", l.name), zap.Error(err))
+func (l *listener) broken(err error) { l.worker.listenerBroken(l.name, err) }
+
+// listenerBroken: the socket cannot be served any more. The worker leaves;
+// whoever comes after it may find it well.
+func (w *Worker) listenerBroken(name string, err error) {
+	w.log.Error("listener is broken", zap.String("listener", name), zap.Error(err))
 	w.failure = err
-	w.send(link.Failed{Reason: "listener " + l.name + ": " + err.Error()})
+	w.send(link.Failed{Reason: "listener " + name + ": " + err.Error()})
 	w.leave(terms{grace: w.conf.Grace})
 }

@@ -140,6 +140,15 @@ func helper(name string) int {
 			w.Go(func(context.Context) { select {} })
 			return nil
 		}
+	case "packets":
+		for i := range c.Listeners {
+			c.Listeners[i] = Listener{Name: c.Listeners[i].Name, Packet: &conn.PacketConfig{}, OnPacket: func(w *Worker, d *conn.Datagram) {
+				if string(d.Data) == "panic" {
+					panic("asked for")
+				}
+				d.Reply(fmt.Appendf(nil, "%s from %d", d.Data, w.Slot()))
+			}}
+		}
 	case "drain waits":
 		c.OnDrain = func(ctx context.Context, w *Worker) {
 			<-ctx.Done()
@@ -195,9 +204,11 @@ func (b *syncBuffer) String() string {
 	return b.b.String()
 }
 
-func listen(t *testing.T) activation.Socket {
+func listen(t *testing.T) activation.Socket { return listenOn(t, "tcp://127.0.0.1:0") }
+
+func listenOn(t *testing.T, url string) activation.Socket {
 	t.Helper()
-	s, err := activation.Listen("main", "tcp://127.0.0.1:0")
+	s, err := activation.Listen("main", url)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -50,13 +50,18 @@ type Config struct {
 }
 
 // Listener is what is served on one inherited socket: connections of ours,
-// or HTTP by net/http.
+// datagrams, or HTTP by net/http.
 type Listener struct {
 	Name string
 	// Conn configures the connections; the worker sets its Listener, Pool,
 	// Seat and Event. nil: HTTP is served.
 	Conn *conn.Config
-	// HTTP answers the requests; nil unless Conn is.
+	// Packet configures a datagram socket; the worker sets its Listener,
+	// OnPacket, Seat and Event. nil unless Conn is.
+	Packet *conn.PacketConfig
+	// OnPacket goes with Packet, as conn.PacketConfig's.
+	OnPacket func(*Worker, *conn.Datagram)
+	// HTTP answers the requests; nil unless Conn and Packet are.
 	HTTP http.Handler
 	// HTTPLimits go with HTTP.
 	HTTPLimits HTTPLimits
@@ -92,6 +97,7 @@ type Worker struct {
 	pool      *conn.Pool
 	stderr    int
 	listeners []*listener
+	packets   []*packets
 	servers   []*httpServer
 
 	// overdue is closed when Run must return whatever still runs.
@@ -253,6 +259,16 @@ func (w *Worker) makeListeners(in *link.Inherited) error {
 		if c == nil {
 			return fmt.Errorf("worker: listener %q: nothing is served on it", inherited.Name)
 		}
+		if wants := c.Packet != nil; wants != isDatagram(in.Sockets[i]) {
+			return fmt.Errorf("worker: listener %q: %s is a %s socket, but what is served on it wants a %s one",
+				c.Name, inherited.Address, socketKind(!wants), socketKind(wants))
+		}
+		if c.Packet != nil {
+			if err := w.addPackets(in.Sockets[i], c); err != nil {
+				return err
+			}
+			continue
+		}
 		l := &listener{worker: w, name: c.Name, fd: in.Sockets[i], isTCP: isTCP(in.Sockets[i])}
 		if c.Conn != nil {
 			l.conns = w.configure(c)
@@ -273,8 +289,12 @@ func (w *Worker) configure(l *Listener) *conn.Config {
 
 // connEvent logs what a connection's callbacks have done.
 func (w *Worker) connEvent(e conn.Event) {
-	fields := []zap.Field{
-		zap.String("listener", e.Conn.Listener()), zap.Uint64("conn", e.Conn.ID()), zap.String("peer", e.Conn.Peer()),
+	fields := []zap.Field{zap.String("listener", e.Listener)}
+	if e.Conn != nil {
+		fields = append(fields, zap.Uint64("conn", e.Conn.ID()))
+	}
+	if e.Peer != "" {
+		fields = append(fields, zap.String("peer", e.Peer))
 	}
 	switch e.Kind {
 	case conn.SlowCallback:
@@ -285,6 +305,10 @@ func (w *Worker) connEvent(e conn.Event) {
 			fields = append(fields, zap.ByteString("stack", p.Stack))
 		}
 		w.log.Error("callback panicked", fields...)
+	case conn.DatagramsDropped:
+		w.log.Warn("datagrams dropped", append(fields, zap.Error(e.Err), zap.Int("skipped", e.Skipped))...)
+	case conn.PacketsBroken:
+		w.listenerBroken(e.Listener, e.Err)
 	}
 }
 
@@ -339,6 +363,9 @@ func (w *Worker) told(body link.Body) {
 		w.post(func() {
 			for _, l := range w.listeners {
 				l.rearm()
+			}
+			for _, p := range w.packets {
+				p.rearm()
 			}
 		})
 	case link.Drain:
@@ -442,6 +469,9 @@ func (w *Worker) accept() {
 	}
 	for _, l := range w.listeners {
 		l.watch()
+	}
+	for _, p := range w.packets {
+		p.watch()
 	}
 }
 

@@ -16,12 +16,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mainstay-go/mainstay/pkg/activation"
+	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/link"
 )
 
 func dial(t *testing.T, s activation.Socket) net.Conn {
 	t.Helper()
-	c, err := net.Dial("tcp", strings.TrimPrefix(s.Address, "tcp://"))
+	c, err := net.Dial(s.Network, strings.TrimPrefix(s.Address, s.Network+"://"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -438,6 +439,66 @@ func TestEndlessRequestEndsWithTheGrace(t *testing.T) {
 	request(t, dial(t, s), "/", "")
 	p.tell(link.Drain{Prompt: true, Grace: 50 * time.Millisecond})
 	p.awaitExit(0)
+}
+
+func TestDatagramsAreServedAndHandedOver(t *testing.T) {
+	s := listenOn(t, "udp://127.0.0.1:0")
+	old := serving(t, "packets", 0, s)
+	c := dial(t, s)
+	answer := func() string {
+		t.Helper()
+		buf := make([]byte, 100)
+		n, err := c.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(buf[:n])
+	}
+	io.WriteString(c, "panic")
+	io.WriteString(c, "hello")
+	if got := answer(); got != "hello from 0" {
+		t.Fatalf("got %q", got)
+	}
+	old.wrote("callback panicked")
+	await(t, "the counters", func() bool { return old.seat.Datagrams.Load() == 2 && old.seat.Panics.Load() == 1 })
+
+	// The new one reads before the old one leaves: whatever is sent meanwhile
+	// is answered by one of them.
+	next := serving(t, "packets", 1, s)
+	for i := range 200 {
+		switch i {
+		case 50:
+			old.tell(link.Drain{Grace: time.Hour})
+		case 100:
+			expect[link.Draining](old)
+			next.tell(link.Rearm{})
+			old.awaitExit(0)
+		}
+		fmt.Fprint(c, i)
+		got := answer()
+		if want := fmt.Sprint(i); got != want+" from 1" && (got != want+" from 0" || i >= 100) {
+			t.Fatalf("datagram %d: got %q", i, got)
+		}
+	}
+}
+
+func TestSocketOfTheWrongKindIsAFailedStart(t *testing.T) {
+	for _, tt := range []struct {
+		url      string
+		listener Listener
+		want     string
+	}{
+		{"udp://127.0.0.1:0", Listener{Name: "main", Conn: &conn.Config{}}, "is a datagram socket, but what is served on it wants a stream one"},
+		{"tcp://127.0.0.1:0", Listener{Name: "main", Packet: &conn.PacketConfig{}}, "is a stream socket, but what is served on it wants a datagram one"},
+	} {
+		s := listenOn(t, tt.url)
+		w := &Worker{conf: Config{Listeners: []Listener{tt.listener}}}
+		in := &link.Inherited{Sockets: []int{s.FD}}
+		in.Identity.Listeners = []link.Listener{{Name: "main", Address: s.Address}}
+		if err := w.makeListeners(in); err == nil || !strings.Contains(err.Error(), `listener "main": `+s.Address+" "+tt.want) {
+			t.Errorf("got %v, want %s", err, tt.want)
+		}
+	}
 }
 
 func TestAcceptFaultsAreClassed(t *testing.T) {
