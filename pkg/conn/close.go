@@ -140,6 +140,9 @@ func (c *Conn) release(why error) {
 	}
 	c.set.remove(c)
 	c.cfg.Seat.Connections.Add(-1)
+	if c.cfg.Released != nil {
+		c.cfg.Released(c)
+	}
 	c.deliver(event{kind: closed, why: why})
 	c.set.drained()
 }

@@ -21,7 +21,10 @@ type Limits struct {
 
 	FirstByte  time.Duration // from the accept to the first byte; default 30 s
 	Message    time.Duration // from the first byte of an incomplete message to its last; default 30 s
+	Auth       time.Duration // from the accept to Conn.Authenticated; default none
 	Idle       time.Duration // without a byte in either direction; default none
+	ReadIdle   time.Duration // without a byte from the peer; default none
+	WriteIdle  time.Duration // without a byte to the peer; default none
 	WriteStall time.Duration // bytes wait and the peer takes none; default 60 s
 	Close      time.Duration // from Close to the end, flush and linger together; default 5 s
 }
@@ -51,6 +54,10 @@ type Config struct {
 
 	// Seat gets the counters; nil means that nobody reads them.
 	Seat *scoreboard.Seat
+
+	// Released, if not nil, is called on the loop when a connection's
+	// descriptor has been closed, before OnClose.
+	Released func(*Conn)
 
 	// Event, if not nil, is told what ought to be logged, since this package
 	// does not log. It is called on the loop or on a goroutine of the Pool
@@ -168,7 +175,10 @@ func (l *Limits) fill() error {
 	}{
 		{&l.FirstByte, DefaultFirstByte},
 		{&l.Message, DefaultMessage},
+		{&l.Auth, -1},
 		{&l.Idle, -1},
+		{&l.ReadIdle, -1},
+		{&l.WriteIdle, -1},
 		{&l.WriteStall, DefaultWriteStall},
 		{&l.Close, DefaultClose},
 	} {

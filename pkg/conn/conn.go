@@ -73,7 +73,9 @@ type Conn struct {
 	due      bool // to be closed at the next message boundary
 	in       *buffer
 	deadline reactor.Deadline
-	activity time.Duration // last byte in or out, or the accept
+	lastIn   time.Duration // last byte in, or the accept
+	lastOut  time.Duration // last byte out, or the accept
+	authBy   time.Duration // when Authenticated must have been called
 	partial  time.Duration // first byte of the incomplete message in in, 0: none; before the first byte the accept
 	progress time.Duration // since when the kernel takes nothing
 	closeBy  time.Duration // end of flush and linger
@@ -100,18 +102,19 @@ type Conn struct {
 
 // The flags of a connection.
 const (
-	flagDirty     uint32 = 1 << iota // settle is to come
-	flagPaused                       // Pause was called
-	flagThrottled                    // QueueDepth messages wait: reading pauses
-	flagClogged                      // the pipe's other end is full: reading pauses
-	flagFull                         // over SendHigh, until SendLow
-	flagTellFull                     // OnBufferFull is due
-	flagTellDrain                    // OnBufferDrain is due
-	flagGoodbye                      // Close was called
-	flagCloseNow                     // CloseNow was called, or a callback panicked
-	flagClosed                       // the descriptor is closed
-	flagRunning                      // on the Pool's list, or on one of its goroutines
-	flagAwaited                      // the loop wants to know when that is over
+	flagDirty         uint32 = 1 << iota // settle is to come
+	flagPaused                           // Pause was called
+	flagThrottled                        // QueueDepth messages wait: reading pauses
+	flagClogged                          // the pipe's other end is full: reading pauses
+	flagFull                             // over SendHigh, until SendLow
+	flagTellFull                         // OnBufferFull is due
+	flagTellDrain                        // OnBufferDrain is due
+	flagGoodbye                          // Close was called
+	flagCloseNow                         // CloseNow was called, or a callback panicked
+	flagClosed                           // the descriptor is closed
+	flagRunning                          // on the Pool's list, or on one of its goroutines
+	flagAwaited                          // the loop wants to know when that is over
+	flagAuthenticated                    // Authenticated was called
 )
 
 const (
@@ -186,6 +189,10 @@ func (c *Conn) SetValue(v any) {
 	defer c.mu.Unlock()
 	c.value = v
 }
+
+// Authenticated says that the peer has shown who it is: Limits.Auth is over
+// for this connection.
+func (c *Conn) Authenticated() { c.flags.Or(flagAuthenticated) }
 
 // Pause stops reading: no more OnMessage until Resume, except for messages
 // that were read before and wait for the Pool. The peer is held up once the

@@ -45,7 +45,14 @@ func (c *Conn) expired(now time.Duration) {
 			return
 		}
 	}
-	if l.Idle >= 0 && c.check(c.activity+l.Idle, now) {
+	switch {
+	case l.Auth >= 0 && !c.has(flagAuthenticated) && c.check(c.authBy, now):
+		c.release(ErrUnauthenticated)
+	case l.Idle >= 0 && c.check(max(c.lastIn, c.lastOut)+l.Idle, now):
+		c.release(ErrIdle)
+	case l.ReadIdle >= 0 && c.check(c.lastIn+l.ReadIdle, now):
+		c.release(ErrIdle)
+	case l.WriteIdle >= 0 && c.check(c.lastOut+l.WriteIdle, now):
 		c.release(ErrIdle)
 	}
 }
@@ -62,7 +69,7 @@ func (c *Conn) check(at, now time.Duration) bool {
 // restamp starts the deadlines of reading anew.
 func (c *Conn) restamp() {
 	now := c.set.loop.Now()
-	c.activity = now
+	c.lastIn = now
 	if c.partial != 0 {
 		c.partial = now
 	}

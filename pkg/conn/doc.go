@@ -40,8 +40,8 @@
 //     the next turn, before which the loop does not sleep.
 //   - Send takes a message whole or refuses it with an error. No limit can be
 //     passed by what a peer announces, only by bytes that are really there.
-//   - Every wait has a deadline: first byte, rest of a message, idle, a peer
-//     that does not read, close.
+//   - Every wait has a deadline: first byte, rest of a message, authentication,
+//     idle, a peer that does not read, close.
 //   - The peer's end is no error: what it sent before is handled and
 //     answered, then the connection is closed.
 //   - A panic in a callback costs its connection, nothing else.

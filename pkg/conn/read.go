@@ -89,7 +89,7 @@ func (c *Conn) readable() {
 	}
 	c.rx.Store(c.rx.Load() + uint64(n))
 	c.cfg.Seat.BytesIn.Add(uint64(n))
-	c.activity = loop.Now()
+	c.lastIn = loop.Now()
 	if c.state == Closing || c.over != nil {
 		return // nobody wants it
 	}

@@ -68,14 +68,16 @@ func (s *Set) open(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 		s.settings[cfg] = settings
 	}
 	c := &Conn{
-		set:      s,
-		cfg:      settings,
-		peer:     address(peer),
-		fd:       int32(fd),
-		index:    int32(len(s.conns)),
-		events:   reactor.Readable | reactor.PeerClosed,
-		activity: s.loop.Now(),
-		partial:  s.loop.Now(),
+		set:     s,
+		cfg:     settings,
+		peer:    address(peer),
+		fd:      int32(fd),
+		index:   int32(len(s.conns)),
+		events:  reactor.Readable | reactor.PeerClosed,
+		lastIn:  s.loop.Now(),
+		lastOut: s.loop.Now(),
+		authBy:  s.loop.Now() + settings.Limits.Auth,
+		partial: s.loop.Now(),
 	}
 	switch peer.(type) {
 	case *unix.SockaddrInet4, *unix.SockaddrInet6:
@@ -90,7 +92,7 @@ func (s *Set) open(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 	}
 	s.conns = append(s.conns, c)
 	c.cfg.Seat.Connections.Add(1)
-	c.expired(c.activity)
+	c.expired(c.lastIn)
 	s.drain.joined(c)
 	return c, nil
 }

@@ -181,7 +181,7 @@ func (c *Conn) written(n int, blocked bool) {
 	if n > 0 {
 		c.tx.Store(c.tx.Load() + uint64(n))
 		c.cfg.Seat.BytesOut.Add(uint64(n))
-		c.activity = now
+		c.lastOut = now
 	}
 	c.count(left)
 	if left > 0 {

@@ -125,7 +125,7 @@ func TestSocketsAndProtocolsArePairedByName(t *testing.T) {
 			name:      "setting that net/http has not",
 			config:    `listener.web.send_high = 1`,
 			inherited: inherited("ws", "web"),
-			wantErr:   `app.toml:1: key "listener.web.send_high": net/http has no such setting, only message_timeout and idle_timeout`,
+			wantErr:   `app.toml:1: key "listener.web.send_high": net/http has no such setting, only message_timeout, idle_timeout, max_connections, `,
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

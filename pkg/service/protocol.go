@@ -72,6 +72,10 @@ func (c *Conn[T]) Close(why error, last ...[]byte) error { return c.conn.Close(w
 // otherwise as Close.
 func (c *Conn[T]) CloseNow(why error) { c.conn.CloseNow(why) }
 
+// Authenticated says that the peer has shown who it is; until then
+// Limits.Auth, the listener's auth_timeout, runs.
+func (c *Conn[T]) Authenticated() { c.conn.Authenticated() }
+
 // Pause stops reading until Resume. Messages that were read before may still
 // come.
 func (c *Conn[T]) Pause() { c.conn.Pause() }
@@ -233,7 +237,7 @@ func (p Framed[T]) listener(name string, set listenerConfig) (worker.Listener, e
 	if set.Inline != nil {
 		c.Inline = *set.Inline
 	}
-	return worker.Listener{Name: name, Conn: c}, nil
+	return worker.Listener{Name: name, Conn: c, Accept: set.accept()}, nil
 }
 
 // limits is what the operator has set, where he has not, what the code says.
@@ -255,10 +259,17 @@ func (l listenerConfig) limits(code Limits) Limits {
 	}
 	time(&code.FirstByte, l.FirstByteTimeout)
 	time(&code.Message, l.MessageTimeout)
+	time(&code.Auth, l.AuthTimeout)
 	time(&code.Idle, l.IdleTimeout)
+	time(&code.ReadIdle, l.ReadIdleTimeout)
+	time(&code.WriteIdle, l.WriteIdleTimeout)
 	time(&code.WriteStall, l.WriteTimeout)
 	time(&code.Close, l.CloseTimeout)
 	return code
+}
+
+func (l listenerConfig) accept() worker.AcceptLimits {
+	return worker.AcceptLimits{Connections: l.MaxConnections, PerPeer: l.MaxConnectionsPerPeer, Rate: l.AcceptRate, Burst: l.AcceptBurst}
 }
 
 // unusable returns a key that is set and is none of those that a protocol
@@ -270,6 +281,9 @@ func (l listenerConfig) unusable(has ...string) string {
 	}{
 		{"inline", l.Inline != nil}, {"max_message", l.MaxMessage != 0}, {"send_high", l.SendHigh != 0},
 		{"send_low", l.SendLow != 0}, {"send_limit", l.SendLimit != 0}, {"queue_depth", l.QueueDepth != 0},
+		{"max_connections", l.MaxConnections != 0}, {"max_connections_per_peer", l.MaxConnectionsPerPeer != 0},
+		{"accept_rate", l.AcceptRate != 0}, {"accept_burst", l.AcceptBurst != 0}, {"auth_timeout", l.AuthTimeout != 0},
+		{"read_idle_timeout", l.ReadIdleTimeout != 0}, {"write_idle_timeout", l.WriteIdleTimeout != 0},
 		{"first_byte_timeout", l.FirstByteTimeout != 0}, {"message_timeout", l.MessageTimeout != 0},
 		{"idle_timeout", l.IdleTimeout != 0}, {"write_timeout", l.WriteTimeout != 0}, {"close_timeout", l.CloseTimeout != 0},
 	} {
@@ -306,11 +320,11 @@ func (p HTTP) listener(name string, set listenerConfig) (worker.Listener, error)
 	if h == nil {
 		h = http.DefaultServeMux
 	}
-	if key := set.unusable("message_timeout", "idle_timeout"); key != "" {
-		return worker.Listener{}, &settingError{key, "net/http has no such setting, only message_timeout and idle_timeout"}
+	if key := set.unusable("message_timeout", "idle_timeout", "max_connections", "max_connections_per_peer", "accept_rate", "accept_burst"); key != "" {
+		return worker.Listener{}, &settingError{key, "net/http has no such setting, only message_timeout, idle_timeout, max_connections, max_connections_per_peer, accept_rate and accept_burst"}
 	}
 	limits := worker.HTTPLimits{Header: set.MessageTimeout, Idle: set.IdleTimeout}
-	return worker.Listener{Name: name, HTTP: h, HTTPLimits: limits}, nil
+	return worker.Listener{Name: name, HTTP: h, HTTPLimits: limits, Accept: set.accept()}, nil
 }
 
 // callbacks gives the callbacks of a Framed their typed connection.

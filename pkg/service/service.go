@@ -37,6 +37,7 @@ var (
 	ErrTooLong         = conn.ErrTooLong
 	ErrPeerClosed      = conn.ErrPeerClosed
 	ErrReset           = conn.ErrReset
+	ErrUnauthenticated = conn.ErrUnauthenticated
 	ErrIdle            = conn.ErrIdle
 	ErrFirstByte       = conn.ErrFirstByte
 	ErrMessageDeadline = conn.ErrMessageDeadline

@@ -41,6 +41,7 @@ type listener struct {
 	isTCP  bool
 	conns  *conn.Config // what the connections are given to: this,
 	http   *httpServer  // or this
+	gate   *gate        // nil: all are taken
 
 	token   reactor.Token
 	state   listening
@@ -125,6 +126,10 @@ func (l *listener) acceptSome() (accepted int, err error) {
 		switch fault(err) {
 		case faultNone:
 			accepted++
+			if !l.gate.admit(peer, l.worker.loop.Now()) {
+				unix.Close(fd)
+				continue
+			}
 			l.take(fd, peer)
 		case faultEmpty:
 			l.recovered(accepted)
@@ -248,10 +253,11 @@ func (l *listener) take(fd int, peer unix.Sockaddr) {
 	// and ours agree.
 	option(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
 	if l.http != nil {
-		l.http.take(fd)
+		l.http.take(fd, peer)
 		return
 	}
 	if _, err := l.worker.set.Accepted(fd, peer, l.conns); err != nil {
+		l.gate.left(addressOf(peer))
 		l.worker.log.Warn("connection not taken", zap.String("listener", l.name), zap.Error(err))
 	}
 }

@@ -120,6 +120,13 @@ func helper(name string) int {
 			limit := uint64(probe) + 4
 			return unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: limit, Max: limit})
 		}
+	case "limits", "http limits":
+		for i := range c.Listeners {
+			if name != "limits" {
+				c.Listeners[i] = Listener{Name: c.Listeners[i].Name, HTTP: http.HandlerFunc(serveTest)}
+			}
+			c.Listeners[i].Accept = AcceptLimits{Connections: 5, PerPeer: 2}
+		}
 	case "http":
 		for i := range c.Listeners {
 			c.Listeners[i] = Listener{Name: c.Listeners[i].Name, HTTP: http.HandlerFunc(serveTest)}

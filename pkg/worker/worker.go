@@ -54,8 +54,10 @@ type Config struct {
 type Listener struct {
 	Name string
 	// Conn configures the connections; the worker sets its Listener, Pool,
-	// Seat and Event. nil: HTTP is served.
+	// Seat, Released and Event. nil: Packet or HTTP is served.
 	Conn *conn.Config
+	// Accept bounds the connections, those of net/http too.
+	Accept AcceptLimits
 	// Packet configures a datagram socket; the worker sets its Listener,
 	// OnPacket, Seat and Event. nil unless Conn is.
 	Packet *conn.PacketConfig
@@ -270,10 +272,11 @@ func (w *Worker) makeListeners(in *link.Inherited) error {
 			continue
 		}
 		l := &listener{worker: w, name: c.Name, fd: in.Sockets[i], isTCP: isTCP(in.Sockets[i])}
+		l.gate = w.newGate(c.Name, c.Accept)
 		if c.Conn != nil {
-			l.conns = w.configure(c)
+			l.conns = w.configure(c, l.gate)
 		} else {
-			l.http = newHTTPServer(w, c)
+			l.http = newHTTPServer(w, c, l.gate)
 			w.servers = append(w.servers, l.http)
 		}
 		w.listeners = append(w.listeners, l)
@@ -281,9 +284,13 @@ func (w *Worker) makeListeners(in *link.Inherited) error {
 	return nil
 }
 
-func (w *Worker) configure(l *Listener) *conn.Config {
+func (w *Worker) configure(l *Listener, g *gate) *conn.Config {
 	c := *l.Conn
 	c.Listener, c.Pool, c.Seat, c.Event = l.Name, w.pool, w.seat, w.connEvent
+	c.Released = nil
+	if g != nil {
+		c.Released = func(c *conn.Conn) { g.left(textAddress(c.Peer())) }
+	}
 	return &c
 }
 
