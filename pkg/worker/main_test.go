@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -54,6 +56,12 @@ func (e echo) OnMessage(c *conn.Conn, m []byte) {
 		panic("asked for")
 	case "hang":
 		select {}
+	case "work":
+		for range 30 {
+			<-time.After(10 * time.Millisecond)
+			c.Working()
+		}
+		c.Send(m)
 	case "close":
 		c.Close(nil)
 	default:
@@ -119,6 +127,12 @@ func helper(name string) int {
 			unix.Close(probe)
 			limit := uint64(probe) + 4
 			return unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: limit, Max: limit})
+		}
+	case "memory":
+		c.MemorySoft = 1 << 30
+		c.OnStart = func(w *Worker) error {
+			fmt.Fprintln(stderr, "limit", debug.SetMemoryLimit(-1), "procs", runtime.GOMAXPROCS(0))
+			return nil
 		}
 	case "limits", "http limits":
 		for i := range c.Listeners {

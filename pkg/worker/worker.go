@@ -41,6 +41,11 @@ type Config struct {
 	Grace     time.Duration // of the patient drain when the supervisor is gone; zero: 30 s
 	StopGrace time.Duration // of the prompt drain at SIGTERM; zero: 10 s
 
+	// MemorySoft is the memory beyond which the supervisor replaces the
+	// worker, in bytes; zero: none. The Go runtime is told to stay 10 % below
+	// it, unless GOMEMLIMIT says otherwise.
+	MemorySoft int64
+
 	PoolSize       int // goroutines for callbacks that are not inline; zero: 256
 	MaxDescriptors int // the descriptor table is made large enough for so many; zero: 65536
 
@@ -108,9 +113,10 @@ type Worker struct {
 
 	// Owned by the loop.
 
-	phase   link.State
-	failure error
-	drain   *drain // from the first Drain on
+	phase    link.State
+	failure  error
+	drain    *drain // from the first Drain on
+	evidence evidence
 
 	background background
 
@@ -129,8 +135,9 @@ type Worker struct {
 // of the application may still run then; the caller exits.
 //
 // Run changes the process: SIGPIPE, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 are
-// ignored, SIGTERM drains and a second one stops, GOMAXPROCS is 2 unless the
-// environment says otherwise, crashes of the runtime are noted for the
+// ignored, SIGTERM drains and a second one stops, GOMAXPROCS is 2 and
+// GOMEMLIMIT 90 % of MemorySoft unless the environment says otherwise, the
+// descriptor table is grown to MaxDescriptors, crashes of the runtime are noted for the
 // supervisor, and standard output and error lead to the service's own once
 // the worker is ready. It is called once.
 func Run(in *link.Inherited, conf Config) error {
@@ -172,6 +179,9 @@ func prepare(in *link.Inherited, conf Config) (*Worker, error) {
 	signal.Ignore(unix.SIGPIPE, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2)
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(defaultProcs)
+	}
+	if conf.MemorySoft > 0 && os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(conf.MemorySoft / 10 * 9)
 	}
 	w := &Worker{
 		id: in.Identity, conf: conf.withDefaults(), control: in.Control, stderr: in.Stderr,
@@ -317,12 +327,6 @@ func (w *Worker) connEvent(e conn.Event) {
 	case conn.PacketsBroken:
 		w.listenerBroken(e.Listener, e.Err)
 	}
-}
-
-// turned stamps the seat at the end of each of the loop's turns.
-func (w *Worker) turned(now time.Duration) {
-	w.seat.Heartbeat.Store(int64(now))
-	w.seat.Timers.Store(int64(w.loop.Timers()))
 }
 
 func (w *Worker) enter(phase link.State) {

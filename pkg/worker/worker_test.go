@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
+	"runtime/metrics"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,6 +20,7 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/activation"
 	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/link"
+	"github.com/mainstay-go/mainstay/pkg/scoreboard"
 )
 
 func dial(t *testing.T, s activation.Socket) net.Conn {
@@ -66,6 +69,75 @@ func TestWorkerAcceptsWhenItIsToldTo(t *testing.T) {
 	await(t, "counters", func() bool {
 		return p.seat.Accepts.Load() == 1 && p.seat.Connections.Load() == 1 && p.seat.Messages.Load() == 1
 	})
+}
+
+func TestSeatTellsHowLongThePoolsCallbacksRun(t *testing.T) {
+	s := listen(t)
+	p := serving(t, "pool", 0, s)
+	good, hung := dial(t, s), dial(t, s)
+	ask(t, good, "before")
+	await(t, "none runs", func() bool { return p.seat.PoolRunning.Load() == 0 && p.seat.PoolOldest.Load() == 0 })
+	before := p.seat.Heartbeat.Load()
+	io.WriteString(hung, "hang")
+	await(t, "it hangs", func() bool { return p.seat.PoolRunning.Load() == 1 })
+	since := p.seat.PoolOldest.Load()
+	if since < before {
+		t.Errorf("since %d, want not before %d", since, before)
+	}
+	ask(t, good, "others are served")
+	await(t, "the loop lives", func() bool { return p.seat.Heartbeat.Load() > since+int64(300*time.Millisecond) })
+	if got := p.seat.PoolOldest.Load(); got != since {
+		t.Errorf("since %d, then since %d", since, got)
+	}
+}
+
+func TestWorkingCallbackIsNotOld(t *testing.T) {
+	s := listen(t)
+	p := serving(t, "pool", 0, s)
+	c, other := dial(t, s), dial(t, s)
+	io.WriteString(c, "work") // for 300 ms
+	moved, last := 0, int64(0)
+	await(t, "its time starts anew", func() bool {
+		ask(t, other, "turn") // so that the loop turns
+		if since := p.seat.PoolOldest.Load(); since != last {
+			moved, last = moved+1, since
+		}
+		return moved >= 3
+	})
+}
+
+func TestSeatHasTheRuntimesFigures(t *testing.T) {
+	p := serving(t, "", 0)
+	await(t, "figures", func() bool {
+		return p.seat.Goroutines.Load() > 3 && p.seat.HeapBytes.Load() > 100_000 && p.seat.SysBytes.Load() > p.seat.HeapBytes.Load()
+	})
+}
+
+func TestEverySampleIsOneOfTheRuntimes(t *testing.T) {
+	w := &Worker{seat: scoreboard.NewSeat()}
+	runtime.GC()
+	w.stampRuntime()
+	for i, s := range w.evidence.samples {
+		if s.Value.Kind() == metrics.KindBad {
+			t.Errorf("the runtime has no %s", samples[i])
+		}
+	}
+	if cycles, pause := w.seat.GCCycles.Load(), w.seat.GCPauseNS.Load(); cycles == 0 || pause == 0 || pause > uint64(time.Minute) {
+		t.Errorf("%d collections and %d ns of pauses after a collection", cycles, pause)
+	}
+}
+
+func TestMemoryLimitIsBelowTheSoftOne(t *testing.T) {
+	for _, tt := range []struct{ env, want string }{
+		{"", fmt.Sprintf("limit %d procs 2\n", int64(1<<30)/10*9)},
+		{"512MiB", fmt.Sprintf("limit %d procs 2\n", 512<<20)},
+	} {
+		t.Run("GOMEMLIMIT="+tt.env, func(t *testing.T) {
+			t.Setenv("GOMEMLIMIT", tt.env)
+			t.Setenv("GOMAXPROCS", "")
+			serving(t, "memory", 0).wrote(tt.want)
+		})
+	}
 }
 
 func TestWorkerIsNamedInItsProcess(t *testing.T) {
