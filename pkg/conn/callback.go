@@ -73,7 +73,7 @@ func (c *Conn) call(ev event) {
 // clock once, at the end: the start is the end of what went before.
 func (s *Set) enter(c *Conn) {
 	s.since = max(s.since, s.loop.Now())
-	c.cfg.Seat.SetHandler(c.cfg.Listener, c.ID(), int64(s.since))
+	s.note(c)
 }
 
 // leave is to be deferred: it catches the callback's panic.
@@ -81,7 +81,9 @@ func (s *Set) leave(c *Conn) {
 	if v := recover(); v != nil {
 		c.panicked(v)
 	}
-	c.cfg.Seat.ClearHandler()
+	if !s.inEvents {
+		s.unnote()
+	}
 	now := s.loop.Clock()
 	if took := now - s.since; took > slow {
 		c.cfg.tellSlow(c, took, now)

@@ -117,7 +117,8 @@ type Event struct {
 // settings is a Config with its defaults filled in.
 type settings struct {
 	Config
-	readMax int // most bytes of one read
+	readMax int  // most bytes of one read
+	raw     bool // the encoding of a message is the message
 
 	slowTold    time.Duration // loop: when a SlowCallback was told last
 	slowSkipped int
@@ -143,6 +144,7 @@ func (cfg *Config) settings() (*settings, error) {
 	if _, raw := s.Protocol.(wire.Raw); raw {
 		// A read is a message there, so the limit is that of a read.
 		s.readMax = min(s.readMax, s.Limits.MaxMessage)
+		s.raw = true
 	}
 	return s, nil
 }

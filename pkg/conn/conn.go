@@ -83,7 +83,8 @@ type Conn struct {
 	counted  int           // what the seat's QueueBytes has of queued
 	rx, tx   atomic.Uint64 // read by anyone
 
-	pipe atomic.Pointer[Conn] // where the messages go; nil: to OnMessage
+	pipe  atomic.Pointer[Conn] // where the messages go; nil: to OnMessage
+	value atomic.Pointer[any]  // read and written by anyone
 
 	// Guarded by mu.
 
@@ -94,8 +95,7 @@ type Conn struct {
 	outTail  *buffer
 	queued   int // bytes in the send queue
 	inbox    *inbox
-	messages int // in inbox
-	value    any
+	messages int   // in inbox
 	why      error // what Close was given first
 	timers   map[string]*timer
 }
@@ -178,17 +178,15 @@ func (c *Conn) Queued() int {
 
 // Value returns what SetValue was given last, or nil.
 func (c *Conn) Value() any {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.value
+	v := c.value.Load()
+	if v == nil {
+		return nil
+	}
+	return *v
 }
 
 // SetValue keeps the application's own state of this connection.
-func (c *Conn) SetValue(v any) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.value = v
-}
+func (c *Conn) SetValue(v any) { c.value.Store(&v) }
 
 // Authenticated says that the peer has shown who it is: Limits.Auth is over
 // for this connection.
@@ -228,23 +226,28 @@ func (c *Conn) dirtyLocked() bool {
 // settle acts on all marks. Loop only, and in no callback.
 func (c *Conn) settle() {
 	c.mu.Lock()
-	flags := c.flags.And(^(flagDirty | flagTellFull))
-	why := c.why
-	c.mu.Unlock()
+	flags := c.flags.Load()
+	c.flags.And(^(flagDirty | flagTellFull))
 	if c.state == Closed {
+		c.mu.Unlock()
 		return
 	}
-	if flags&flagCloseNow != 0 {
-		c.release(why)
-		return
+	if flags&(flagCloseNow|flagGoodbye|flagTellFull) != 0 {
+		why := c.why
+		c.mu.Unlock()
+		if flags&flagCloseNow != 0 {
+			c.release(why)
+			return
+		}
+		if flags&flagGoodbye != 0 && c.state == Open {
+			c.startClosing()
+		}
+		if flags&flagTellFull != 0 && c.state == Open {
+			c.deliver(event{kind: bufferFull})
+		}
+		c.mu.Lock()
 	}
-	if flags&flagGoodbye != 0 && c.state == Open {
-		c.startClosing()
-	}
-	if flags&flagTellFull != 0 && c.state == Open {
-		c.deliver(event{kind: bufferFull})
-	}
-	c.flush()
+	c.flushLocked()
 	if c.state == Closed {
 		return
 	}

@@ -300,6 +300,7 @@ func (p *Packets) receive() {
 // handle calls OnPacket.
 func (p *Packets) handle(d *Datagram) {
 	s := p.set
+	s.unnote()
 	s.since = max(s.since, s.loop.Now())
 	p.cfg.Seat.SetHandler(p.cfg.Listener, 0, int64(s.since))
 	defer func() {

@@ -33,6 +33,9 @@ func (c *Conn) ready(ev reactor.Events) {
 	// Settled here and not at the turn's end: the replies to one read leave
 	// in one write, while the socket and the replies are in the cache.
 	c.flags.Or(flagDirty)
+	s := c.set
+	s.beginEvents()
+	s.current = c
 	if ev&reactor.Writable != 0 {
 		c.blocked = false
 	}
@@ -46,6 +49,10 @@ func (c *Conn) ready(ev reactor.Events) {
 		c.readable()
 	}
 	c.settle()
+	if len(s.direct) > 0 {
+		c.keepDirect()
+	}
+	s.current = nil
 }
 
 // notReading takes note of what is told although nobody asks, so that it is
@@ -88,7 +95,7 @@ func (c *Conn) readable() {
 		c.partial = 0 // the deadline of the first byte is over
 	}
 	c.rx.Store(c.rx.Load() + uint64(n))
-	c.cfg.Seat.BytesIn.Add(uint64(n))
+	c.set.countsOf(c.cfg.Seat).in += uint64(n)
 	c.lastIn = loop.Now()
 	if c.state == Closing || c.over != nil {
 		return // nobody wants it
@@ -141,6 +148,7 @@ func (c *Conn) process(data []byte, own bool) {
 
 // processHeld goes on with input that was held up.
 func (c *Conn) processHeld() {
+	c.set.beginEvents()
 	if c.state != Open || !c.held || c.has(flagsHeld) {
 		return
 	}
@@ -232,7 +240,6 @@ func (c *Conn) splitInline(data []byte) (used int, err error) {
 	s := c.set
 	s.enter(c)
 	n := 0
-	defer func() { c.cfg.Seat.Messages.Add(uint64(n)) }()
 	defer s.leave(c)
 	for used < len(data) {
 		advance, m, ok, err := c.next(data[used:])
@@ -247,6 +254,7 @@ func (c *Conn) splitInline(data []byte) (used int, err error) {
 			continue
 		}
 		n++
+		s.countsOf(c.cfg.Seat).messages++
 		c.message(m)
 		if c.has(flagsHeld | flagTellFull) {
 			if c.takeTellFull() {
@@ -287,6 +295,6 @@ func (c *Conn) splitForPool(data []byte) (used int, err error) {
 			break
 		}
 	}
-	c.cfg.Seat.Messages.Add(uint64(n))
+	c.set.countsOf(c.cfg.Seat).messages += uint64(n)
 	return used, nil
 }

@@ -16,6 +16,7 @@ type Set struct {
 	loop       *reactor.Loop
 	settleAll  func()
 	processAll func()
+	eventsOver func()
 
 	// Owned by the loop.
 
@@ -27,6 +28,11 @@ type Set struct {
 	since      time.Duration // when the running callbacks were started
 	iovecs     []unix.Iovec
 	drain      *drain
+	current    *Conn     // whose input from the loop's buffer is being handled
+	direct     []byte    // what current has sent out of that: the start of its send queue
+	inEvents   bool      // reading, not yet at the end of the turn's events
+	noted      *settings // whose callback the seat was told of since; nil: of none
+	counts     counts
 	arena      *arena // of Packets; nil: there are none
 
 	// Guarded by mu.
@@ -40,6 +46,7 @@ func NewSet(loop *reactor.Loop) *Set {
 	s := &Set{loop: loop, settings: make(map[*Config]*settings)}
 	s.settleAll = s.settle
 	s.processAll = s.process
+	s.eventsOver = s.afterEvents
 	return s
 }
 
