@@ -5,7 +5,7 @@ import "time"
 // Info is what an operator is shown of a connection.
 type Info struct {
 	Conn     *Conn
-	State    string        // open, paused (by the application, or because the Pool is behind), full (the peer takes too little), closing
+	State    string        // open, paused (by the application, or because the Pool or a pipe is behind), full (the peer takes too little), closing
 	Age      time.Duration // since the accept, to a hundredth of a second
 	Idle     time.Duration // since the last byte in or out
 	Buffered int           // bytes read that no callback has got
@@ -16,7 +16,7 @@ type Info struct {
 // Info looks at a connection. Loop only.
 func (c *Conn) Info() Info {
 	now := c.set.loop.Now()
-	info := Info{Conn: c, Age: c.opened.until(now), Idle: max(0, now-c.activity)}
+	info := Info{Conn: c, Age: c.opened.until(now), Idle: max(0, now-max(c.lastIn, c.lastOut))}
 	if c.in != nil {
 		info.Buffered = len(c.in.bytes())
 	}
@@ -29,7 +29,7 @@ func (c *Conn) Info() Info {
 		info.State = c.State().String()
 	case flags&flagFull != 0:
 		info.State = "full"
-	case flags&(flagPaused|flagThrottled) != 0:
+	case flags&(flagPaused|flagThrottled|flagClogged) != 0:
 		info.State = "paused"
 	default:
 		info.State = Open.String()

@@ -384,6 +384,9 @@ func (l *loader) fits(c config) (notes []string, err error) {
 		if err := l.service.check(c, p.name); err != nil {
 			return nil, err
 		}
+		if err := p.fits(l.service, c); err != nil {
+			return nil, err
+		}
 		if was, is := l.first.Listeners[p.name].Address, c.Listeners[p.name].Address; was != is {
 			note(listenerKey(p.name)+".address", strconv.Quote(was), strconv.Quote(is))
 		}
