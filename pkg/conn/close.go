@@ -9,7 +9,8 @@ import (
 // Close ends the connection in good order: no more messages come or are
 // taken, what was sent before still leaves, then the peer is told the end
 // and is given time to take note, so that no reset destroys what is on the
-// way. All of it is over at Limits.Close. why is what OnClose is told, nil for
+// way. Limits.Close bounds each step of it: the time in which nothing could be
+// sent, and the wait for the peer's own end. why is what OnClose is told, nil for
 // an end that needs no reason; if not all could be sent, ErrStalled is told
 // with it. After the first Close or CloseNow a second Close does nothing.
 func (c *Conn) Close(why error) { c.bye(flagGoodbye, why) }
@@ -105,11 +106,17 @@ func (c *Conn) release(why error) {
 	fd := int(c.fd)
 	c.fd = -1
 	c.flags.Or(flagClosed)
+	cut := c.queued > 0
 	c.takeLocked(c.queued)
 	timers := c.timers
 	c.timers = nil
 	c.mu.Unlock()
 
+	if cut {
+		// What was promised is not all sent: the peer is to see a reset, and
+		// not an end in good order.
+		_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	}
 	unix.Close(fd)
 	c.count(0)
 	c.dropInput()

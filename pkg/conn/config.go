@@ -14,7 +14,7 @@ import (
 // sizes are bytes that are really there, whatever a peer has announced.
 type Limits struct {
 	MaxMessage int // longest message, and most bytes of an incomplete one; default 1 MiB
-	SendHigh   int // OnBufferFull when more bytes wait; default 1 MiB, or SendHard if that is less
+	SendHigh   int // OnBufferFull when more bytes wait; default 1 MiB, or half of SendHard if that is less
 	SendLow    int // OnBufferDrain when this many or fewer still wait; default a quarter of SendHigh
 	SendHard   int // Send refuses what would make more bytes wait; default 8 MiB, or SendHigh if that is more
 	QueueDepth int // messages that may wait for the Pool, then reading pauses; default 64
@@ -102,6 +102,10 @@ type settings struct {
 	slowSkipped int
 }
 
+// Check says what is wrong with the limits: the first that contradicts
+// another, once the defaults are filled in.
+func (l Limits) Check() error { return l.fill() }
+
 func (cfg *Config) settings() (*settings, error) {
 	s := &settings{Config: *cfg, readMax: reactor.ReadBufferSize, slowTold: -time.Hour}
 	if s.Handler == nil {
@@ -131,7 +135,8 @@ func (l *Limits) fill() error {
 		l.SendHard = max(DefaultSendHard, l.SendHigh)
 	}
 	if l.SendHigh == 0 {
-		l.SendHigh = min(DefaultSendHigh, l.SendHard)
+		// Below SendHard, so that OnBufferFull comes before ErrFull.
+		l.SendHigh = min(DefaultSendHigh, l.SendHard/2)
 	}
 	if l.SendLow == 0 {
 		l.SendLow = l.SendHigh / 4

@@ -91,6 +91,7 @@ type Conn struct {
 	queued   int // bytes in the send queue
 	inbox    *inbox
 	messages int // in inbox
+	waiting  int // bytes of these messages
 	value    any
 	why      error // what Close was given first
 	timers   map[string]*timer
@@ -100,7 +101,7 @@ type Conn struct {
 const (
 	flagDirty     uint32 = 1 << iota // settle is to come
 	flagPaused                       // Pause was called
-	flagThrottled                    // QueueDepth messages wait: reading pauses
+	flagThrottled                    // QueueDepth messages, or MaxMessage bytes, wait: reading pauses
 	flagFull                         // over SendHigh, until SendLow
 	flagTellFull                     // OnBufferFull is due
 	flagTellDrain                    // OnBufferDrain is due

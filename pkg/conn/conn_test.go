@@ -601,7 +601,7 @@ func TestProtocolErrorEndsTheConnection(t *testing.T) {
 			{name: "stands still", protocol: badProtocol("stuck"), in: "x"},
 			{name: "long line", protocol: text.Protocol{MaxLine: 5}, in: "ok\ntoo long\n", got: "ok\n", want: ErrTooLong},
 			{name: "long message", protocol: text.Protocol{}, in: "ok\n" + strings.Repeat("x", 1001) + "\n", got: "ok\n", want: ErrTooLong},
-			{name: "endless message", protocol: text.Protocol{}, in: "ok\n" + strings.Repeat("x", 1001), got: "ok\n", want: ErrTooLong},
+			{name: "endless message", protocol: text.Protocol{}, in: "ok\n" + strings.Repeat("x", 1001+framing), got: "ok\n", want: ErrTooLong},
 		} {
 			t.Run(tt.name, func(t *testing.T) {
 				r := newRig(t)
@@ -782,7 +782,7 @@ func TestDefaultsFollowWhatIsSet(t *testing.T) {
 		high, low, hard int
 	}{
 		{"none", Limits{}, 1 << 20, 256 << 10, 8 << 20},
-		{"small hard limit", Limits{SendHard: 1000}, 1000, 250, 1000},
+		{"small hard limit", Limits{SendHard: 1000}, 500, 125, 1000},
 		{"large high mark", Limits{SendHigh: 64 << 20}, 64 << 20, 16 << 20, 64 << 20},
 		{"all", Limits{SendHigh: 3, SendLow: 2, SendHard: 4}, 3, 2, 4},
 	} {

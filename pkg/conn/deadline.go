@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/reactor"
+	"golang.org/x/sys/unix"
 )
 
 // expireBy has expired called at the time given, or earlier. A connection has
@@ -33,21 +34,39 @@ func (c *Conn) expired(now time.Duration) {
 		// The peer is not to blame for what waits for us.
 		c.restamp()
 	}
+	if over := c.reading(now); over != nil {
+		if c.unread() {
+			// The loop was held up, not the peer: it is judged once that was read.
+			c.expireBy(now + time.Millisecond)
+			return
+		}
+		c.release(over)
+	}
+}
+
+// reading says which deadline of the reading side is over, nil if none is.
+func (c *Conn) reading(now time.Duration) error {
+	l := &c.cfg.Limits
 	switch {
 	case c.rx.Load() == 0:
 		if l.FirstByte >= 0 && c.check(c.partial+l.FirstByte, now) {
-			c.release(ErrFirstByte)
-			return
+			return ErrFirstByte
 		}
 	case c.partial != 0:
 		if l.Message >= 0 && c.check(c.partial+l.Message, now) {
-			c.release(ErrMessageDeadline)
-			return
+			return ErrMessageDeadline
 		}
 	}
 	if l.Idle >= 0 && c.check(c.activity+l.Idle, now) {
-		c.release(ErrIdle)
+		return ErrIdle
 	}
+	return nil
+}
+
+// unread says whether bytes wait to be read that could have been.
+func (c *Conn) unread() bool {
+	n, err := unix.IoctlGetInt(int(c.fd), unix.SIOCINQ)
+	return err == nil && n > 0
 }
 
 // check says whether a deadline is over; one that is not is armed again.

@@ -27,7 +27,9 @@ func (c *Conn) push(ev event) {
 	var settle bool
 	if ev.kind == message {
 		c.messages++
-		if c.messages >= c.cfg.Limits.QueueDepth && !c.has(flagThrottled) {
+		c.waiting += len(ev.message.bytes())
+		l := &c.cfg.Limits
+		if (c.messages >= l.QueueDepth || c.waiting >= l.MaxMessage) && !c.has(flagThrottled) {
 			c.flags.Or(flagThrottled)
 			settle = c.dirtyLocked()
 		}
@@ -59,7 +61,9 @@ func (c *Conn) pop() (ev event, ok bool) {
 		}
 		if ev.kind == message {
 			c.messages--
-			if c.has(flagThrottled) && c.messages <= c.cfg.Limits.QueueDepth/2 {
+			c.waiting -= len(ev.message.bytes())
+			l := &c.cfg.Limits
+			if c.has(flagThrottled) && c.messages <= l.QueueDepth/2 && c.waiting <= l.MaxMessage/2 {
 				c.flags.And(^flagThrottled)
 				settle = c.dirtyLocked()
 			}

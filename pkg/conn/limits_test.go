@@ -250,7 +250,7 @@ func TestTimersAreNamed(t *testing.T) {
 			}
 		}
 		c.SetTimer("never", time.Hour)
-		r.until("it is armed", func() bool { return r.seat.Timers.Load() == 1 })
+		r.until("it is armed", func() bool { return r.loop.Timers() == 1 })
 		c.SetTimer("never", 2*time.Hour)
 		r.do(func() {
 			if got := r.loop.Timers(); got != 1 {

@@ -17,6 +17,10 @@ const (
 	clockEvery   = 8 // messages between two looks at the clock
 )
 
+// framing is what a protocol may need beside the message, such as a line's
+// ending: so much more than MaxMessage may be buffered.
+const framing = 16
+
 var errNoAdvance = errors.New("protocol found a message, but does not advance")
 
 // watcher is a Conn as the reactor sees it: its methods are not for users.
@@ -112,7 +116,7 @@ func (c *Conn) readable() {
 // the loop's buffer.
 func (c *Conn) process(data []byte, own bool) {
 	used, err := c.split(data)
-	if err == nil && !c.held && len(data)-used > c.cfg.Limits.MaxMessage {
+	if err == nil && !c.held && len(data)-used > c.cfg.Limits.MaxMessage+framing {
 		err = fmt.Errorf("%d bytes and no end: %w", len(data)-used, ErrTooLong)
 	}
 	if err != nil && c.over == nil {

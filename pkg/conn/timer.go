@@ -61,10 +61,8 @@ func (t *timer) start() {
 	loop := c.set.loop
 	t.armed = loop.After(t.at-loop.Clock(), func() {
 		t.armed = nil
-		c.cfg.Seat.Timers.Add(-1)
 		c.deliver(event{kind: timerOver, timer: t})
 	})
-	c.cfg.Seat.Timers.Add(1)
 }
 
 // stop disarms t, which may be nil. Loop only.
@@ -74,7 +72,6 @@ func (t *timer) stop() {
 	}
 	t.armed.Stop()
 	t.armed = nil
-	t.conn.cfg.Seat.Timers.Add(-1)
 }
 
 // takeTimer says whether t is still to be told, and takes it off the list.

@@ -172,6 +172,9 @@ func (c *Conn) written(n int, blocked bool) {
 		c.tx.Store(c.tx.Load() + uint64(n))
 		c.cfg.Seat.BytesOut.Add(uint64(n))
 		c.activity = now
+		if limit := c.cfg.Limits.Close; c.state == Closing && limit >= 0 {
+			c.closeBy = now + limit // a slow peer gets all of it, as long as it reads
+		}
 	}
 	c.count(left)
 	if left > 0 {

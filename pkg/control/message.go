@@ -67,7 +67,7 @@ type Worker struct {
 	Incarnation    uint64 `json:"incarnation"`
 	Generation     uint64 `json:"generation"`
 	Build          string `json:"build,omitempty"`
-	State          string `json:"state"` // spawned, unready, ready, draining, overdue; "backing off" for a slot without process
+	State          string `json:"state"` // of its process: spawned, unready, ready, late, draining, overdue; or of a slot that has none: backing off, starting
 	UptimeMS       int64  `json:"uptime_ms"`
 	Connections    int64  `json:"connections"`
 	Accepts        uint64 `json:"accepts"`

@@ -138,6 +138,7 @@ func NewServer(backend Backend) *Server {
 		Handler:           s.bounded(mux),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      15 * time.Second, // a reload sets its own
 		IdleTimeout:       10 * time.Second,
 		MaxHeaderBytes:    16 << 10,
 		ConnContext:       withPeer,

@@ -74,6 +74,9 @@ const maxQueueBytes = 32 << 20
 // closeTimeout bounds Close, and the wait for a line above the level error.
 const closeTimeout = 2 * time.Second
 
+// readTime is how long Close waits for journald to read what it was sent.
+const readTime = 500 * time.Millisecond
+
 // stderrTime is how long before the end of Close the journal is given up, so
 // that the errors still in the queue get to stderr.
 const stderrTime = 200 * time.Millisecond
@@ -256,7 +259,7 @@ func (l *Log) enqueue(ln line) {
 func (l *Log) run() {
 	defer close(l.finished)
 	if l.native != nil {
-		defer l.native.close()
+		defer l.native.close(readTime)
 	}
 	for {
 		select {

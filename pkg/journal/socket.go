@@ -34,7 +34,19 @@ func newNativeSocket(path string) (*nativeSocket, error) {
 	return &nativeSocket{file: file, raw: raw, addr: &unix.SockaddrUnix{Name: path}}, nil
 }
 
-func (s *nativeSocket) close() { s.file.Close() }
+// close waits, for at most d, until journald has read what was sent: it looks
+// up the unit of a sender when it reads, and finds none of a process that has
+// exited.
+func (s *nativeSocket) close(d time.Duration) {
+	defer s.file.Close()
+	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		unread := 0
+		err := s.raw.Control(func(fd uintptr) { unread, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+		if err != nil || unread == 0 {
+			return
+		}
+	}
+}
 
 // setDeadline ends all waiting for journald at t.
 func (s *nativeSocket) setDeadline(t time.Time) {

@@ -64,8 +64,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Contract is the version of this contract. A peer of the version before is
-// understood as well.
+// Contract is the version of this contract. A worker of another version is
+// refused, and with it the reload that brought it.
 const Contract = 1
 
 // Env is the environment variable that makes a process a worker.

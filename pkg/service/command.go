@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -44,7 +45,7 @@ func (s *Service) command(args []string) int {
 		return e.code
 	}
 	// Whatever else cobra refuses was asked for wrongly.
-	fmt.Fprintf(os.Stderr, "%s: %v\nTry \"%s --help\".\n", root.Name(), err, root.Name())
+	fmt.Fprintf(os.Stderr, "%s: %v\nTry \"%s --help\".\n", s.name, err, root.Name())
 	return exitUsage
 }
 
@@ -63,8 +64,24 @@ Exit codes: 0 done, 1 refused or failed (the reason is on standard error),
 			return errors.New("which command?")
 		},
 	}
+	root.SetHelpCommand(helpCommand(root))
 	root.AddCommand(s.runCommand(), s.statusCommand(), s.reloadCommand(), s.scaleCommand(), s.stopCommand(), s.versionCommand(), s.reapCommand())
 	return root
+}
+
+// helpCommand is cobra's own, but for a topic that does not exist: that is an
+// error.
+func helpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use: "help [COMMAND]", Short: "Explain a command",
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd, rest, err := root.Find(args)
+			if err != nil || len(rest) > 0 {
+				return fmt.Errorf("help: no command %q", strings.Join(args, " "))
+			}
+			return cmd.Help()
+		},
+	}
 }
 
 func (s *Service) runCommand() *cobra.Command {
@@ -155,7 +172,7 @@ func (s *Service) controlAddress() string {
 	if _, err := toml.DecodeFile(s.defaultFile(), &c); err == nil && checkControl(c.Control) == nil {
 		return c.Control
 	}
-	return defaults(s.name).Control
+	return s.defaultControl()
 }
 
 func (s *Service) statusCommand() *cobra.Command {
@@ -175,6 +192,13 @@ func (s *Service) statusCommand() *cobra.Command {
 		}
 		return writeStatus(cmd.OutOrStdout(), st)
 	})
+}
+
+// within asks with the deadline for what is answered at once.
+func within[T any](ctx context.Context, ask func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	return ask(ctx)
 }
 
 // mainPID is set by systemd for the commands of a unit's ExecReload=.
@@ -201,6 +225,8 @@ Otherwise the environment of the command does not matter.`, s.prefix()),
 		}
 		out := cmd.OutOrStdout()
 		if !*wait {
+			ctx, cancel := context.WithTimeout(ctx, askTimeout)
+			defer cancel()
 			if err := c.Reload(ctx, r, func(string) {}); err != nil {
 				return err
 			}
@@ -254,13 +280,21 @@ func (s *Service) stopCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "stop",
 		Short: "Stop the service in order, and wait for its end",
-		Long: `Let the workers finish within stop_grace, and end the service. It stays
-stopped, although its sockets may start it again. The command returns when the
-service has ended; if it is interrupted the service ends all the same.`,
+		Long: `Close the connections that are between two messages, let the others finish
+within stop_grace, and end the service. systemd does not start it again by
+itself; a connection to one of its socket units does. The command returns when
+the service has ended; if it is interrupted the service ends all the same.
+
+To stop a service that stops already ends the grace: what is still open is
+closed within a second.`,
 		Args: cobra.NoArgs,
 	}
 	return s.ask(cmd, func(ctx context.Context, c *control.Client, _ []string) error {
-		d, err := c.Stop(ctx)
+		before, err := within(ctx, c.Status)
+		if err != nil {
+			return err
+		}
+		d, err := within(ctx, c.Stop)
 		if err != nil {
 			return err
 		}
@@ -273,9 +307,16 @@ service has ended; if it is interrupted the service ends all the same.`,
 				return errors.New("interrupted; the service is still stopping")
 			case <-tick.C:
 			}
-			if _, err := c.Status(ctx); errors.Is(err, control.ErrNotRunning) {
+			now, err := within(ctx, c.Status)
+			switch {
+			case errors.Is(err, control.ErrNotRunning):
 				fmt.Fprintln(cmd.OutOrStdout(), "stopped")
 				return nil
+			case err == nil && now.PID != before.PID:
+				fmt.Fprintf(cmd.OutOrStdout(), "stopped; another one has been started, pid %d\n", now.PID)
+				return nil
+			case errors.Is(err, context.DeadlineExceeded):
+				return fmt.Errorf("the supervisor (pid %d) does not answer", before.PID)
 			}
 		}
 	})

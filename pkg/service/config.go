@@ -537,6 +537,9 @@ func (c *config) setListenerFlag(flag, key, value string) error {
 	if err := checkListenerName(name); err != nil {
 		return fmt.Errorf("--%s %q: %w", flag, value, err)
 	}
+	if c.origin[listenerKey(name)+"."+key] == "--"+flag {
+		return fmt.Errorf("--%s: listener %q is given twice", flag, name)
+	}
 	l := c.Listeners[name]
 	i := slices.IndexFunc(listenerSettings, func(s setting[listenerConfig]) bool { return s.key == key })
 	if err := listenerSettings[i].apply(&l, word(v)); err != nil {
@@ -588,7 +591,7 @@ func (l listenerConfig) withSizes() listenerConfig {
 		l.SendLimit = max(conn.DefaultSendHard, l.SendHigh)
 	}
 	if l.SendHigh == 0 {
-		l.SendHigh = min(conn.DefaultSendHigh, l.SendLimit)
+		l.SendHigh = min(conn.DefaultSendHigh, l.SendLimit/2)
 	}
 	if l.SendLow == 0 {
 		l.SendLow = l.SendHigh / 4

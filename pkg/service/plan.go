@@ -54,6 +54,16 @@ func (s *Service) plan(c config, inherited []activation.Socket) ([]planned, erro
 		}
 		all = append(all, p)
 	}
+	taken := map[string]string{}
+	for _, p := range all {
+		if p.address == "" || strings.HasSuffix(p.address, ":0") {
+			continue
+		}
+		if other, ok := taken[p.address]; ok {
+			return nil, c.refuse(fmt.Errorf("listeners %q and %q have the same address, %s", other, p.name, p.address), listenerKey(p.name)+".address")
+		}
+		taken[p.address] = p.name
+	}
 	served := slices.ContainsFunc(all, func(p planned) bool { return p.name != metricsListener })
 	if !served && len(s.onStart) == 0 {
 		return nil, fmt.Errorf("no listener: start the service by a socket unit, or give --listen NAME=URL, with a NAME of %s or with --serve NAME=KIND", s.known())

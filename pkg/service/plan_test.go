@@ -98,7 +98,7 @@ func TestSocketsAndProtocolsArePairedByName(t *testing.T) {
 			name:      "setting that net/http has not",
 			config:    `listener.web.send_high = 1`,
 			inherited: inherited("ws", "web"),
-			wantErr:   `app.toml:1: key "listener.web.send_high": net/http has no such setting, only message_timeout and idle_timeout`,
+			wantErr:   `app.toml:1: key "listener.web.send_high": net/http has no such setting, only message_timeout, idle_timeout and write_timeout`,
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -155,8 +155,14 @@ func (p Raw[T]) listener(name string, set listenerConfig) (worker.Listener, erro
 }
 
 func (p Text[T]) listener(name string, set listenerConfig) (worker.Listener, error) {
+	// The same limit as the connection's, so that a line that is too long ends
+	// the connection whether its newline has come or not.
+	limit := set.limits(p.Limits).MaxMessage
+	if limit == 0 {
+		limit = conn.DefaultMaxMessage
+	}
 	return Framed[T]{
-		Protocol:  text.Protocol{MaxLine: -1}, // Limits.MaxMessage bounds a line
+		Protocol:  text.Protocol{MaxLine: limit},
 		OnConnect: p.OnConnect, OnMessage: p.OnMessage, OnBufferFull: p.OnBufferFull, OnBufferDrain: p.OnBufferDrain,
 		OnTimer: p.OnTimer, OnClose: p.OnClose, Inline: p.Inline, Limits: p.Limits,
 	}.listener(name, set)
@@ -166,6 +172,9 @@ func (p Framed[T]) listener(name string, set listenerConfig) (worker.Listener, e
 	c := &conn.Config{Protocol: p.Protocol, Handler: &callbacks[T]{p}, Limits: set.limits(p.Limits), Inline: p.Inline}
 	if set.Inline != nil {
 		c.Inline = *set.Inline
+	}
+	if err := c.Limits.Check(); err != nil {
+		return worker.Listener{}, err
 	}
 	return worker.Listener{Name: name, Conn: c}, nil
 }
@@ -208,14 +217,14 @@ func (p HTTP) listener(name string, set listenerConfig) (worker.Listener, error)
 	}{
 		{"inline", set.Inline != nil}, {"max_message", set.MaxMessage != 0}, {"send_high", set.SendHigh != 0},
 		{"send_low", set.SendLow != 0}, {"send_limit", set.SendLimit != 0}, {"queue_depth", set.QueueDepth != 0},
-		{"first_byte_timeout", set.FirstByteTimeout != 0}, {"write_timeout", set.WriteTimeout != 0},
+		{"first_byte_timeout", set.FirstByteTimeout != 0},
 		{"close_timeout", set.CloseTimeout != 0},
 	} {
 		if other.set {
-			return worker.Listener{}, &settingError{other.key, "net/http has no such setting, only message_timeout and idle_timeout"}
+			return worker.Listener{}, &settingError{other.key, "net/http has no such setting, only message_timeout, idle_timeout and write_timeout"}
 		}
 	}
-	limits := worker.HTTPLimits{Header: set.MessageTimeout, Idle: set.IdleTimeout}
+	limits := worker.HTTPLimits{Header: set.MessageTimeout, Idle: set.IdleTimeout, Stall: set.WriteTimeout}
 	return worker.Listener{Name: name, HTTP: h, HTTPLimits: limits}, nil
 }
 

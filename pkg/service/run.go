@@ -18,6 +18,7 @@ import (
 
 	systemd "github.com/coreos/go-systemd/v22/journal"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"golang.org/x/sys/unix"
 
 	"github.com/mainstay-go/mainstay/pkg/activation"
@@ -67,7 +68,25 @@ func (s *Service) load(flags runFlags, env map[string]string) (config, error) {
 			return config{}, usageError{err}
 		}
 	}
+	if c.origin["control"] == "" {
+		c.Control = s.defaultControl()
+	}
 	return c, c.check()
+}
+
+// defaultControl is where the control socket is if nobody says: in /run/NAME,
+// or, for a user who has started the service by hand, in the user's own
+// runtime directory.
+func (s *Service) defaultControl() string {
+	system := "/run/" + s.name + "/control.sock"
+	own := os.Getenv("XDG_RUNTIME_DIR")
+	if os.Geteuid() == 0 || runtimeDir() != "" || !filepath.IsAbs(own) {
+		return "unix://" + system
+	}
+	if _, err := os.Lstat(system); err == nil {
+		return "unix://" + system
+	}
+	return "unix://" + filepath.Join(own, s.name, "control.sock")
 }
 
 func (s *Service) defaultFile() string { return "/etc/" + s.name + "/" + s.name + ".toml" }
@@ -185,8 +204,12 @@ func (s *Service) supervise(ctx context.Context, flags runFlags, c config, plan 
 
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	if err := errors.Join(server.Close(ctx), <-served); err != nil {
-		log.Logger().Warn("control socket not closed in order", zap.Error(err))
+	closed := errors.Join(server.Close(ctx), <-served)
+	if closed == nil { // otherwise somebody may still look at the scoreboard
+		closed = sup.Close()
+	}
+	if closed != nil {
+		log.Logger().Warn("control socket not closed in order", zap.Error(closed))
 	}
 	return err
 }
@@ -256,6 +279,10 @@ func listenerOf(socket activation.Socket) (net.Listener, error) {
 // runtime directory, which systemd makes and which nobody else may write.
 func (s *Service) listenControl(address string) (net.Listener, error) {
 	dir := filepath.Dir(strings.TrimPrefix(address, "unix://"))
+	if address == s.defaultControl() && runtimeDir() == "" {
+		// By hand nobody makes it for us. Whether that worked is told by what follows.
+		_ = os.Mkdir(dir, 0o755)
+	}
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("control: directory %s does not exist: make it, or give --control unix:///PATH", dir)
 	}
@@ -316,9 +343,11 @@ func (l *loader) load(env map[string]string) (supervisor.Settings, error) {
 	if err != nil {
 		return supervisor.Settings{}, err
 	}
-	if err := l.level.UnmarshalText([]byte(c.LogLevel)); err != nil {
+	level, err := zapcore.ParseLevel(c.LogLevel)
+	if err != nil {
 		return supervisor.Settings{}, err
 	}
+	settings.Apply = func() { l.level.SetLevel(level) }
 	return settings, nil
 }
 

@@ -83,6 +83,8 @@ type incarnation struct {
 	// how it is to drain
 	prompt bool
 	grace  time.Duration
+
+	hurried bool // told to end its drain
 }
 
 type step struct {
@@ -119,7 +121,7 @@ func init() {
 
 		{ready, saidLeft}:   {draining, (*Supervisor).leftByItself},
 		{ready, retire}:     {draining, (*Supervisor).drain},
-		{ready, unsettling}: {draining, (*Supervisor).leftByItself},
+		{ready, unsettling}: {draining, (*Supervisor).sendAway},
 		{ready, stalled}:    {hung, (*Supervisor).takeEvidence},
 		{ready, bloated}:    {hung, (*Supervisor).killBloated},
 		{ready, exited}:     {gone, (*Supervisor).diedInService},
@@ -225,6 +227,10 @@ func (s *Supervisor) terminate(inc *incarnation) {
 const hastenMargin = time.Second
 
 func (s *Supervisor) hurry(inc *incarnation) {
+	if inc.hurried {
+		return // its time runs already
+	}
+	inc.hurried = true
 	s.send(inc, link.Stop{})
 	s.arm(inc, hastenMargin)
 }
@@ -245,6 +251,14 @@ func (s *Supervisor) killOverdue(inc *incarnation) {
 func (s *Supervisor) kill(inc *incarnation) {
 	inc.disarm()
 	s.signal(inc, unix.SIGKILL)
+}
+
+// sendAway: it cannot be understood any more, so another is to take its
+// place. It may still understand us.
+func (s *Supervisor) sendAway(inc *incarnation) {
+	inc.grace = inc.release.settings.Grace
+	s.send(inc, link.Drain{Grace: inc.grace})
+	s.leftByItself(inc)
 }
 
 // leftByItself: it was not asked to, so its place is to be filled.

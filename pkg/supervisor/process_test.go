@@ -176,6 +176,9 @@ func startReal(t *testing.T, behave string, change ...func(*Config, *Settings)) 
 		cancel()
 		<-r.done
 		sock.Close()
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
 	})
 	return r
 }

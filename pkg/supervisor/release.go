@@ -29,7 +29,18 @@ type Settings struct {
 	Respawn       backoff.Policy
 	Health        Health
 	OnWorkerError []string // command to be run when a worker dies unasked, with its arguments; empty: none
-	Worker        []byte   // configuration for the workers, not looked at here
+
+	// Apply, if not nil, is called when the generation with these settings
+	// begins to serve: what a rollback must not leave behind is done there.
+	Apply func()
+
+	Worker []byte // configuration for the workers, not looked at here
+}
+
+func (s Settings) apply() {
+	if s.Apply != nil {
+		s.Apply()
+	}
 }
 
 func (s Settings) withDefaults() (Settings, error) {

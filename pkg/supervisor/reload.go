@@ -24,17 +24,25 @@ type reload struct {
 	requests []*reloadRequest
 	began    time.Time
 	from, to *release
-	todo     []*slot // not begun
-	busy     []*slot // their replacement is under way
-	failure  error   // set: it rolls back
-	extra    []*slot // slots that only the new release has
+	todo     []*slot           // not begun
+	busy     []*slot           // their replacement is under way
+	failure  error             // set: it rolls back
+	extra    []*slot           // slots that only the new release has
+	env      map[string]string // with which the new configuration was read
 }
 
 // reloadRequest is somebody who waits for a verdict.
 type reloadRequest struct {
 	env     map[string]string
-	step    chan string // buffered; steps that do not fit are left out
-	verdict chan error  // buffered for one
+	step    chan string // buffered; steps that do not fit are left out; nil: nobody waits
+	verdict chan error  // buffered for one; nil: nobody waits
+}
+
+// judge gives the verdict.
+func (q *reloadRequest) judge(err error) {
+	if q.verdict != nil {
+		q.verdict <- err
+	}
 }
 
 func (r *reload) tell(format string, args ...any) {
@@ -51,7 +59,10 @@ func (r *reload) tell(format string, args ...any) {
 // during another is run after it, together with all others that were asked
 // for meanwhile. Any goroutine may call it.
 func (s *Supervisor) Reload(ctx context.Context, r control.ReloadRequest, step func(string)) error {
-	q := &reloadRequest{env: r.Env, step: make(chan string, 256), verdict: make(chan error, 1)}
+	q := &reloadRequest{env: r.Env}
+	if !r.Detach {
+		q.step, q.verdict = make(chan string, 256), make(chan error, 1)
+	}
 	if err := s.ask(ctx, q); err != nil {
 		return err
 	}
@@ -80,13 +91,37 @@ func (s *Supervisor) Reload(ctx context.Context, r control.ReloadRequest, step f
 func (s *Supervisor) requestReload(q *reloadRequest) {
 	switch {
 	case s.phase == stopping:
-		q.verdict <- errStopping
+		q.judge(errStopping)
 	case s.phase == booting, s.job != nil:
-		q.step <- "waits for what is under way"
-		s.queued = append(s.queued, q)
+		s.enqueue(q)
 	default:
 		s.beginReload([]*reloadRequest{q})
 	}
+}
+
+// maxQueued bounds the requests that wait for a reload under way.
+const maxQueued = 128
+
+var errManyReloads = errors.New("too many wait for a reload already")
+
+// enqueue keeps a request for after what is under way. Of those for which
+// nobody waits, the last one stands for all.
+func (s *Supervisor) enqueue(q *reloadRequest) {
+	if q.verdict == nil {
+		s.queued = slices.DeleteFunc(s.queued, func(other *reloadRequest) bool {
+			if other.verdict == nil && q.env == nil {
+				q.env = other.env
+			}
+			return other.verdict == nil
+		})
+	} else if len(s.queued) >= maxQueued {
+		q.judge(errManyReloads)
+		return
+	}
+	if q.step != nil {
+		q.step <- "waits for what is under way"
+	}
+	s.queued = append(s.queued, q)
 }
 
 // beginReload reads the configuration beside the loop; beginRolling goes on.
@@ -127,7 +162,8 @@ func (s *Supervisor) beginRolling(m released) {
 		return
 	}
 	r.to = m.release
-	s.env = m.env
+	s.releases = append(s.releases, m.release)
+	r.env = m.env
 	p := s.pool
 	for i := len(p.slots); i < r.to.settings.Workers; i++ {
 		sl := p.add()
@@ -179,7 +215,8 @@ func (s *Supervisor) commit() {
 	for len(s.pool.slots) > r.to.settings.Workers {
 		s.occur(s.pool.removeLast(), dismiss)
 	}
-	s.current = r.to
+	s.current, s.env = r.to, r.env
+	s.current.settings.apply()
 	s.finish(nil)
 }
 
@@ -284,7 +321,7 @@ func (s *Supervisor) finish(err error) {
 		s.notified("ready", s.conf.Notify.Ready(s.statusLine()))
 	}
 	for _, q := range r.requests {
-		q.verdict <- err
+		q.judge(err)
 	}
 	s.sweepReleases()
 	if len(s.queued) > 0 && s.phase == running {

@@ -29,7 +29,7 @@ func (s *Supervisor) onSignal(sig os.Signal) (leave bool) {
 	case syscall.SIGTERM, syscall.SIGINT:
 		s.stop()
 	case syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2:
-		s.requestReload(&reloadRequest{step: make(chan string, 1), verdict: make(chan error, 1)})
+		s.requestReload(&reloadRequest{})
 	case syscall.SIGTTIN:
 		s.scaleBySignal(+1)
 	case syscall.SIGTTOU:

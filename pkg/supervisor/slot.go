@@ -20,6 +20,7 @@ const (
 	serving                 // current serves
 	replacing               // current serves, next is not ready yet
 	proving                 // current and next both accept; next has to live through the bake time
+	settling                // current serves alone and has to live through the bake time of a reload
 	backingOff              // no worker; the next start is timed
 	held                    // no worker, because the operator wants none
 )
@@ -27,7 +28,7 @@ const (
 const numPlaces = int(held) + 1
 
 func (p place) String() string {
-	return [...]string{"empty", "starting", "serving", "replacing", "proving", "backing off", "held"}[p]
+	return [...]string{"empty", "starting", "serving", "replacing", "proving", "settling", "backing off", "held"}[p]
 }
 
 // turn is an event of a slot.
@@ -97,7 +98,7 @@ func init() {
 	slots = map[situation]move{
 		{empty, fill}: {starting, (*Supervisor).spawn},
 
-		{starting, up}:      {serving, (*Supervisor).promote},
+		{starting, up}:      {settling, (*Supervisor).promote},
 		{starting, failed}:  {backingOff, (*Supervisor).backOffStart},
 		{starting, replace}: {starting, (*Supervisor).startOver},
 		{starting, dismiss}: {empty, (*Supervisor).retireAll},
@@ -106,6 +107,7 @@ func init() {
 		{serving, hold}:    {held, (*Supervisor).retireAll},
 		{replacing, hold}:  {held, (*Supervisor).retireAll},
 		{proving, hold}:    {held, (*Supervisor).retireAll},
+		{settling, hold}:   {held, (*Supervisor).retireAll},
 		{backingOff, hold}: {held, (*Supervisor).retireAll},
 		{held, fill}:       {starting, (*Supervisor).spawn},
 		{held, dismiss}:    {empty, (*Supervisor).keepCounts},
@@ -122,9 +124,14 @@ func init() {
 
 		{proving, due}:     {serving, (*Supervisor).takeOver},
 		{proving, failed}:  {serving, (*Supervisor).replacementFailed},
-		{proving, died}:    {serving, (*Supervisor).takeOverAlone},
+		{proving, died}:    {settling, (*Supervisor).takeOverAlone},
 		{proving, abandon}: {serving, (*Supervisor).dropNext},
 		{proving, dismiss}: {empty, (*Supervisor).retireAll},
+
+		{settling, due}:     {serving, (*Supervisor).settled},
+		{settling, died}:    {backingOff, (*Supervisor).backOff},
+		{settling, replace}: {replacing, (*Supervisor).spawn},
+		{settling, dismiss}: {empty, (*Supervisor).retireAll},
 
 		{backingOff, due}:     {starting, (*Supervisor).spawn},
 		{backingOff, replace}: {starting, (*Supervisor).spawn},
@@ -200,7 +207,17 @@ func (sl *slot) hasWorker() bool { return sl.current != nil && sl.current.state 
 func (s *Supervisor) promote(sl *slot) {
 	sl.current, sl.next = sl.next, nil
 	sl.failures = 0
-	s.settled(sl)
+	s.settle(sl)
+}
+
+// settle has a worker that serves alone live through the bake time, if it
+// came by a reload.
+func (s *Supervisor) settle(sl *slot) {
+	if bake := sl.current.release.settings.Bake; s.job != nil && slices.Contains(s.job.busy, sl) && bake > 0 {
+		s.armSlot(sl, bake)
+		return
+	}
+	s.occur(sl, due)
 }
 
 func (s *Supervisor) prove(sl *slot) { s.armSlot(sl, sl.next.release.settings.Bake) }
@@ -218,7 +235,7 @@ func (s *Supervisor) takeOverAlone(sl *slot) {
 	sl.respawns++
 	sl.current, sl.next = sl.next, nil
 	sl.failures = 0
-	s.settled(sl)
+	s.settle(sl)
 }
 
 func (s *Supervisor) replacementFailed(sl *slot) { s.unsettled(sl) }

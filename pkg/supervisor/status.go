@@ -40,7 +40,7 @@ func (s *Supervisor) Status(ctx context.Context) (control.Status, error) {
 	defer cancel()
 	m := statusRequest{reply: make(chan snapshot, 1)}
 	if err := s.ask(ctx, m); err != nil {
-		return control.Status{}, context.Cause(ctx)
+		return control.Status{}, err
 	}
 	select {
 	case snap := <-m.reply:

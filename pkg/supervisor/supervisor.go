@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -186,6 +187,16 @@ func newSupervisor(conf Config, l launcher, makeRelease func(uint64, Settings, s
 	return s, nil
 }
 
+// Close gives back what New has opened: the scoreboard, executables and
+// configurations. It is called once, when Run has returned and nobody asks for
+// Status any more.
+func (s *Supervisor) Close() error {
+	for _, r := range s.releases {
+		r.close()
+	}
+	return s.board.Close()
+}
+
 // message is what reaches Run's goroutine; this is the closed list.
 type message interface{ isMessage() }
 
@@ -270,7 +281,7 @@ func (s *Supervisor) ask(ctx context.Context, m message) error {
 	case <-s.done:
 		return errNotRunning
 	case <-ctx.Done():
-		return ctx.Err()
+		return context.Cause(ctx)
 	}
 }
 
@@ -298,11 +309,11 @@ func (s *Supervisor) Run(ctx context.Context) error {
 }
 
 func (s *Supervisor) run(ctx context.Context) error {
-	defer s.board.Close()
 	defer s.hooks.close()
 	defer close(s.done)
 	s.began = time.Now()
 	s.oomKills = oomKills()
+	s.current.settings.apply()
 	for range s.current.settings.Workers {
 		sl := s.pool.add()
 		sl.release = s.current
@@ -376,9 +387,6 @@ func (s *Supervisor) handle(m message) (leave bool) {
 			s.occur(m.slot, due)
 		}
 	case released:
-		if m.err == nil {
-			s.releases = append(s.releases, m.release)
-		}
 		s.beginRolling(m)
 	case *reloadRequest:
 		s.requestReload(m)
@@ -449,8 +457,8 @@ func (s *Supervisor) dead(inc *incarnation, exit Exit) {
 	}
 	inc.exit = exit
 	inc.exit.classify(inc.state, oom)
-	if inc.reason != "" && inc.exit.Words == inc.reason {
-		inc.exit.Words = ""
+	if inc.reason != "" && strings.HasSuffix(inc.exit.Words, inc.reason) {
+		inc.exit.Words = "" // it has said the same in two ways
 	}
 	if s.phase != booting {
 		s.extendTimeout(s.current.settings.StopGrace + drainMargin)
@@ -687,7 +695,7 @@ func (s *Supervisor) wind() {
 		s.finish(errStopping)
 	}
 	for _, q := range s.queued {
-		q.verdict <- errStopping
+		q.judge(errStopping)
 	}
 	s.queued = nil
 	for _, sl := range s.pool.slots {

@@ -236,6 +236,9 @@ func superviseWith(t *testing.T, settings Settings, behave func(*fake), prepare 
 			close(p.in)
 		}
 		synctest.Wait()
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
 	})
 }
 
@@ -728,6 +731,70 @@ func TestOthersRearmWhenAWorkerDiesOrPauses(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestRequestsThatNobodyWaitsForAreOneReload(t *testing.T) {
+	supervise(t, quick, serve, func(r *rig) {
+		verdict := make(chan error)
+		go func() { verdict <- r.reload() }()
+		synctest.Wait()
+		for range 1000 {
+			if err := r.Reload(r.t.Context(), control.ReloadRequest{Detach: true}, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := <-verdict; err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Minute)
+		r.expect(control.StateServing, 3, 3)
+	})
+}
+
+func TestWorkerThatCannotBeUnderstoodIsToldToDrain(t *testing.T) {
+	supervise(t, quick, serve, func(r *rig) {
+		p := r.fakes.last(0)
+		p.order.unknown(errors.New("message of unknown kind 99"))
+		synctest.Wait()
+		time.Sleep(time.Second + time.Millisecond) // a good worker's drain
+		r.expect(control.StateServing, 1, 1)
+		if r.fakes.last(0) == p {
+			t.Error("not replaced")
+		}
+		if n := len(r.status().Pools[0].Workers); n != 2 {
+			t.Errorf("%d workers: it was not told to leave", n)
+		}
+	})
+}
+
+func TestReleaseThatCrashesInASlotThatWasEmptyIsRolledBackToo(t *testing.T) {
+	supervise(t, quick, serve, func(r *rig) {
+		r.fakes.set(brokenStart)
+		for range 4 {
+			r.fakes.last(0).exit(Exit{Code: 3}) // from now on slot 0 backs off
+			synctest.Wait()
+		}
+		time.Sleep(10 * time.Second)
+		r.fakes.set(crashYoung)
+		if err := r.reload(); err == nil || !strings.Contains(err.Error(), "panic: young") {
+			t.Errorf("verdict %v", err)
+		}
+		if g := r.status().Generation; g != 1 {
+			t.Errorf("generation %d serves, want 1", g)
+		}
+	})
+}
+
+func TestStatusAfterTheEndIsAnError(t *testing.T) {
+	supervise(t, quick, serve, func(r *rig) {
+		r.Stop(r.t.Context())
+		<-r.ended
+		for range 50 {
+			if st, err := r.Status(r.t.Context()); err == nil {
+				t.Fatalf("status %+v", st)
+			}
+		}
+	})
 }
 
 func TestStopDuringAReloadEndsBoth(t *testing.T) {

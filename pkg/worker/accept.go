@@ -75,9 +75,19 @@ func (l *listener) watch() {
 	l.token, l.state = token, watched
 }
 
-// unwatch takes the socket out of epoll for good. From then on no wake-up
-// can be lost here.
+// unwatch takes the socket out of epoll and closes this process's copy of it,
+// for good. From then on no wake-up can be lost here, and a socket that is
+// nobody's any more is free.
 func (l *listener) unwatch() {
+	l.stepOut()
+	if l.fd >= 0 {
+		unix.Close(l.fd)
+		l.fd = -1
+	}
+}
+
+// stepOut takes the socket out of epoll; watch puts it in again.
+func (l *listener) stepOut() {
 	if l.state == unwatched {
 		return
 	}

@@ -103,7 +103,7 @@ func (w *Worker) leaveListeners() *drain {
 	open := int(w.seat.Connections.Load())
 	w.send(link.Draining{Connections: open})
 	w.log.Info("draining", zap.Int("connections", open))
-	if w.conf.OnDrain == nil {
+	if w.conf.OnDrain == nil || !w.started.Load() {
 		d.told = true
 	} else {
 		go func() {

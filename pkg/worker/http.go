@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -22,12 +23,17 @@ type HTTPLimits struct {
 	Header    time.Duration // from the first byte of a request to the end of its head; default 10 s
 	Idle      time.Duration // between two requests; default 75 s
 	MaxHeader int           // bytes of a request's head; default 64 KiB
+
+	// Stall bounds each wait for a part of a request's body, and for the peer
+	// to take a part of an answer; default 60 s.
+	Stall time.Duration
 }
 
 const (
 	defaultHeader    = 10 * time.Second
 	defaultIdle      = 75 * time.Second
 	defaultMaxHeader = 64 << 10
+	defaultStall     = 60 * time.Second
 )
 
 // queueLength is how many accepted connections may wait for net/http.
@@ -43,6 +49,7 @@ type httpServer struct {
 	worker *Worker
 	name   string
 	server *http.Server
+	stall  time.Duration // negative: no such deadline
 	queue  chan int      // accepted descriptors that net/http has not taken
 	closed chan struct{} // closed when nothing more comes into the queue
 	empty  chan struct{} // told when the last connection has gone
@@ -67,6 +74,7 @@ func newHTTPServer(w *Worker, l *Listener) *httpServer {
 		empty:  make(chan struct{}, 1),
 	}
 	limits := l.HTTPLimits.withDefaults()
+	s.stall = limits.Stall
 	log, err := zap.NewStdLogAt(w.log.With(zap.String("listener", l.Name)), zap.WarnLevel)
 	if err != nil {
 		panic(err) // only a level that does not exist fails
@@ -91,6 +99,9 @@ func (l HTTPLimits) withDefaults() HTTPLimits {
 	}
 	if l.MaxHeader <= 0 {
 		l.MaxHeader = defaultMaxHeader
+	}
+	if l.Stall == 0 {
+		l.Stall = defaultStall
 	}
 	return l
 }
@@ -152,6 +163,14 @@ func (s *httpServer) wrap(h http.Handler) http.Handler {
 			}
 			panic(http.ErrAbortHandler) // ends the connection without another report
 		}()
+		if s.stall > 0 && r.Body != http.NoBody {
+			ctl := http.NewResponseController(w)
+			r.Body = &body{ReadCloser: r.Body, ctl: ctl, stall: s.stall}
+			// net/http reads what the handler has left of the body, before the
+			// answer's head or behind its end.
+			_ = ctl.SetReadDeadline(time.Now().Add(s.stall))
+			defer func() { _ = ctl.SetReadDeadline(time.Now().Add(s.stall)) }()
+		}
 		h.ServeHTTP(w, r)
 	})
 }
@@ -201,6 +220,47 @@ func (s *httpServer) serveOn(ctx context.Context, d time.Duration) {
 			return
 		}
 	}
+}
+
+// body gives each part of a request's body a deadline.
+type body struct {
+	io.ReadCloser
+	ctl   *http.ResponseController
+	stall time.Duration
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	if err := b.ctl.SetReadDeadline(time.Now().Add(b.stall)); err != nil {
+		return 0, err
+	}
+	n, err := b.ReadCloser.Read(p)
+	// A handler may take its time between two reads.
+	if gone := b.ctl.SetReadDeadline(time.Time{}); err == nil {
+		err = gone
+	}
+	return n, err
+}
+
+// answering gives each write a deadline, unless the application has set one
+// of its own.
+type answering struct {
+	net.Conn
+	stall time.Duration
+	own   atomic.Bool
+}
+
+func (c *answering) Write(p []byte) (int, error) {
+	if !c.own.Load() {
+		if err := c.Conn.SetWriteDeadline(time.Now().Add(c.stall)); err != nil {
+			return 0, err
+		}
+	}
+	return c.Conn.Write(p)
+}
+
+func (c *answering) SetWriteDeadline(t time.Time) error {
+	c.own.Store(!t.IsZero())
+	return c.Conn.SetWriteDeadline(t)
 }
 
 // intake is the queue as the listener that net/http asks for.
@@ -263,6 +323,9 @@ func (s *httpServer) connection(fd int) (net.Conn, error) {
 	deadline := time.Now().Add(defaultHeader)
 	for {
 		c, err := net.FileConn(f)
+		if err == nil && s.stall > 0 {
+			c = &answering{Conn: c, stall: s.stall}
+		}
 		if err == nil {
 			return c, nil
 		}

@@ -51,7 +51,7 @@ func (w *Worker) setReady(ready bool, why string) {
 			if ready {
 				l.watch()
 			} else {
-				l.unwatch()
+				l.stepOut()
 			}
 		}
 	}
