@@ -59,9 +59,10 @@ func TestSocketsOfSystemdAreServedByName(t *testing.T) {
 		bind(t, "text-echo", "unix://"+dir+"/t.sock"),
 		bind(t, "six", "tcp6://[::1]:0"),
 		bind(t, "echo", "tcp4://127.0.0.1:0"),
+		bind(t, "udp-echo", "udp://127.0.0.1:0"),
 	}
 	address := "unix://" + dir + "/c.sock"
-	cmd, stderr := activate(t, sockets, []string{"LISTEN_PID=self", "LISTEN_FDS=3", "LISTEN_FDNAMES=text-echo:six:echo"},
+	cmd, stderr := activate(t, sockets, []string{"LISTEN_PID=self", "LISTEN_FDS=4", "LISTEN_FDNAMES=text-echo:six:echo:udp-echo"},
 		"run", "--workers", "1", "--serve", "six=echo", "--control", address)
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()

@@ -32,16 +32,17 @@ const (
 	sendHigh   = 32 << 10
 	sendLimit  = 64 << 10
 
-	// deadline is the one short deadline of each listener that has one; all
-	// others are the defaults, 5 s and more.
+	// deadline is the one short deadline of each listener that has one;
+	// distant is what the others are.
 	deadline = 500 * time.Millisecond
+	distant  = 40 * time.Second
 
 	// lateness is how much later than its deadline a connection may end on a
 	// machine that is busy. It is less than any other deadline.
-	lateness = 4 * time.Second
+	lateness = 15 * time.Second
 
 	// promptness is how long an answer to a good client may take meanwhile.
-	promptness = 2 * time.Second
+	promptness = 5 * time.Second
 
 	// little is what a connection may take beside what the limits allow: its
 	// own structures, with net/http also a goroutine and two buffers.
@@ -659,8 +660,19 @@ func hostileFile(dir string) string {
 		if l.kind != "nethttp-hello" {
 			fmt.Fprintf(&b, "max_message = %d\nsend_high = %d\nsend_limit = %d\n", maxMessage, sendHigh, sendLimit)
 		}
-		if l.setting != "" {
-			fmt.Fprintf(&b, "%s = %q\n", l.setting, deadline)
+		deadlines := []string{"message_timeout", "write_timeout"}
+		if l.kind != "nethttp-hello" {
+			deadlines = append(deadlines, "first_byte_timeout", "close_timeout")
+		}
+		if l.setting == "idle_timeout" {
+			deadlines = append(deadlines, l.setting)
+		}
+		for _, key := range deadlines {
+			d := distant
+			if key == l.setting {
+				d = deadline
+			}
+			fmt.Fprintf(&b, "%s = %q\n", key, d)
 		}
 	}
 	return b.String()

@@ -22,6 +22,8 @@ func newService() *service.Service {
 	s.Kind("echo", service.Raw[none]{Inline: true, OnMessage: reply, OnBufferFull: pause, OnBufferDrain: resume})
 	s.Kind("discard", service.Raw[none]{Inline: true})
 	s.Kind("text-echo", service.Text[none]{Inline: true, OnMessage: reply, OnBufferFull: pause, OnBufferDrain: resume})
+	s.Kind("frame-echo", service.Frame[none]{Inline: true, OnMessage: reply, OnBufferFull: pause, OnBufferDrain: resume})
+	s.Kind("udp-echo", service.Packet{OnPacket: replyPacket})
 	s.Kind("nethttp-hello", service.HTTP{Handler: http.HandlerFunc(hello)})
 	return s
 }
@@ -33,6 +35,9 @@ func reply(c *service.Conn[none], m []byte) {
 		c.CloseNow(err)
 	}
 }
+
+// replyPacket sends a datagram back, if there is room.
+func replyPacket(_ *service.Worker, p *service.Datagram) { _ = p.Reply(p.Data) }
 
 // pause and resume hold up a peer that sends and does not read.
 func pause(c *service.Conn[none])  { c.Pause() }

@@ -89,9 +89,13 @@ func TestMalformedActivationIsAnErrorThatNamesTheFault(t *testing.T) {
 			t.Cleanup(func() { f.Close() })
 			return f
 		}), good, []string{"fd 4", `"local"`, "not a socket"}},
-		{"a UDP socket", second(func(t *testing.T) *os.File {
-			return newSocket(t, unix.AF_INET, unix.SOCK_DGRAM, false)
-		}), good, []string{"fd 4", `"local"`, "datagram"}},
+		{"a connected UDP socket", second(func(t *testing.T) *os.File {
+			f := newSocket(t, unix.AF_INET, unix.SOCK_DGRAM, false)
+			if err := unix.Connect(int(f.Fd()), &unix.SockaddrInet4{Port: 9, Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+				t.Fatal(err)
+			}
+			return f
+		}), good, []string{"fd 4", `"local"`, "connected datagram"}},
 		{"a unix datagram socket", second(func(t *testing.T) *os.File {
 			return newSocket(t, unix.AF_UNIX, unix.SOCK_DGRAM, false)
 		}), good, []string{"fd 4", "datagram"}},
@@ -126,6 +130,17 @@ func TestMalformedActivationIsAnErrorThatNamesTheFault(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestUDPSocketIsInherited(t *testing.T) {
+	f := newSocket(t, unix.AF_INET, unix.SOCK_DGRAM, false)
+	got := activate(t, []*os.File{f}, "LISTEN_PID=self", "LISTEN_FDS=1", "LISTEN_FDNAMES=dns")
+	if got.Error != "" || len(got.Sockets) != 1 {
+		t.Fatalf("got %+v", got)
+	}
+	if s := got.Sockets[0]; s.Network != "udp" || s.Name != "dns" || !s.Inherited || !strings.HasPrefix(s.Address, "udp://127.0.0.1:") {
+		t.Errorf("got %+v", s)
 	}
 }
 

@@ -22,7 +22,7 @@ const maxPath = len(unix.RawSockaddrUnix{}.Path) - 1
 
 // Options is what the query of a listener's URL can say.
 type Options struct {
-	Backlog int         // connections the kernel keeps before accept; never zero after ParseURL
+	Backlog int         // connections the kernel keeps before accept; after ParseURL zero for datagrams only
 	Mode    os.FileMode // permissions of a unix socket's file; zero: what the umask leaves of 0777
 	V6Only  bool        // an IPv6 socket takes no IPv4 connections
 }
@@ -32,14 +32,15 @@ type Options struct {
 //	tcp://HOST:PORT    HOST is an IPv4 or [IPv6] address; none, or [::], takes IPv4 and IPv6
 //	tcp4://HOST:PORT   IPv4 only; no HOST is 0.0.0.0
 //	tcp6://HOST:PORT   IPv6 only; no HOST is [::]
+//	udp://, udp4://, udp6://  the same for datagrams
 //	unix:///PATH       a file
 //	unix://@NAME       an abstract address
 //
 // Port 0 is any free one. A zone is written [fe80::1%25eth0]. Bytes that mean
 // something in a URL are percent-encoded. The query may have backlog=N (1 to
-// 2147483647) and, for a file, mode=OCTAL (0001 to 0777).
+// 2147483647; not for datagrams) and, for a file, mode=OCTAL (0001 to 0777).
 //
-// network is "tcp" or "unix". Names of hosts are not looked up. An error
+// network is "tcp", "udp" or "unix". Names of hosts are not looked up. An error
 // begins "activation: ", quotes the URL and says what was expected.
 func ParseURL(rawURL string) (network string, addr unix.Sockaddr, opts Options, err error) {
 	fail := func(err error) (string, unix.Sockaddr, Options, error) {
@@ -47,7 +48,7 @@ func ParseURL(rawURL string) (network string, addr unix.Sockaddr, opts Options, 
 	}
 	scheme, rest, ok := strings.Cut(rawURL, "://")
 	if !ok {
-		return fail(errors.New("want tcp://HOST:PORT or unix:///PATH"))
+		return fail(errors.New("want tcp://HOST:PORT, udp://HOST:PORT or unix:///PATH"))
 	}
 	rest, query, _ := strings.Cut(rest, "?")
 	where, err := url.PathUnescape(rest)
@@ -55,25 +56,25 @@ func ParseURL(rawURL string) (network string, addr unix.Sockaddr, opts Options, 
 		return fail(err)
 	}
 	switch scheme {
-	case "tcp", "tcp4", "tcp6":
-		network = "tcp"
-		addr, opts.V6Only, err = parseTCP(scheme, where)
+	case "tcp", "tcp4", "tcp6", "udp", "udp4", "udp6":
+		network = scheme[:3]
+		addr, opts.V6Only, err = parseIP(scheme, where)
 	case "unix":
 		network = "unix"
 		addr, err = parseUnix(where)
 	default:
-		err = fmt.Errorf("scheme %q, want tcp, tcp4, tcp6 or unix", scheme)
+		err = fmt.Errorf("scheme %q, want tcp, tcp4, tcp6, udp, udp4, udp6 or unix", scheme)
 	}
 	if err != nil {
 		return fail(err)
 	}
-	if err := opts.parseQuery(query, network == "unix" && where[0] == '/'); err != nil {
+	if err := opts.parseQuery(query, network, where[0] == '/'); err != nil {
 		return fail(err)
 	}
 	return network, addr, opts, nil
 }
 
-func parseTCP(scheme, hostPort string) (addr unix.Sockaddr, v6only bool, err error) {
+func parseIP(scheme, hostPort string) (addr unix.Sockaddr, v6only bool, err error) {
 	host, portText, err := net.SplitHostPort(hostPort)
 	if err != nil {
 		return nil, false, fmt.Errorf("address %q: want HOST:PORT", hostPort)
@@ -82,8 +83,9 @@ func parseTCP(scheme, hostPort string) (addr unix.Sockaddr, v6only bool, err err
 	if err != nil {
 		return nil, false, fmt.Errorf("port %q: want a number up to 65535", portText)
 	}
+	only4, only6 := strings.HasSuffix(scheme, "4"), strings.HasSuffix(scheme, "6")
 	ip := netip.IPv6Unspecified()
-	if scheme == "tcp4" {
+	if only4 {
 		ip = netip.IPv4Unspecified()
 	}
 	if host != "" {
@@ -93,9 +95,9 @@ func parseTCP(scheme, hostPort string) (addr unix.Sockaddr, v6only bool, err err
 		ip = ip.Unmap()
 	}
 	switch {
-	case scheme == "tcp4" && !ip.Is4():
+	case only4 && !ip.Is4():
 		return nil, false, fmt.Errorf("host %q: want an IPv4 address", host)
-	case scheme == "tcp6" && !ip.Is6():
+	case only6 && !ip.Is6():
 		return nil, false, fmt.Errorf("host %q: want an IPv6 address", host)
 	case ip.Is4():
 		return &unix.SockaddrInet4{Port: int(port), Addr: ip.As4()}, false, nil
@@ -104,7 +106,7 @@ func parseTCP(scheme, hostPort string) (addr unix.Sockaddr, v6only bool, err err
 	if err != nil {
 		return nil, false, fmt.Errorf("host %q: %w", host, err)
 	}
-	return &unix.SockaddrInet6{Port: int(port), Addr: ip.As16(), ZoneId: zone}, scheme == "tcp6", nil
+	return &unix.SockaddrInet6{Port: int(port), Addr: ip.As16(), ZoneId: zone}, only6, nil
 }
 
 // zoneID is the index of the network interface that an IPv6 zone names, by
@@ -137,8 +139,11 @@ func parseUnix(path string) (unix.Sockaddr, error) {
 	return &unix.SockaddrUnix{Name: path}, nil
 }
 
-func (o *Options) parseQuery(query string, isFile bool) error {
-	o.Backlog = DefaultBacklog
+func (o *Options) parseQuery(query, network string, isPath bool) error {
+	isFile := network == "unix" && isPath
+	if network != "udp" {
+		o.Backlog = DefaultBacklog
+	}
 	values, err := url.ParseQuery(query)
 	if err != nil {
 		return err
@@ -149,6 +154,8 @@ func (o *Options) parseQuery(query string, isFile bool) error {
 		}
 		value := all[0]
 		switch {
+		case key == "backlog" && network == "udp":
+			return fmt.Errorf("backlog=%s: only a socket that accepts connections has one", value)
 		case key == "backlog":
 			n, err := strconv.ParseUint(value, 10, 31)
 			if err != nil || n == 0 {
@@ -171,19 +178,20 @@ func (o *Options) parseQuery(query string, isFile bool) error {
 }
 
 // formatURL is the URL that ParseURL reads back as sa, without options.
-func formatURL(sa unix.Sockaddr) string {
-	tcp := func(ip netip.Addr, port int) string {
-		return (&url.URL{Scheme: "tcp", Host: netip.AddrPortFrom(ip, uint16(port)).String()}).String()
+// network is that of an IP address.
+func formatURL(network string, sa unix.Sockaddr) string {
+	onIP := func(ip netip.Addr, port int) string {
+		return (&url.URL{Scheme: network, Host: netip.AddrPortFrom(ip, uint16(port)).String()}).String()
 	}
 	switch sa := sa.(type) {
 	case *unix.SockaddrInet4:
-		return tcp(netip.AddrFrom4(sa.Addr), sa.Port)
+		return onIP(netip.AddrFrom4(sa.Addr), sa.Port)
 	case *unix.SockaddrInet6:
 		ip := netip.AddrFrom16(sa.Addr)
 		if sa.ZoneId != 0 {
 			ip = ip.WithZone(zoneName(sa.ZoneId))
 		}
-		return tcp(ip, sa.Port)
+		return onIP(ip, sa.Port)
 	case *unix.SockaddrUnix:
 		return "unix://" + (&url.URL{Path: sa.Name}).EscapedPath()
 	}
@@ -198,8 +206,8 @@ func zoneName(id uint32) string {
 	return strconv.FormatUint(uint64(id), 10)
 }
 
-// Listen binds a socket to the URL (see [ParseURL]) and listens. The caller
-// owns it. Socket.Address has the port that the kernel chose for port 0.
+// Listen binds a socket to the URL (see [ParseURL]) and listens, if it is not
+// one for datagrams. The caller owns it. Socket.Address has the port that the kernel chose for port 0.
 //
 // The file of a unix socket that nobody listens on any more is replaced;
 // one that somebody listens on, and a file that is no socket, is an error.
@@ -230,7 +238,11 @@ func (s *Socket) listen(addr unix.Sockaddr, opts Options) (err error) {
 	case *unix.SockaddrInet6:
 		family = unix.AF_INET6
 	}
-	s.FD, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	kind := unix.SOCK_STREAM
+	if s.Network == "udp" {
+		kind = unix.SOCK_DGRAM
+	}
+	s.FD, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return os.NewSyscallError("socket", err)
 	}
@@ -240,27 +252,31 @@ func (s *Socket) listen(addr unix.Sockaddr, opts Options) (err error) {
 			unix.Close(s.FD)
 		}
 	}()
-	if err := inlineUrgent(s.FD); err != nil {
-		return err
-	}
 	if path, ok := addr.(*unix.SockaddrUnix); ok {
 		s.file, err = bindUnix(s.FD, path, opts.Mode)
 	} else {
-		err = bindTCP(s.FD, family, addr, opts.V6Only)
+		err = bindIP(s.FD, kind, family, addr, opts.V6Only)
 	}
 	if err != nil {
 		return err
 	}
-	if err := unix.Listen(s.FD, opts.Backlog); err != nil {
-		return os.NewSyscallError("listen", err)
+	if kind == unix.SOCK_STREAM {
+		if err := inlineUrgent(s.FD); err != nil {
+			return err
+		}
+		if err := unix.Listen(s.FD, opts.Backlog); err != nil {
+			return os.NewSyscallError("listen", err)
+		}
 	}
-	s.Address, err = boundAddress(s.FD)
+	s.Address, err = boundAddress(s.Network, s.FD)
 	return err
 }
 
-func bindTCP(fd, family int, addr unix.Sockaddr, v6only bool) error {
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-		return os.NewSyscallError("setsockopt", err)
+func bindIP(fd, kind, family int, addr unix.Sockaddr, v6only bool) error {
+	if kind == unix.SOCK_STREAM { // with datagrams it would let another process take them
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+			return os.NewSyscallError("setsockopt", err)
+		}
 	}
 	if family == unix.AF_INET6 {
 		only := 0 // whatever net.ipv6.bindv6only says

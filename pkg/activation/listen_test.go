@@ -75,6 +75,10 @@ var urlTests = []struct {
 	{"tcp://[::ffff:10.0.0.1]:65535", "tcp", &unix.SockaddrInet4{Port: 65535, Addr: [4]byte{10, 0, 0, 1}}, Options{Backlog: 4096}},
 	{"tcp://[fe80::1%251]:80", "tcp", &unix.SockaddrInet6{Port: 80, Addr: [16]byte{0: 0xfe, 1: 0x80, 15: 1}, ZoneId: 1}, Options{Backlog: 4096}},
 	{"tcp://[fe80::1%25lo]:80", "tcp", &unix.SockaddrInet6{Port: 80, Addr: [16]byte{0: 0xfe, 1: 0x80, 15: 1}, ZoneId: 1}, Options{Backlog: 4096}},
+	{"udp://127.0.0.1:53", "udp", &unix.SockaddrInet4{Port: 53, Addr: [4]byte{127, 0, 0, 1}}, Options{}},
+	{"udp://:53", "udp", &unix.SockaddrInet6{Port: 53}, Options{}},
+	{"udp4://:53", "udp", &unix.SockaddrInet4{Port: 53}, Options{}},
+	{"udp6://:53", "udp", &unix.SockaddrInet6{Port: 53}, Options{V6Only: true}},
 	{"unix:///run/x.sock", "unix", &unix.SockaddrUnix{Name: "/run/x.sock"}, Options{Backlog: 4096}},
 	{"unix:///run/x.sock?mode=0660&backlog=1", "unix", &unix.SockaddrUnix{Name: "/run/x.sock"}, Options{Backlog: 1, Mode: 0o660}},
 	{"unix:///run/a%20b%3Fc%25", "unix", &unix.SockaddrUnix{Name: "/run/a b?c%"}, Options{Backlog: 4096}},
@@ -104,7 +108,10 @@ var ignoreRaw = cmpopts.IgnoreUnexported(unix.SockaddrInet4{}, unix.SockaddrInet
 var badURLs = []struct{ name, url, want string }{
 	{"empty", "", "want tcp://"},
 	{"no scheme", "127.0.0.1:80", "want tcp://"},
-	{"another scheme", "udp://127.0.0.1:80", `scheme "udp"`},
+	{"another scheme", "sctp://127.0.0.1:80", `scheme "sctp"`},
+	{"backlog of datagrams", "udp://127.0.0.1:80?backlog=1", "backlog=1"},
+	{"mode of UDP", "udp://127.0.0.1:80?mode=0660", "mode=0660"},
+	{"IPv6 for udp4", "udp4://[::1]:80", "want an IPv4"},
 	{"no port", "tcp://127.0.0.1", "want HOST:PORT"},
 	{"port too large", "tcp://127.0.0.1:65536", `port "65536"`},
 	{"port by name", "tcp://127.0.0.1:http", `port "http"`},
@@ -157,19 +164,32 @@ func FuzzParseURL(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if opts.Backlog < 1 || opts.Mode > 0o777 {
+		if (opts.Backlog < 1) != (network == "udp") || opts.Mode > 0o777 {
 			t.Fatalf("options %+v", opts)
 		}
 		// What Socket.Address shows can be given to Listen again.
-		again, addr2, _, err := ParseURL(formatURL(addr))
+		again, addr2, _, err := ParseURL(formatURL(network, addr))
 		if err != nil || again != network {
-			t.Fatalf("%q became %q: %s, %v", url, formatURL(addr), again, err)
+			t.Fatalf("%q became %q: %s, %v", url, formatURL(network, addr), again, err)
 		}
 		// ::ffff:1.2.3.4 is read as IPv4, both times.
 		if diff := cmp.Diff(addr, addr2, ignoreRaw); diff != "" {
 			t.Fatalf("%q (-first +again):\n%s", url, diff)
 		}
 	})
+}
+
+func TestListenBindsUDPForOneProcess(t *testing.T) {
+	s := listen(t, "udp://127.0.0.1:0")
+	if s.Network != "udp" || !strings.HasPrefix(s.Address, "udp://127.0.0.1:") || strings.HasSuffix(s.Address, ":0") {
+		t.Errorf("got %+v", s)
+	}
+	if kind, err := unix.GetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_TYPE); kind != unix.SOCK_DGRAM || err != nil {
+		t.Errorf("type %d, %v, want a datagram socket", kind, err)
+	}
+	if again, err := Listen("test", s.Address); !errors.Is(err, unix.EADDRINUSE) {
+		t.Errorf("bound a second time: %+v, %v", again, err)
+	}
 }
 
 func TestListenTellsThePortThatTheKernelChose(t *testing.T) {

@@ -128,7 +128,11 @@ func newSocket(t *testing.T, family, kind int, listen bool) *os.File {
 // addressOf is the URL f is bound to.
 func addressOf(t *testing.T, f *os.File) string {
 	t.Helper()
-	address, err := boundAddress(int(f.Fd()))
+	network, err := checkListener(int(f.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	address, err := boundAddress(network, int(f.Fd()))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,13 +8,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Socket is a listening stream socket, close-on-exec and non-blocking. It is a
+// Socket is a listening stream socket, or a bound UDP one, close-on-exec and
+// non-blocking. It is a
 // plain value: copies name the same fd, and one of them is closed, once.
 type Socket struct {
 	Name      string // printable ASCII without a colon, unique in the process
 	FD        int    // owned by whoever holds the Socket
-	Network   string // "tcp" or "unix"
-	Address   string // the bound address as a URL: "tcp://127.0.0.1:80", "tcp://[::]:80", "unix:///run/x.sock", "unix://@abstract"
+	Network   string // "tcp", "udp" or "unix"
+	Address   string // the bound address as a URL: "tcp://127.0.0.1:80", "tcp://[::]:80", "udp://127.0.0.1:53", "unix:///run/x.sock", "unix://@abstract"
 	Inherited bool   // handed over; false: bound by Listen
 
 	file socketFile
@@ -65,7 +66,7 @@ func inherit(fd int, name string) (Socket, error) {
 	if err != nil {
 		return fail(err)
 	}
-	address, err := boundAddress(fd)
+	address, err := boundAddress(network, fd)
 	if err != nil {
 		return fail(err)
 	}
@@ -76,14 +77,16 @@ func inherit(fd int, name string) (Socket, error) {
 	if err != nil {
 		return fail(os.NewSyscallError("fcntl", err))
 	}
-	if err := inlineUrgent(fd); err != nil {
-		return fail(err)
+	if network != "udp" {
+		if err := inlineUrgent(fd); err != nil {
+			return fail(err)
+		}
 	}
 	return Socket{Name: name, FD: fd, Network: network, Address: address, Inherited: true}, nil
 }
 
-// checkListener returns the network of a listening stream socket, or what fd
-// is instead.
+// checkListener returns the network of a listening stream socket or of a UDP
+// one, or what fd is instead.
 func checkListener(fd int) (network string, err error) {
 	get := func(option int) int {
 		if err != nil {
@@ -96,11 +99,15 @@ func checkListener(fd int) (network string, err error) {
 	kind, domain, protocol, listens := get(unix.SO_TYPE), get(unix.SO_DOMAIN), get(unix.SO_PROTOCOL), get(unix.SO_ACCEPTCONN)
 	switch {
 	case errors.Is(err, unix.ENOTSOCK):
-		return "", errors.New("not a socket, want a listening stream socket")
+		return "", errors.New("not a socket, want a listening stream socket or a datagram socket")
 	case err != nil:
 		return "", os.NewSyscallError("getsockopt", err)
+	case kind == unix.SOCK_DGRAM && (domain == unix.AF_INET || domain == unix.AF_INET6) && protocol == unix.IPPROTO_UDP:
+		return checkDatagram(fd)
+	case kind == unix.SOCK_DGRAM:
+		return "", fmt.Errorf("a datagram socket of address family %d and protocol %d, want UDP", domain, protocol)
 	case kind != unix.SOCK_STREAM:
-		return "", fmt.Errorf("a socket of type %s, want a listening stream socket", typeName(kind))
+		return "", fmt.Errorf("a socket of type %s, want a listening stream socket or a datagram socket", typeName(kind))
 	case listens == 0:
 		return "", errors.New("a stream socket that does not listen, want a listening one (Accept=no in the socket unit)")
 	case domain == unix.AF_UNIX:
@@ -113,10 +120,30 @@ func checkListener(fd int) (network string, err error) {
 	return "tcp", nil
 }
 
+// checkDatagram wants a UDP socket that is bound and not connected.
+func checkDatagram(fd int) (network string, err error) {
+	if _, err := unix.Getpeername(fd); err == nil {
+		return "", errors.New("a connected datagram socket, want one that is only bound")
+	}
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return "", os.NewSyscallError("getsockname", err)
+	}
+	port := 0
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		port = sa.Port
+	case *unix.SockaddrInet6:
+		port = sa.Port
+	}
+	if port == 0 {
+		return "", errors.New("a datagram socket that is not bound")
+	}
+	return "udp", nil
+}
+
 func typeName(kind int) string {
 	switch kind {
-	case unix.SOCK_DGRAM:
-		return "datagram"
 	case unix.SOCK_SEQPACKET:
 		return "seqpacket"
 	case unix.SOCK_RAW:
@@ -126,12 +153,12 @@ func typeName(kind int) string {
 }
 
 // boundAddress is the URL of the address that fd is bound to.
-func boundAddress(fd int) (string, error) {
+func boundAddress(network string, fd int) (string, error) {
 	sa, err := unix.Getsockname(fd)
 	if err != nil {
 		return "", os.NewSyscallError("getsockname", err)
 	}
-	return formatURL(sa), nil
+	return formatURL(network, sa), nil
 }
 
 // inlineUrgent leaves urgent bytes in the stream of the connections that the

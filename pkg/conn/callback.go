@@ -51,11 +51,15 @@ func (c *Conn) call(ev event) {
 	case connected:
 		h.OnConnect(c)
 	case message:
-		h.OnMessage(c, ev.message.bytes())
+		c.message(ev.message.bytes())
 	case bufferFull:
-		h.OnBufferFull(c)
+		if c.pipe.Load() == nil {
+			h.OnBufferFull(c)
+		}
 	case bufferDrain:
-		h.OnBufferDrain(c)
+		if c.pipe.Load() == nil {
+			h.OnBufferDrain(c)
+		}
 	case timerOver:
 		if c.takeTimer(ev.timer) {
 			h.OnTimer(c, ev.timer.name)
@@ -69,7 +73,7 @@ func (c *Conn) call(ev event) {
 // clock once, at the end: the start is the end of what went before.
 func (s *Set) enter(c *Conn) {
 	s.since = max(s.since, s.loop.Now())
-	c.cfg.Seat.SetHandler(c.cfg.Listener, c.ID(), int64(s.since))
+	s.note(c)
 }
 
 // leave is to be deferred: it catches the callback's panic.
@@ -77,7 +81,9 @@ func (s *Set) leave(c *Conn) {
 	if v := recover(); v != nil {
 		c.panicked(v)
 	}
-	c.cfg.Seat.ClearHandler()
+	if !s.inEvents {
+		s.unnote()
+	}
 	now := s.loop.Clock()
 	if took := now - s.since; took > slow {
 		c.cfg.tellSlow(c, took, now)
@@ -91,7 +97,7 @@ func (c *Conn) panicked(value any) {
 	c.cfg.Seat.Panics.Add(1)
 	c.CloseNow(err)
 	if c.cfg.Event != nil {
-		c.cfg.Event(Event{Kind: CallbackPanicked, Conn: c, Err: err})
+		c.cfg.Event(Event{Kind: CallbackPanicked, Listener: c.Listener(), Conn: c, Peer: c.peer, Err: err})
 	}
 }
 
@@ -103,6 +109,6 @@ func (s *settings) tellSlow(c *Conn, took, now time.Duration) {
 		s.slowSkipped++
 		return
 	}
-	s.Event(Event{Kind: SlowCallback, Conn: c, Took: took, Skipped: s.slowSkipped})
+	s.Event(Event{Kind: SlowCallback, Listener: c.Listener(), Conn: c, Peer: c.peer, Took: took, Skipped: s.slowSkipped})
 	s.slowTold, s.slowSkipped = now, 0
 }

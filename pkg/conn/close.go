@@ -13,18 +13,36 @@ import (
 // sent, and the wait for the peer's own end. why is what OnClose is told, nil for
 // an end that needs no reason; if not all could be sent, ErrStalled is told
 // with it. After the first Close or CloseNow a second Close does nothing.
-func (c *Conn) Close(why error) { c.bye(flagGoodbye, why) }
+//
+// last are messages that are sent before the end, as by Send; nothing that
+// other goroutines send comes behind them. Close returns nil or, as Send
+// would, why the first of them was refused, which did not stop it from sending
+// the others and from closing: ErrClosed if the connection was over before.
+// Without last it returns nil.
+func (c *Conn) Close(why error, last ...[]byte) error { return c.bye(flagGoodbye, why, last) }
 
 // CloseNow ends the connection at the end of the loop's turn and drops what
 // waits to be sent. why is what OnClose is told, unless Close was given a
 // reason before.
-func (c *Conn) CloseNow(why error) { c.bye(flagCloseNow, why) }
+func (c *Conn) CloseNow(why error) { _ = c.bye(flagCloseNow, why, nil) }
 
-func (c *Conn) bye(flag uint32, why error) {
+func (c *Conn) bye(flag uint32, why error, last [][]byte) (err error) {
 	c.mu.Lock()
-	if c.has(flagClosed) || flag == flagGoodbye && c.has(flagsEnded) {
+	if c.has(flagsEnded) && (flag == flagGoodbye || c.has(flagClosed)) {
 		c.mu.Unlock()
-		return
+		if len(last) > 0 {
+			c.cfg.Seat.SendFailures.Add(uint64(len(last)))
+			err = ErrClosed
+		}
+		return err
+	}
+	for _, m := range last {
+		if e := c.enqueueLocked(m); e != nil {
+			c.cfg.Seat.SendFailures.Add(1)
+			if err == nil {
+				err = e
+			}
+		}
 	}
 	if c.why == nil {
 		c.why = why
@@ -35,15 +53,17 @@ func (c *Conn) bye(flag uint32, why error) {
 	if first {
 		c.set.settleLater(c)
 	}
+	return err
 }
 
 // end is Close on the loop's own account, when no callback runs or waits.
-func (c *Conn) end(why error) { c.bye(flagGoodbye, why) }
+func (c *Conn) end(why error) { _ = c.bye(flagGoodbye, why, nil) }
 
 // startClosing acts on Close.
 func (c *Conn) startClosing() {
 	c.state = Closing
 	c.dropInput()
+	c.endPipe(c.reason())
 	if limit := c.cfg.Limits.Close; limit >= 0 {
 		c.closeBy = c.set.loop.Now() + limit
 		c.expireBy(c.closeBy)
@@ -120,11 +140,16 @@ func (c *Conn) release(why error) {
 	unix.Close(fd)
 	c.count(0)
 	c.dropInput()
+	c.endPipe(why)
+	c.pipe.Store(nil)
 	for _, t := range timers {
 		t.stop()
 	}
 	c.set.remove(c)
 	c.cfg.Seat.Connections.Add(-1)
+	if c.cfg.Released != nil {
+		c.cfg.Released(c)
+	}
 	c.deliver(event{kind: closed, why: why})
 	c.set.drained()
 }

@@ -13,7 +13,7 @@ import (
 // means its default, a negative duration that there is no such deadline. All
 // sizes are bytes that are really there, whatever a peer has announced.
 type Limits struct {
-	MaxMessage int // longest message, and most bytes of an incomplete one; default 1 MiB
+	MaxMessage int // longest message, and, with up to 64 bytes of framing, most of an incomplete one; default 1 MiB
 	SendHigh   int // OnBufferFull when more bytes wait; default 1 MiB, or half of SendHard if that is less
 	SendLow    int // OnBufferDrain when this many or fewer still wait; default a quarter of SendHigh
 	SendHard   int // Send refuses what would make more bytes wait; default 8 MiB, or SendHigh if that is more
@@ -21,7 +21,10 @@ type Limits struct {
 
 	FirstByte  time.Duration // from the accept to the first byte; default 30 s
 	Message    time.Duration // from the first byte of an incomplete message to its last; default 30 s
+	Auth       time.Duration // from the accept to Conn.Authenticated; default none
 	Idle       time.Duration // without a byte in either direction; default none
+	ReadIdle   time.Duration // without a byte from the peer; default none
+	WriteIdle  time.Duration // without a byte to the peer; default none
 	WriteStall time.Duration // bytes wait and the peer takes none; default 60 s
 	Close      time.Duration // from Close to the end, flush and linger together; default 5 s
 }
@@ -52,6 +55,10 @@ type Config struct {
 	// Seat gets the counters; nil means that nobody reads them.
 	Seat *scoreboard.Seat
 
+	// Released, if not nil, is called on the loop when a connection's
+	// descriptor has been closed, before OnClose.
+	Released func(*Conn)
+
 	// Event, if not nil, is told what ought to be logged, since this package
 	// does not log. It is called on the loop or on a goroutine of the Pool
 	// and must not block.
@@ -70,6 +77,14 @@ const (
 	// CallbackPanicked means that a callback panicked; the connection is
 	// being closed.
 	CallbackPanicked
+
+	// DatagramsDropped means that datagrams were lost here: longer than
+	// allowed, or replies for which there was no room or no way. It is told
+	// at most once a second for each socket.
+	DatagramsDropped
+
+	// PacketsBroken means that a datagram socket is not served any more.
+	PacketsBroken
 )
 
 // String returns what happened, in words.
@@ -79,6 +94,10 @@ func (k EventKind) String() string {
 		return "callback is slow"
 	case CallbackPanicked:
 		return "callback panicked"
+	case DatagramsDropped:
+		return "datagrams dropped"
+	case PacketsBroken:
+		return "datagram socket is broken"
 	default:
 		return fmt.Sprintf("conn.EventKind(%d)", int(k))
 	}
@@ -86,17 +105,20 @@ func (k EventKind) String() string {
 
 // Event is something to be logged.
 type Event struct {
-	Kind    EventKind
-	Conn    *Conn
-	Took    time.Duration // SlowCallback: how long the loop was held
-	Skipped int           // SlowCallback: how many were not told since the last one
-	Err     error         // CallbackPanicked: a *PanicError
+	Kind     EventKind
+	Listener string
+	Conn     *Conn         // nil if it is about a datagram
+	Peer     string        // empty if it is about no one peer
+	Took     time.Duration // SlowCallback: how long the loop was held
+	Skipped  int           // how many of the kind were not told since the last one
+	Err      error         // CallbackPanicked: a *PanicError; otherwise why, if there is a reason
 }
 
 // settings is a Config with its defaults filled in.
 type settings struct {
 	Config
-	readMax int // most bytes of one read
+	readMax int  // most bytes of one read
+	raw     bool // the encoding of a message is the message
 
 	slowTold    time.Duration // loop: when a SlowCallback was told last
 	slowSkipped int
@@ -126,6 +148,7 @@ func (cfg *Config) settings() (*settings, error) {
 	if _, raw := s.Protocol.(wire.Raw); raw {
 		// A read is a message there, so the limit is that of a read.
 		s.readMax = min(s.readMax, s.Limits.MaxMessage)
+		s.raw = true
 	}
 	return s, nil
 }
@@ -159,7 +182,10 @@ func (l *Limits) fill() error {
 	}{
 		{&l.FirstByte, DefaultFirstByte},
 		{&l.Message, DefaultMessage},
+		{&l.Auth, -1},
 		{&l.Idle, -1},
+		{&l.ReadIdle, -1},
+		{&l.WriteIdle, -1},
 		{&l.WriteStall, DefaultWriteStall},
 		{&l.Close, DefaultClose},
 	} {

@@ -73,13 +73,18 @@ type Conn struct {
 	due      bool // to be closed at the next message boundary
 	in       *buffer
 	deadline reactor.Deadline
-	activity time.Duration // last byte in or out, or the accept
+	lastIn   time.Duration // last byte in, or the accept
+	lastOut  time.Duration // last byte out, or the accept
+	authBy   time.Duration // when Authenticated must have been called
 	partial  time.Duration // first byte of the incomplete message in in, 0: none; before the first byte the accept
 	progress time.Duration // since when the kernel takes nothing
 	closeBy  time.Duration // end of flush and linger
 	over     error         // why no more messages come: to be ended when those that came are handled
 	counted  int           // what the seat's QueueBytes has of queued
 	rx, tx   atomic.Uint64 // read by anyone
+
+	pipe  atomic.Pointer[Conn] // where the messages go; nil: to OnMessage
+	value atomic.Pointer[any]  // read and written by anyone
 
 	// Guarded by mu.
 
@@ -90,31 +95,33 @@ type Conn struct {
 	outTail  *buffer
 	queued   int // bytes in the send queue
 	inbox    *inbox
-	messages int // in inbox
-	waiting  int // bytes of these messages
-	value    any
+	messages int   // in inbox
+	waiting  int   // bytes of these messages
 	why      error // what Close was given first
 	timers   map[string]*timer
 }
 
 // The flags of a connection.
 const (
-	flagDirty     uint32 = 1 << iota // settle is to come
-	flagPaused                       // Pause was called
-	flagThrottled                    // QueueDepth messages, or MaxMessage bytes, wait: reading pauses
-	flagFull                         // over SendHigh, until SendLow
-	flagTellFull                     // OnBufferFull is due
-	flagTellDrain                    // OnBufferDrain is due
-	flagGoodbye                      // Close was called
-	flagCloseNow                     // CloseNow was called, or a callback panicked
-	flagClosed                       // the descriptor is closed
-	flagRunning                      // on the Pool's list, or on one of its goroutines
-	flagAwaited                      // the loop wants to know when that is over
+	flagDirty         uint32 = 1 << iota // settle is to come
+	flagPaused                           // Pause was called
+	flagThrottled                        // QueueDepth messages, or MaxMessage bytes, wait: reading pauses
+	flagClogged                          // the pipe's other end is full: reading pauses
+	flagFull                             // over SendHigh, until SendLow
+	flagTellFull                         // OnBufferFull is due
+	flagTellDrain                        // OnBufferDrain is due
+	flagGoodbye                          // Close was called
+	flagCloseNow                         // CloseNow was called, or a callback panicked
+	flagClosed                           // the descriptor is closed
+	flagRunning                          // on the Pool's list, or on one of its goroutines
+	flagAwaited                          // the loop wants to know when that is over
+	flagAuthenticated                    // Authenticated was called
 )
 
 const (
-	flagsEnded = flagGoodbye | flagCloseNow | flagClosed // no more messages in or out
-	flagsHeld  = flagsEnded | flagPaused | flagThrottled // no more messages in for now
+	flagsEnded = flagGoodbye | flagCloseNow | flagClosed  // no more messages in or out
+	flagsHeld  = flagsEnded | flagsPause                  // no more messages in for now
+	flagsPause = flagPaused | flagThrottled | flagClogged // not read for now
 )
 
 func (c *Conn) has(bits uint32) bool { return c.flags.Load()&bits != 0 }
@@ -172,17 +179,19 @@ func (c *Conn) Queued() int {
 
 // Value returns what SetValue was given last, or nil.
 func (c *Conn) Value() any {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.value
+	v := c.value.Load()
+	if v == nil {
+		return nil
+	}
+	return *v
 }
 
 // SetValue keeps the application's own state of this connection.
-func (c *Conn) SetValue(v any) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.value = v
-}
+func (c *Conn) SetValue(v any) { c.value.Store(&v) }
+
+// Authenticated says that the peer has shown who it is: Limits.Auth is over
+// for this connection.
+func (c *Conn) Authenticated() { c.flags.Or(flagAuthenticated) }
 
 // Pause stops reading: no more OnMessage until Resume, except for messages
 // that were read before and wait for the Pool. The peer is held up once the
@@ -218,23 +227,28 @@ func (c *Conn) dirtyLocked() bool {
 // settle acts on all marks. Loop only, and in no callback.
 func (c *Conn) settle() {
 	c.mu.Lock()
-	flags := c.flags.And(^(flagDirty | flagTellFull))
-	why := c.why
-	c.mu.Unlock()
+	flags := c.flags.Load()
+	c.flags.And(^(flagDirty | flagTellFull))
 	if c.state == Closed {
+		c.mu.Unlock()
 		return
 	}
-	if flags&flagCloseNow != 0 {
-		c.release(why)
-		return
+	if flags&(flagCloseNow|flagGoodbye|flagTellFull) != 0 {
+		why := c.why
+		c.mu.Unlock()
+		if flags&flagCloseNow != 0 {
+			c.release(why)
+			return
+		}
+		if flags&flagGoodbye != 0 && c.state == Open {
+			c.startClosing()
+		}
+		if flags&flagTellFull != 0 && c.state == Open {
+			c.deliver(event{kind: bufferFull})
+		}
+		c.mu.Lock()
 	}
-	if flags&flagGoodbye != 0 && c.state == Open {
-		c.startClosing()
-	}
-	if flags&flagTellFull != 0 && c.state == Open {
-		c.deliver(event{kind: bufferFull})
-	}
-	c.flush()
+	c.flushLocked()
 	if c.state == Closed {
 		return
 	}
@@ -252,7 +266,7 @@ func (c *Conn) settle() {
 // settleInput is settle's part for an open connection's input: go on with
 // what was held up, end after the peer's end, drain at a boundary.
 func (c *Conn) settleInput() {
-	if c.held && !c.has(flagsHeld) {
+	if c.held && !c.has(flagsHeld|flagAwaited) {
 		c.set.processLater(c)
 		return
 	}
@@ -272,7 +286,7 @@ func (c *Conn) settleInput() {
 // watch tells the reactor what to watch the descriptor for.
 func (c *Conn) watch() {
 	flags := c.flags.Load()
-	wanted := c.state == Closing || flags&(flagPaused|flagThrottled) == 0
+	wanted := c.state == Closing || flags&flagsPause == 0 && !(c.held && flags&flagAwaited != 0)
 	var ev reactor.Events
 	switch {
 	case c.eof:

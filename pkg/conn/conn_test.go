@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/mainstay-go/mainstay/pkg/wire"
+	"github.com/mainstay-go/mainstay/pkg/wire/frame"
 	"github.com/mainstay-go/mainstay/pkg/wire/text"
 	"golang.org/x/sys/unix"
 )
@@ -601,7 +602,9 @@ func TestProtocolErrorEndsTheConnection(t *testing.T) {
 			{name: "stands still", protocol: badProtocol("stuck"), in: "x"},
 			{name: "long line", protocol: text.Protocol{MaxLine: 5}, in: "ok\ntoo long\n", got: "ok\n", want: ErrTooLong},
 			{name: "long message", protocol: text.Protocol{}, in: "ok\n" + strings.Repeat("x", 1001) + "\n", got: "ok\n", want: ErrTooLong},
-			{name: "endless message", protocol: text.Protocol{}, in: "ok\n" + strings.Repeat("x", 1001+framing), got: "ok\n", want: ErrTooLong},
+			{name: "endless message", protocol: text.Protocol{}, in: "ok\n" + strings.Repeat("x", 1000+overhead+1), got: "ok\n", want: ErrTooLong},
+			{name: "long frame", protocol: frame.Protocol{MaxMessage: 1000}, in: "\x00\x00\x00\x06ok\x00\x00\x03\xed", got: "\x00\x00\x00\x06ok", want: ErrTooLong},
+			{name: "short frame", protocol: frame.Protocol{}, in: "\x00\x00\x00\x06ok\x00\x00\x00\x03", got: "\x00\x00\x00\x06ok"},
 		} {
 			t.Run(tt.name, func(t *testing.T) {
 				r := newRig(t)
@@ -628,6 +631,37 @@ func TestProtocolErrorEndsTheConnection(t *testing.T) {
 			})
 		}
 	})
+}
+
+func TestMessageAsLongAsAllowedMayDribble(t *testing.T) {
+	const limit = 1000
+	body := strings.Repeat("x", limit)
+	for _, tt := range []struct {
+		name     string
+		protocol wire.Protocol
+		in       string
+	}{
+		{name: "line", protocol: text.Protocol{MaxLine: -1}, in: body + "\r\n"},
+		{name: "frame", protocol: frame.Protocol{MaxMessage: limit}, in: "\x00\x00\x03\xec" + body},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t)
+			got := make(chan string, 1)
+			cfg := r.config(funcs{message: func(c *Conn, m []byte) { got <- string(m) }}, true)
+			cfg.Protocol = tt.protocol
+			cfg.Limits.MaxMessage = limit
+			client, c := r.pair(cfg)
+			for i := range len(tt.in) {
+				write(t, client, tt.in[i:i+1])
+				if i%100 == 0 {
+					r.until("it is read", func() bool { return c.BytesIn() == uint64(i+1) })
+				}
+			}
+			if m := receive(t, got); m != body {
+				t.Errorf("message of %d bytes, want %d", len(m), len(body))
+			}
+		})
+	}
 }
 
 func TestSkippedBytesAreNoMessage(t *testing.T) {

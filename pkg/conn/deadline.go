@@ -49,7 +49,7 @@ func (c *Conn) reading(now time.Duration) error {
 	l := &c.cfg.Limits
 	switch {
 	case c.rx.Load() == 0:
-		if l.FirstByte >= 0 && c.check(c.partial+l.FirstByte, now) {
+		if l.FirstByte >= 0 && c.pipe.Load() == nil && c.check(c.partial+l.FirstByte, now) {
 			return ErrFirstByte
 		}
 	case c.partial != 0:
@@ -57,7 +57,14 @@ func (c *Conn) reading(now time.Duration) error {
 			return ErrMessageDeadline
 		}
 	}
-	if l.Idle >= 0 && c.check(c.activity+l.Idle, now) {
+	switch {
+	case l.Auth >= 0 && !c.has(flagAuthenticated) && c.check(c.authBy, now):
+		return ErrUnauthenticated
+	case l.Idle >= 0 && c.check(max(c.lastIn, c.lastOut)+l.Idle, now):
+		return ErrIdle
+	case l.ReadIdle >= 0 && c.check(c.lastIn+l.ReadIdle, now):
+		return ErrIdle
+	case l.WriteIdle >= 0 && c.check(c.lastOut+l.WriteIdle, now):
 		return ErrIdle
 	}
 	return nil
@@ -81,7 +88,7 @@ func (c *Conn) check(at, now time.Duration) bool {
 // restamp starts the deadlines of reading anew.
 func (c *Conn) restamp() {
 	now := c.set.loop.Now()
-	c.activity = now
+	c.lastIn = now
 	if c.partial != 0 {
 		c.partial = now
 	}

@@ -14,7 +14,7 @@
 //	                      tells of full and empty queues, pauses and resumes, begins to close
 //	close    close.go     the only place that closes the descriptor: flush, half-close, linger, release
 //
-// Beside the walk stand deadline.go (what every wait is bounded by), timer.go
+// Beside the walk stand pipe.go (two connections joined), deadline.go (what every wait is bounded by), timer.go
 // (the application's timers), drain.go (ending all connections, gently),
 // config.go (limits and defaults), buffer.go (where bytes are kept) and
 // errors.go (why a connection ended).
@@ -40,8 +40,8 @@
 //     the next turn, before which the loop does not sleep.
 //   - Send takes a message whole or refuses it with an error. No limit can be
 //     passed by what a peer announces, only by bytes that are really there.
-//   - Every wait has a deadline: first byte, rest of a message, idle, a peer
-//     that does not read, close.
+//   - Every wait has a deadline: first byte, rest of a message, authentication,
+//     idle, a peer that does not read, close.
 //   - The peer's end is no error: what it sent before is handled and
 //     answered, then the connection is closed.
 //   - A panic in a callback costs its connection, nothing else.

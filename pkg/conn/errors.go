@@ -26,7 +26,12 @@ var (
 	// ErrReset ends a connection that its peer, or the network, has broken.
 	ErrReset = errors.New("conn: broken by the peer or the network")
 
-	// ErrIdle ends a connection on which nothing moved for Limits.Idle.
+	// ErrUnauthenticated ends a connection of which the application did not
+	// say Authenticated within Limits.Auth.
+	ErrUnauthenticated = errors.New("conn: not authenticated in time")
+
+	// ErrIdle ends a connection on which nothing moved for Limits.Idle, or in
+	// one direction for ReadIdle or WriteIdle.
 	ErrIdle = errors.New("conn: idle for too long")
 
 	// ErrFirstByte ends a connection whose peer sent nothing for Limits.FirstByte.

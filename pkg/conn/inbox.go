@@ -96,13 +96,16 @@ func (c *Conn) running() bool {
 	return true
 }
 
-// runEvents calls up to n callbacks and says whether there may be more.
-func (c *Conn) runEvents(n int) bool {
+// runEvents calls up to n callbacks and says whether there may be more. r is
+// the goroutine.
+func (c *Conn) runEvents(r *runner, n int) bool {
+	defer r.since.Store(0)
 	for range n {
 		ev, ok := c.pop()
 		if !ok {
 			return false
 		}
+		r.since.Store(int64(c.set.loop.Clock()))
 		c.runEvent(ev)
 	}
 	return true

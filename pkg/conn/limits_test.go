@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mainstay-go/mainstay/pkg/reactor"
 	"github.com/mainstay-go/mainstay/pkg/wire/text"
 )
 
@@ -76,6 +77,42 @@ func TestEachWaitHasItsDeadline(t *testing.T) {
 			want:   ErrIdle,
 		},
 		{
+			name:   "authentication",
+			limits: with(func(l *Limits) { l.Auth = limit }),
+			client: func(t *testing.T, w interface{ Write([]byte) (int, error) }) {
+				w.Write([]byte("whole\n"))
+			},
+			want: ErrUnauthenticated,
+		},
+		{
+			name:   "idle after authentication",
+			limits: with(func(l *Limits) { l.Auth, l.Idle = limit/2, limit }),
+			server: func(t *testing.T, c *Conn) { c.Authenticated() },
+			want:   ErrIdle,
+		},
+		{
+			name:   "reading is idle while writing is not",
+			limits: with(func(l *Limits) { l.ReadIdle = limit }),
+			server: func(t *testing.T, c *Conn) { sendOften(c, limit/20) },
+			want:   ErrIdle,
+		},
+		{
+			name:   "writing is idle while reading is not",
+			limits: with(func(l *Limits) { l.WriteIdle = limit }),
+			client: func(t *testing.T, w interface{ Write([]byte) (int, error) }) {
+				tick := time.NewTicker(limit / 20)
+				defer tick.Stop()
+				for range 1000 {
+					if _, err := w.Write([]byte("x\n")); err != nil {
+						return
+					}
+					<-tick.C
+				}
+				t.Error("the connection was never closed")
+			},
+			want: ErrIdle,
+		},
+		{
 			name:   "write stall",
 			limits: with(func(l *Limits) { l.WriteStall = limit }),
 			server: func(t *testing.T, c *Conn) {
@@ -140,6 +177,18 @@ func TestEachWaitHasItsDeadline(t *testing.T) {
 			}
 		})
 	}
+}
+
+// sendOften sends until the connection is over.
+func sendOften(c *Conn, every time.Duration) {
+	_ = c.set.loop.Post(func() {
+		var t *reactor.Timer
+		t = c.set.loop.Every(every, func() {
+			if c.Send([]byte("x")) != nil {
+				t.Stop()
+			}
+		})
+	})
 }
 
 func TestDeadlinesArePushedBackByWhatMoves(t *testing.T) {

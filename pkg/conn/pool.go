@@ -1,6 +1,11 @@
 package conn
 
-import "sync"
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
 
 const (
 	// DefaultPool is the size of a Pool that was given none.
@@ -27,9 +32,15 @@ type Pool struct {
 	work    sync.Cond // queue grew, or closed
 	queue   []*Conn   // each at most once
 	head    int       // of queue
-	workers int
+	runners []*runner
 	idle    int // waiting for work and not called yet
 	closed  bool
+}
+
+// runner is one goroutine of a Pool.
+type runner struct {
+	conn  *Conn        // on whose callbacks it is, or was last; guarded by the Pool's mu
+	since atomic.Int64 // since when a callback runs, by the loop's clock; 0: none
 }
 
 // NewPool makes a Pool of at most max goroutines, which are started when they
@@ -68,17 +79,64 @@ func (p *Pool) staffLocked() {
 	case p.idle > 0:
 		p.idle--
 		p.work.Signal()
-	case p.workers < p.max && !p.closed:
-		p.workers++
-		p.wg.Go(p.run)
+	case len(p.runners) < p.max && !p.closed:
+		p.hireLocked()
 	}
 }
 
-func (p *Pool) run() {
+// hireLocked starts one more goroutine. It needs mu.
+func (p *Pool) hireLocked() {
+	r := new(runner)
+	p.runners = append(p.runners, r)
+	p.wg.Go(func() { p.run(r) })
+}
+
+// Running returns how many callbacks run, and the start of the one that has
+// run for the longest time, or has last called Conn.Working, by the clock of
+// its connection's loop; 0 if none runs. Any goroutine may call it.
+func (p *Pool) Running() (n int, oldest time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, r := range p.runners {
+		since := time.Duration(r.since.Load())
+		if since == 0 {
+			continue
+		}
+		if n++; n == 1 || since < oldest {
+			oldest = since
+		}
+	}
+	return n, oldest
+}
+
+// Working says that the callback which runs is well, however long it takes:
+// what bounds its time, such as a worker's handler_timeout, starts anew. It
+// does nothing for Inline callbacks, which hold up the loop and have no such
+// time.
+func (c *Conn) Working() {
+	if c.cfg.Pool != nil {
+		c.cfg.Pool.working(c)
+	}
+}
+
+func (p *Pool) working(c *Conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, r := range p.runners {
+		if r.conn != c {
+			continue
+		}
+		if since := r.since.Load(); since != 0 {
+			r.since.CompareAndSwap(since, int64(c.set.loop.Clock())) // it may end meanwhile
+		}
+	}
+}
+
+func (p *Pool) run(r *runner) {
 	// A callback that ends its goroutine (runtime.Goexit) gets another one
 	// for those that wait.
-	defer p.left()
-	for c := p.take(); c != nil; c = p.take() {
+	defer p.left(r)
+	for c := p.take(r); c != nil; c = p.take(r) {
 		more := true
 		func() {
 			defer func() {
@@ -86,26 +144,27 @@ func (p *Pool) run() {
 					p.submit(c)
 				}
 			}()
-			more = c.runEvents(runLength)
+			more = c.runEvents(r, runLength)
 		}()
 	}
 }
 
-func (p *Pool) left() {
+func (p *Pool) left(r *runner) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.workers--
-	if len(p.queue) > p.head && p.workers < p.max {
-		p.workers++
-		p.wg.Go(p.run)
+	i := slices.Index(p.runners, r)
+	p.runners = slices.Delete(p.runners, i, i+1)
+	if len(p.queue) > p.head && len(p.runners) < p.max {
+		p.hireLocked()
 	}
 }
 
 // take returns the next connection, or nil if the caller is not needed any
 // more.
-func (p *Pool) take() *Conn {
+func (p *Pool) take(r *runner) *Conn {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	r.conn = nil
 	for p.head == len(p.queue) {
 		p.queue, p.head = p.queue[:0], 0
 		if p.closed || p.idle >= keepIdle {
@@ -115,6 +174,7 @@ func (p *Pool) take() *Conn {
 		p.work.Wait()
 	}
 	c := p.queue[p.head]
+	r.conn = c
 	p.queue[p.head] = nil
 	p.head++
 	if p.head >= 1024 && p.head*2 >= len(p.queue) {

@@ -17,10 +17,6 @@ const (
 	clockEvery   = 8 // messages between two looks at the clock
 )
 
-// framing is what a protocol may need beside the message, such as a line's
-// ending: so much more than MaxMessage may be buffered.
-const framing = 16
-
 var errNoAdvance = errors.New("protocol found a message, but does not advance")
 
 // watcher is a Conn as the reactor sees it: its methods are not for users.
@@ -37,6 +33,9 @@ func (c *Conn) ready(ev reactor.Events) {
 	// Settled here and not at the turn's end: the replies to one read leave
 	// in one write, while the socket and the replies are in the cache.
 	c.flags.Or(flagDirty)
+	s := c.set
+	s.beginEvents()
+	s.current = c
 	if ev&reactor.Writable != 0 {
 		c.blocked = false
 	}
@@ -50,6 +49,10 @@ func (c *Conn) ready(ev reactor.Events) {
 		c.readable()
 	}
 	c.settle()
+	if len(s.direct) > 0 {
+		c.keepDirect()
+	}
+	s.current = nil
 }
 
 // notReading takes note of what is told although nobody asks, so that it is
@@ -92,8 +95,8 @@ func (c *Conn) readable() {
 		c.partial = 0 // the deadline of the first byte is over
 	}
 	c.rx.Store(c.rx.Load() + uint64(n))
-	c.cfg.Seat.BytesIn.Add(uint64(n))
-	c.activity = loop.Now()
+	c.set.countsOf(c.cfg.Seat).in += uint64(n)
+	c.lastIn = loop.Now()
 	if c.state == Closing || c.over != nil {
 		return // nobody wants it
 	}
@@ -116,7 +119,7 @@ func (c *Conn) readable() {
 // the loop's buffer.
 func (c *Conn) process(data []byte, own bool) {
 	used, err := c.split(data)
-	if err == nil && !c.held && len(data)-used > c.cfg.Limits.MaxMessage+framing {
+	if err == nil && !c.held && len(data)-used > c.cfg.Limits.MaxMessage+overhead {
 		err = fmt.Errorf("%d bytes and no end: %w", len(data)-used, ErrTooLong)
 	}
 	if err != nil && c.over == nil {
@@ -145,6 +148,7 @@ func (c *Conn) process(data []byte, own bool) {
 
 // processHeld goes on with input that was held up.
 func (c *Conn) processHeld() {
+	c.set.beginEvents()
 	if c.state != Open || !c.held || c.has(flagsHeld) {
 		return
 	}
@@ -202,10 +206,17 @@ func (c *Conn) broken(call string, errno unix.Errno) {
 // split delivers the messages at the start of data and returns how many bytes
 // that used. It sets held if there may be more of them.
 func (c *Conn) split(data []byte) (used int, err error) {
-	if c.cfg.Inline {
+	switch {
+	case c.cfg.Inline:
 		return c.splitInline(data)
+	case c.pipe.Load() == nil:
+		return c.splitForPool(data)
+	case c.running(): // with messages from before the pipe, which go first
+		c.held = true
+		return 0, nil
+	default:
+		return c.splitInline(data) // what is only passed on needs no goroutine
 	}
-	return c.splitForPool(data)
 }
 
 // next is Protocol.Split with its promises checked.
@@ -224,12 +235,11 @@ func (c *Conn) next(data []byte) (advance int, m []byte, ok bool, err error) {
 	return advance, m, ok, nil
 }
 
-// splitInline calls OnMessage on the loop, straight from data.
+// splitInline has messages handled on the loop, straight from data.
 func (c *Conn) splitInline(data []byte) (used int, err error) {
 	s := c.set
 	s.enter(c)
 	n := 0
-	defer func() { c.cfg.Seat.Messages.Add(uint64(n)) }()
 	defer s.leave(c)
 	for used < len(data) {
 		advance, m, ok, err := c.next(data[used:])
@@ -244,10 +254,11 @@ func (c *Conn) splitInline(data []byte) (used int, err error) {
 			continue
 		}
 		n++
-		c.cfg.Handler.OnMessage(c, m)
+		s.countsOf(c.cfg.Seat).messages++
+		c.message(m)
 		if c.has(flagsHeld | flagTellFull) {
 			if c.takeTellFull() {
-				c.cfg.Handler.OnBufferFull(c)
+				c.call(event{kind: bufferFull})
 			}
 			if c.has(flagsHeld) {
 				break
@@ -284,6 +295,6 @@ func (c *Conn) splitForPool(data []byte) (used int, err error) {
 			break
 		}
 	}
-	c.cfg.Seat.Messages.Add(uint64(n))
+	c.set.countsOf(c.cfg.Seat).messages += uint64(n)
 	return used, nil
 }

@@ -16,6 +16,7 @@ type Set struct {
 	loop       *reactor.Loop
 	settleAll  func()
 	processAll func()
+	eventsOver func()
 
 	// Owned by the loop.
 
@@ -27,6 +28,12 @@ type Set struct {
 	since      time.Duration // when the running callbacks were started
 	iovecs     []unix.Iovec
 	drain      *drain
+	current    *Conn     // whose input from the loop's buffer is being handled
+	direct     []byte    // what current has sent out of that: the start of its send queue
+	inEvents   bool      // reading, not yet at the end of the turn's events
+	noted      *settings // whose callback the seat was told of since; nil: of none
+	counts     counts
+	arena      *arena // of Packets; nil: there are none
 
 	// Guarded by mu.
 
@@ -39,6 +46,7 @@ func NewSet(loop *reactor.Loop) *Set {
 	s := &Set{loop: loop, settings: make(map[*Config]*settings)}
 	s.settleAll = s.settle
 	s.processAll = s.process
+	s.eventsOver = s.afterEvents
 	return s
 }
 
@@ -67,14 +75,16 @@ func (s *Set) open(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 		s.settings[cfg] = settings
 	}
 	c := &Conn{
-		set:      s,
-		cfg:      settings,
-		peer:     address(peer),
-		fd:       int32(fd),
-		index:    int32(len(s.conns)),
-		events:   reactor.Readable | reactor.PeerClosed,
-		activity: s.loop.Now(),
-		partial:  s.loop.Now(),
+		set:     s,
+		cfg:     settings,
+		peer:    address(peer),
+		fd:      int32(fd),
+		index:   int32(len(s.conns)),
+		events:  reactor.Readable | reactor.PeerClosed,
+		lastIn:  s.loop.Now(),
+		lastOut: s.loop.Now(),
+		authBy:  s.loop.Now() + settings.Limits.Auth,
+		partial: s.loop.Now(),
 	}
 	switch peer.(type) {
 	case *unix.SockaddrInet4, *unix.SockaddrInet6:
@@ -89,7 +99,7 @@ func (s *Set) open(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 	}
 	s.conns = append(s.conns, c)
 	c.cfg.Seat.Connections.Add(1)
-	c.expired(c.activity)
+	c.expired(c.lastIn)
 	s.drain.joined(c)
 	return c, nil
 }

@@ -16,8 +16,9 @@ const (
 	firstPart = 2 << 10
 	lastPart  = 64 << 10
 
-	// overhead is what an encoding may take beside the message without
-	// going to a buffer of its own.
+	// overhead is what an encoding may take beside the message: on the way
+	// out without going to a buffer of its own, on the way in without being
+	// counted as a part of an incomplete message.
 	overhead = 64
 )
 
@@ -42,10 +43,40 @@ func (c *Conn) Send(m []byte) error {
 // enqueue says whether settleLater has to be called.
 func (c *Conn) enqueue(m []byte) (first bool, err error) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	if c.has(flagsEnded) {
+		c.mu.Unlock()
 		return false, ErrClosed
 	}
+	if c.borrowLocked(m) {
+		c.mu.Unlock()
+		return false, nil // it is settled when its callbacks have returned
+	}
+	defer c.mu.Unlock() // the protocol may panic
+	queued := c.queued
+	if err := c.enqueueLocked(m); err != nil || c.queued == queued {
+		return false, err
+	}
+	return c.dirtyLocked(), nil
+}
+
+// borrowLocked makes m the send queue, without a copy, if it lies in the
+// loop's buffer and may be sent from there: nothing else waits, and c is the
+// one whose callbacks that buffer is for. It stays as it is until c has been
+// settled. It needs mu.
+func (c *Conn) borrowLocked(m []byte) bool {
+	s := c.set
+	// Nobody has a valid message in the loop's buffer but the callbacks that
+	// the loop runs, and whoever they wait for: so reading current is no race.
+	if !c.cfg.raw || c.queued != 0 || !s.loop.Holds(m) || s.current != c || len(m) == 0 || len(m) > c.cfg.Limits.SendHard {
+		return false
+	}
+	s.direct = m
+	c.addedLocked(len(m))
+	return true
+}
+
+// enqueueLocked puts m, encoded, in the send queue. It needs mu.
+func (c *Conn) enqueueLocked(m []byte) error {
 	tail := c.outTail
 	if tail == nil || tail.room() < len(m)+overhead {
 		size := firstPart
@@ -72,7 +103,7 @@ func (c *Conn) enqueue(m []byte) (first bool, err error) {
 		if tail != c.outTail {
 			tail.free()
 		}
-		return false, err
+		return err
 	}
 	if unsafe.SliceData(encoded) == unsafe.SliceData(room) {
 		tail.b = tail.b[:len(tail.b)+n]
@@ -91,11 +122,31 @@ func (c *Conn) enqueue(m []byte) (first bool, err error) {
 		}
 		c.outTail = tail
 	}
+	c.addedLocked(n)
+	return nil
+}
+
+// addedLocked takes note of n more bytes in the send queue. It needs mu.
+func (c *Conn) addedLocked(n int) {
 	c.queued += n
 	if c.queued > c.cfg.Limits.SendHigh && !c.has(flagFull) {
 		c.flags.Or(flagFull | flagTellFull)
 	}
-	return c.dirtyLocked(), nil
+}
+
+// keepDirect copies what the kernel did not take of direct to the start of
+// the send queue: the loop's buffer is needed for the next read.
+func (c *Conn) keepDirect() {
+	s := c.set
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	b := getBuffer(len(s.direct)).add(s.direct)
+	s.direct = nil
+	b.next = c.outHead
+	c.outHead = b
+	if c.outTail == nil {
+		c.outTail = b
+	}
 }
 
 // takeTellFull says whether OnBufferFull is due, and that it is no more.
@@ -107,14 +158,21 @@ func (c *Conn) takeTellFull() bool {
 	return due
 }
 
-// flush writes once, if there is something and the kernel takes it. Loop
-// only.
-func (c *Conn) flush() {
-	c.mu.Lock()
+// flushLocked writes once, if there is something and the kernel takes it. It
+// needs mu and lets go of it. Loop only.
+func (c *Conn) flushLocked() {
 	queued := c.queued
 	if queued == 0 || c.blocked {
 		c.mu.Unlock()
 		c.count(queued)
+		return
+	}
+	if s := c.set; s.current == c && len(s.direct) == queued && !c.has(flagFull) {
+		// The usual case, and the cheapest: it counts as sent, and only what
+		// the kernel does not take goes to the queue.
+		c.queued = 0
+		c.mu.Unlock()
+		c.writeDirect()
 		return
 	}
 	part, parts, want := c.gatherLocked()
@@ -135,15 +193,63 @@ func (c *Conn) flush() {
 	c.written(n, n < want)
 }
 
+// writeDirect writes direct, which is not counted as queued. If something is
+// left, it is the start of the send queue: other goroutines may have sent
+// meanwhile.
+func (c *Conn) writeDirect() {
+	s := c.set
+	direct := s.direct
+	s.direct = nil
+	n, errno := reactor.Write(int(c.fd), direct)
+	if errno != 0 && errno != unix.EAGAIN && errno != unix.EINTR {
+		c.broken("write", errno)
+		return
+	}
+	if n == len(direct) {
+		c.sent(n)
+		return
+	}
+	c.mu.Lock()
+	c.addedLocked(len(direct))
+	s.direct = direct
+	c.mu.Unlock()
+	c.written(n, true)
+}
+
+// sent counts n bytes that the kernel has taken.
+func (c *Conn) sent(n int) {
+	c.tx.Store(c.tx.Load() + uint64(n))
+	if c.set.inEvents {
+		c.set.countsOf(c.cfg.Seat).out += uint64(n)
+	} else {
+		c.cfg.Seat.BytesOut.Add(uint64(n))
+	}
+	c.lastOut = c.set.loop.Now()
+}
+
 // gatherLocked returns the start of a send queue that is not empty: in one
 // part, or in parts whose slice is the set's. It needs mu.
 func (c *Conn) gatherLocked() (part []byte, parts []unix.Iovec, want int) {
-	if c.outHead.next == nil {
+	var direct []byte
+	if c.set.current == c {
+		direct = c.set.direct
+	}
+	switch {
+	case len(direct) > 0 && c.outHead == nil:
+		part = direct
+	case len(direct) == 0 && c.outHead.next == nil:
 		part = c.outHead.bytes()
+	}
+	if part != nil {
 		part = part[:min(len(part), reactor.MaxWrite)]
 		return part, nil, len(part)
 	}
 	parts = c.set.iovecs[:0]
+	if len(direct) > 0 {
+		parts = append(parts, unix.Iovec{Base: unsafe.SliceData(direct)})
+		parts[0].SetLen(len(direct)) // at most the loop's buffer
+		want = len(direct)
+	}
 	for b := c.outHead; b != nil && len(parts) < maxParts && want < reactor.MaxWrite; b = b.next {
 		p := b.bytes()
 		p = p[:min(len(p), reactor.MaxWrite-want)]
@@ -169,9 +275,7 @@ func (c *Conn) written(n int, blocked bool) {
 	c.mu.Unlock()
 
 	if n > 0 {
-		c.tx.Store(c.tx.Load() + uint64(n))
-		c.cfg.Seat.BytesOut.Add(uint64(n))
-		c.activity = now
+		c.sent(n)
 		if limit := c.cfg.Limits.Close; c.state == Closing && limit >= 0 {
 			c.closeBy = now + limit // a slow peer gets all of it, as long as it reads
 		}
@@ -190,6 +294,9 @@ func (c *Conn) written(n int, blocked bool) {
 			c.mark(0, 0) // the rest in the next turn
 		}
 	}
+	if tellDrain {
+		c.unclog()
+	}
 	if tellDrain && c.state == Open {
 		c.deliver(event{kind: bufferDrain})
 	}
@@ -198,6 +305,11 @@ func (c *Conn) written(n int, blocked bool) {
 // takeLocked takes n bytes out of the send queue. It needs mu.
 func (c *Conn) takeLocked(n int) {
 	c.queued -= n
+	if s := c.set; s.current == c && len(s.direct) > 0 {
+		taken := min(n, len(s.direct))
+		s.direct = s.direct[taken:]
+		n -= taken
+	}
 	for n > 0 {
 		head := c.outHead
 		taken := min(n, len(head.bytes()))

@@ -18,7 +18,7 @@
 //	5        FDConfig: the configuration of this generation, sealed
 //	6        FDStderr: the service's own standard error
 //	7        FDCrash: a memfd for the runtime's last words
-//	8...     FDListeners: the listening sockets, in Identity's order
+//	8...     FDListeners: the listening and datagram sockets, in Identity's order
 //
 // All of them but 0 to 2 are close-on-exec once Inherit has returned.
 //
@@ -212,8 +212,8 @@ func Inherit() (*Inherited, error) {
 	}
 	for i, l := range id.Listeners {
 		fd := FDListeners + i
-		if v, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || v == 0 {
-			return nil, fmt.Errorf("link: listener %q: fd %d is no listening socket", l.Name, fd)
+		if !listens(fd) {
+			return nil, fmt.Errorf("link: listener %q: fd %d is no listening and no datagram socket", l.Name, fd)
 		}
 		// Another process may have cleared O_NONBLOCK of the shared socket.
 		if err := unix.SetNonblock(fd, true); err != nil {
@@ -228,6 +228,15 @@ func Inherit() (*Inherited, error) {
 		return nil, err
 	}
 	return in, nil
+}
+
+// listens says whether fd is a socket on which a worker can serve.
+func listens(fd int) bool {
+	if kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err == nil && kind == unix.SOCK_DGRAM {
+		return true
+	}
+	v, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	return err == nil && v != 0
 }
 
 // ConfigFile returns a sealed memfd that holds config, for Files.Config. The

@@ -144,7 +144,7 @@ func TestBrokenInheritanceIsNamed(t *testing.T) {
 		{"other contract", Env + `={"contract":99}`, nil, "contract 99, want 1"},
 		{"incomplete", Env + `={"contract":1,"pool":"worker"}`, nil, "incomplete"},
 		{"listener missing", someone.Environ(nil)[0], func(f []*os.File) []*os.File { return f[:5] }, "fd 8"},
-		{"no listener", someone.Environ(nil)[0], func(f []*os.File) []*os.File { f[5] = f[1]; return f }, `listener "echo": fd 8 is no listening socket`},
+		{"no listener", someone.Environ(nil)[0], func(f []*os.File) []*os.File { f[5] = f[1]; return f }, `listener "echo": fd 8 is no listening and no datagram socket`},
 		{"no control socket", someone.Environ(nil)[0], func(f []*os.File) []*os.File { f[0] = f[5]; return f }, "fd 3 is no control socket"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -3,7 +3,7 @@
 // connections.
 //
 // One turn of a Loop is: wait, dispatch the events, run what the turn before
-// left (NextTurn), expire deadlines, fire timers, run what was posted (Post),
+// left (NextTurn) and what waits for that (AfterEvents), expire deadlines, fire timers, run what was posted (Post),
 // run what was left for the turn's end (AtTurnEnd), Options.OnTurn.
 //
 // Invariants: everything a loop calls, it calls on the goroutine that called

@@ -321,7 +321,12 @@ func TestTurnHasItsOrder(t *testing.T) {
 		calls = nil
 		mu.Unlock()
 		note("posted")()
-		l.NextTurn(func() { note("next")(); l.NextTurn(func() { note("next again")(); close(done) }) })
+		l.AfterEvents(note("events of the next"))
+		l.NextTurn(func() {
+			note("next")()
+			l.AfterEvents(func() { note("events")(); l.AfterEvents(note("never in this turn")) })
+			l.NextTurn(func() { note("next again")(); close(done) })
+		})
 		l.AtTurnEnd(func() { note("end")(); l.AtTurnEnd(note("end again")) })
 		if err := l.Post(note("posted again")); err != nil {
 			t.Error(err)
@@ -330,9 +335,37 @@ func TestTurnHasItsOrder(t *testing.T) {
 	wait(t, done)
 	mu.Lock()
 	defer mu.Unlock()
-	want := []string{"posted", "end", "turn", "next", "posted again", "end again", "turn", "next again"}
+	want := []string{"posted", "end", "turn", "next", "events of the next", "events", "posted again", "end again", "turn", "next again"}
 	if len(calls) < len(want) || !slices.Equal(calls[:len(want)], want) {
 		t.Errorf("order %q, want %q", calls, want)
+	}
+}
+
+func TestLoopKnowsItsBuffer(t *testing.T) {
+	l, err := New(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	b := l.ReadBuffer()
+	if len(b) != ReadBufferSize {
+		t.Fatalf("%d bytes, want %d", len(b), ReadBufferSize)
+	}
+	for _, tt := range []struct {
+		name string
+		p    []byte
+		want bool
+	}{
+		{"all of it", b, true},
+		{"its end", b[len(b)-1:], true},
+		{"what was put in front", l.Prepend(make([]byte, 100), 1)[:1], true},
+		{"the longest that can be put in front", l.Prepend(make([]byte, ReadBufferSize), 1)[:1], true},
+		{"another's", make([]byte, 10), false},
+		{"nothing", nil, false},
+	} {
+		if got := l.Holds(tt.p); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
 	}
 }
 

@@ -51,6 +51,10 @@ func TestWhatOneMappingWritesAnotherReads(t *testing.T) {
 	if listener != "chat" || conn != 99 || since != 1234 || !ok {
 		t.Errorf("handler %q %d %d %v, want chat 99 1234 true", listener, conn, since, ok)
 	}
+	s.MoveHandler(100)
+	if listener, conn, since, ok = r.Handler(); listener != "chat" || conn != 100 || since != 1234 || !ok {
+		t.Errorf("handler %q %d %d %v after MoveHandler, want chat 100 1234 true", listener, conn, since, ok)
+	}
 	s.ClearHandler()
 	if _, _, _, ok := r.Handler(); ok {
 		t.Error("a handler runs after ClearHandler")

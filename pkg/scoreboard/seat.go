@@ -120,6 +120,12 @@ func (s *Seat) SetHandler(listener string, conn uint64, since int64) {
 	h.seq.Add(1)
 }
 
+// MoveHandler notes that the callback which SetHandler noted has returned and
+// that one of another connection on the same listener runs. The time stays
+// that of SetHandler: for many short callbacks in a row one store each is
+// enough. Only the goroutine of the worker's loop calls it.
+func (s *Seat) MoveHandler(conn uint64) { s.handler.conn.Store(conn) }
+
 // ClearHandler notes that no callback runs on the loop. Only the goroutine
 // of the worker's loop calls it.
 func (s *Seat) ClearHandler() {

@@ -56,11 +56,19 @@ type listenerConfig struct {
 	SendLimit  int // bytes
 	QueueDepth int // messages
 
+	MaxConnections        int
+	MaxConnectionsPerPeer int
+	AcceptRate            int // a second
+	AcceptBurst           int
+
 	// A negative timeout means none.
 
 	FirstByteTimeout time.Duration
 	MessageTimeout   time.Duration
+	AuthTimeout      time.Duration
 	IdleTimeout      time.Duration
+	ReadIdleTimeout  time.Duration
+	WriteIdleTimeout time.Duration
 	WriteTimeout     time.Duration
 	CloseTimeout     time.Duration
 }
@@ -132,7 +140,7 @@ var settings = []setting[config]{
 
 // listenerSettings are the keys in [listener.NAME].
 var listenerSettings = []setting[listenerConfig]{
-	{"address", "tcp://HOST:PORT or unix:///PATH", true, func(l *listenerConfig, v any) error {
+	{"address", "tcp://HOST:PORT, udp://HOST:PORT or unix:///PATH", true, func(l *listenerConfig, v any) error {
 		s, ok := asString(v)
 		if !ok {
 			return errWant
@@ -164,9 +172,16 @@ var listenerSettings = []setting[listenerConfig]{
 	size("send_low", func(l *listenerConfig) *int { return &l.SendLow }),
 	size("send_limit", func(l *listenerConfig) *int { return &l.SendLimit }),
 	integer("queue_depth", 1, 1<<20, func(l *listenerConfig) *int { return &l.QueueDepth }),
+	integer("max_connections", 1, 1<<20, func(l *listenerConfig) *int { return &l.MaxConnections }),
+	integer("max_connections_per_peer", 1, 1<<20, func(l *listenerConfig) *int { return &l.MaxConnectionsPerPeer }),
+	integer("accept_rate", 1, 1<<20, func(l *listenerConfig) *int { return &l.AcceptRate }),
+	integer("accept_burst", 1, 1<<20, func(l *listenerConfig) *int { return &l.AcceptBurst }),
 	timeout("first_byte_timeout", func(l *listenerConfig) *time.Duration { return &l.FirstByteTimeout }),
 	timeout("message_timeout", func(l *listenerConfig) *time.Duration { return &l.MessageTimeout }),
+	timeout("auth_timeout", func(l *listenerConfig) *time.Duration { return &l.AuthTimeout }),
 	timeout("idle_timeout", func(l *listenerConfig) *time.Duration { return &l.IdleTimeout }),
+	timeout("read_idle_timeout", func(l *listenerConfig) *time.Duration { return &l.ReadIdleTimeout }),
+	timeout("write_idle_timeout", func(l *listenerConfig) *time.Duration { return &l.WriteIdleTimeout }),
 	timeout("write_timeout", func(l *listenerConfig) *time.Duration { return &l.WriteTimeout }),
 	timeout("close_timeout", func(l *listenerConfig) *time.Duration { return &l.CloseTimeout }),
 }
@@ -569,6 +584,9 @@ func (c *config) check() error {
 		if l.SendHigh > l.SendLimit {
 			return c.refuse(fmt.Errorf("send_high is %d, want at most send_limit, which is %d", l.SendHigh, l.SendLimit),
 				key+"send_high", key+"send_limit")
+		}
+		if l.AcceptBurst > 0 && l.AcceptRate == 0 {
+			return c.refuse(errors.New("accept_burst without accept_rate"), key+"accept_burst")
 		}
 	}
 	return nil

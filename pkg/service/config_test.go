@@ -57,6 +57,13 @@ send_high = "2KiB"
 send_low = "1KiB"
 send_limit = "1MiB"
 queue_depth = 7
+max_connections = 8
+max_connections_per_peer = 9
+accept_rate = 10
+accept_burst = 11
+auth_timeout = "5s"
+read_idle_timeout = "6s"
+write_idle_timeout = "7s"
 first_byte_timeout = "1s"
 message_timeout = "2s"
 idle_timeout = "3s"
@@ -78,6 +85,8 @@ serve = "discard"
 			"a": {
 				Address: "tcp://127.0.0.1:80", Serve: "echo", Inline: &yes, MaxMessage: 1000,
 				SendHigh: 2048, SendLow: 1024, SendLimit: 1 << 20, QueueDepth: 7,
+				MaxConnections: 8, MaxConnectionsPerPeer: 9, AcceptRate: 10, AcceptBurst: 11,
+				AuthTimeout: 5 * time.Second, ReadIdleTimeout: 6 * time.Second, WriteIdleTimeout: 7 * time.Second,
 				FirstByteTimeout: time.Second, MessageTimeout: 2 * time.Second, IdleTimeout: 3 * time.Second,
 				WriteTimeout: 4 * time.Second, CloseTimeout: noTimeout,
 			},
@@ -135,8 +144,8 @@ var wrongKeys = []struct {
 	{"on_worker_error", `on_worker_error = [""]`, `key "on_worker_error": got an array, want a program and its arguments such as ["/usr/bin/notify", "worker"]`},
 	{"log.level", `log.level = "loud"`, `key "log.level": got "loud", want one of debug, info, warn, error`},
 	{"log.format", `log.format = 1`, `key "log.format": got 1, want one of auto, journal, text, json`},
-	{"address", `listener.a.address = "tcp://localhost:1"`, `key "listener.a.address": got "tcp://localhost:1", want tcp://HOST:PORT or unix:///PATH: activation: `},
-	{"address", `listener.a.address = 80`, `key "listener.a.address": got 80, want tcp://HOST:PORT or unix:///PATH`},
+	{"address", `listener.a.address = "tcp://localhost:1"`, `key "listener.a.address": got "tcp://localhost:1", want tcp://HOST:PORT, udp://HOST:PORT or unix:///PATH: activation: `},
+	{"address", `listener.a.address = 80`, `key "listener.a.address": got 80, want tcp://HOST:PORT, udp://HOST:PORT or unix:///PATH`},
 	{"serve", `listener.a.serve = ""`, `key "listener.a.serve": got "", want the name of a kind`},
 	{"inline", `listener.a.inline = "yes"`, `key "listener.a.inline": got "yes", want true or false`},
 	{"max_message", `listener.a.max_message = 0`, `key "listener.a.max_message": got 0, want bytes, or a size such as "1MiB", up to 1GiB`},
@@ -152,6 +161,14 @@ var wrongKeys = []struct {
 	{"idle_timeout", `listener.a.idle_timeout = "never"`, `key "listener.a.idle_timeout": got "never", want a duration such as "30s", from 1ms to 720h, or "none"`},
 	{"write_timeout", `listener.a.write_timeout = "721h"`, `key "listener.a.write_timeout": got "721h", want a duration such as "30s", from 1ms to 720h, or "none"`},
 	{"close_timeout", `listener.a.close_timeout = {}`, `key "listener.a.close_timeout": got a table, want a duration such as "30s", from 1ms to 720h, or "none"`},
+	{"max_connections", `listener.a.max_connections = 0`, `key "listener.a.max_connections": got 0, want a number from 1 to 1048576`},
+	{"max_connections_per_peer", `listener.a.max_connections_per_peer = "x"`, `key "listener.a.max_connections_per_peer": got "x", want a number from 1 to 1048576`},
+	{"accept_rate", `listener.a.accept_rate = 0.5`, `key "listener.a.accept_rate": got 0.5, want a number from 1 to 1048576`},
+	{"accept_burst", `listener.a.accept_burst = -1`, `key "listener.a.accept_burst": got -1, want a number from 1 to 1048576`},
+	{"accept_burst without accept_rate", `listener.a.accept_burst = 5`, `key "listener.a.accept_burst": accept_burst without accept_rate`},
+	{"auth_timeout", `listener.a.auth_timeout = 10`, `key "listener.a.auth_timeout": got 10, want a duration such as "30s", from 1ms to 720h, or "none"`},
+	{"read_idle_timeout", `listener.a.read_idle_timeout = ""`, `key "listener.a.read_idle_timeout": got "", want a duration such as "30s", from 1ms to 720h, or "none"`},
+	{"write_idle_timeout", `listener.a.write_idle_timeout = "1us"`, `key "listener.a.write_idle_timeout": got "1us", want a duration such as "30s", from 1ms to 720h, or "none"`},
 	{"no TOML", `workers 2`, ``},
 	{"key twice", `start_attempts = 1`, ``},
 }
@@ -238,7 +255,7 @@ func TestFaultInAFlagIsAUsageErrorThatNamesIt(t *testing.T) {
 		{flagValue{"grace", "grace", "5", false}, `--grace: got "5", want a duration such as "30s", from 1ms to 24h`},
 		{flagValue{"listen", "address", "tcp://127.0.0.1:1", true}, `--listen: got "tcp://127.0.0.1:1", want NAME=URL`},
 		{flagValue{"listen", "address", "=tcp://127.0.0.1:1", true}, `--listen "=tcp://127.0.0.1:1": a listener's name of 0 bytes, want 1 to 64`},
-		{flagValue{"listen", "address", "a=:80", true}, `--listen a: got ":80", want tcp://HOST:PORT or unix:///PATH: activation: ":80": want tcp://HOST:PORT or unix:///PATH`},
+		{flagValue{"listen", "address", "a=:80", true}, `--listen a: got ":80", want tcp://HOST:PORT, udp://HOST:PORT or unix:///PATH: activation: ":80": want tcp://HOST:PORT, udp://HOST:PORT or unix:///PATH`},
 		{flagValue{"serve", "serve", "a", true}, `--serve: got "a", want NAME=KIND`},
 		{flagValue{"serve", "serve", "a=", true}, `--serve a: got "", want the name of a kind`},
 	} {

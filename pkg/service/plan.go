@@ -20,6 +20,7 @@ type planned struct {
 	serve   string             // kind, for status; empty: the code's own protocol
 	address string             // to be bound; empty: socket is there
 	socket  *activation.Socket // inherited; nil: to be bound
+	network string             // of the socket: tcp, udp or unix
 }
 
 // plan pairs sockets and protocols. inherited are systemd's; nil means that
@@ -88,7 +89,7 @@ func (s *Service) planOne(c config, name string, socket *activation.Socket, acti
 			name, socket.FD, socket.Address, p.address), listenerKey(name)+".address")
 	}
 	if socket != nil || p.address != "" {
-		return p, nil
+		return p.fitting(s, c)
 	}
 	if d := s.declared(name); d != nil && !activated {
 		p.address = d.address
@@ -97,7 +98,50 @@ func (s *Service) planOne(c config, name string, socket *activation.Socket, acti
 		err := fmt.Errorf("listener %q has no socket: want a socket unit with FileDescriptorName=%s, or an address, by --listen %s=URL or address in [listener.%s]", name, name, name, name)
 		return p, c.refuse(err, listenerKey(name))
 	}
-	return p, nil
+	return p.fitting(s, c)
+}
+
+// fitting is p with its network, if what is to be served fits that.
+func (p planned) fitting(s *Service, c config) (planned, error) {
+	if p.socket != nil {
+		p.network = p.socket.Network
+	} else {
+		var err error
+		if p.network, _, _, err = activation.ParseURL(p.address); err != nil {
+			return p, c.refuse(fmt.Errorf("listener %q: %w", p.name, err), listenerKey(p.name)+".address")
+		}
+	}
+	return p, p.fits(s, c)
+}
+
+// fits says whether what c has served on p is for sockets of its kind.
+func (p planned) fits(s *Service, c config) error {
+	serve := c.Listeners[p.name].Serve
+	protocol, err := s.protocol(p.name, serve)
+	if err != nil {
+		return err
+	}
+	if serve == "" && s.declared(p.name) == nil {
+		serve = p.name
+	}
+	what := fmt.Sprintf("kind %q", serve)
+	if serve == "" {
+		what = "what the code serves on it"
+	}
+	_, datagrams := protocol.(Packet)
+	where := p.address
+	if p.socket != nil {
+		where = fmt.Sprintf("fd %d, %s", p.socket.FD, p.socket.Address)
+	}
+	switch {
+	case datagrams && p.network != "udp":
+		err = fmt.Errorf("listener %q is a stream socket (%s), and %s wants datagrams: want udp://HOST:PORT, or ListenDatagram= in the socket unit", p.name, where, what)
+	case !datagrams && p.network == "udp":
+		err = fmt.Errorf("listener %q is a datagram socket (%s), and %s wants connections: want tcp://HOST:PORT or unix:///PATH, or ListenStream= in the socket unit", p.name, where, what)
+	default:
+		return nil
+	}
+	return c.refuse(err, listenerKey(p.name)+".serve", listenerKey(p.name)+".address")
 }
 
 // check says what is wrong with what is to be served on a listener.
@@ -137,6 +181,9 @@ func (c *config) refuseListener(name, what string) error {
 // protocol is what is served on a listener: the operator's word, else the
 // code's, else the kind of that name.
 func (s *Service) protocol(name, serve string) (Protocol, error) {
+	if name == metricsListener {
+		return HTTP{}, nil // by the supervisor, but on connections too
+	}
 	if serve != "" {
 		if p := s.kinds[serve]; p != nil {
 			return p, nil

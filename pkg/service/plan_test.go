@@ -18,6 +18,7 @@ func testService() *Service {
 	s := New("app")
 	s.Kind("echo", Raw[struct{}]{})
 	s.Kind("hello", HTTP{})
+	s.Kind("packets", Packet{OnPacket: func(*Worker, *Datagram) {}})
 	s.Listen("ws", "tcp://127.0.0.1:1", Text[int]{})
 	s.HTTP("web", "", http.NotFoundHandler())
 	return s
@@ -80,13 +81,13 @@ func TestSocketsAndProtocolsArePairedByName(t *testing.T) {
 		{
 			name:      "socket of no known name",
 			inherited: inherited("ws", "web", "other"),
-			wantErr:   `activation: fd 5: listener "other" is not known: want one of echo, hello, web, ws, or say what to serve on it, by --serve other=KIND or serve in [listener.other]`,
+			wantErr:   `activation: fd 5: listener "other" is not known: want one of echo, hello, packets, web, ws, or say what to serve on it, by --serve other=KIND or serve in [listener.other]`,
 		},
 		{
 			name:      "kind of no known name",
 			config:    `listener.ws.serve = "ecko"`,
 			inherited: inherited("ws", "web"),
-			wantErr:   `app.toml:1: key "listener.ws.serve": listener "ws": no kind "ecko", want one of echo, hello`,
+			wantErr:   `app.toml:1: key "listener.ws.serve": listener "ws": no kind "ecko", want one of echo, hello, packets`,
 		},
 		{
 			name:      "socket and address",
@@ -95,10 +96,37 @@ func TestSocketsAndProtocolsArePairedByName(t *testing.T) {
 			wantErr:   `app.toml:1: key "listener.ws.address": listener "ws" has a socket from systemd (fd 3, tcp://127.0.0.1:80) and an address to bind, tcp://:1: want one of them`,
 		},
 		{
+			name:      "a datagram socket for connections",
+			inherited: []activation.Socket{{Name: "ws", FD: 3, Network: "udp", Address: "udp://127.0.0.1:80", Inherited: true}},
+			wantErr:   `listener "ws" is a datagram socket (fd 3, udp://127.0.0.1:80), and what the code serves on it wants connections: want tcp://HOST:PORT or unix:///PATH, or ListenStream= in the socket unit`,
+		},
+		{
+			name:      "an address of datagrams for connections",
+			inherited: inherited("ws", "web"),
+			config:    `listener.echo.address = "udp://127.0.0.1:80"`,
+			wantErr:   `app.toml:1: key "listener.echo.address": listener "echo" is a datagram socket (udp://127.0.0.1:80), and kind "echo" wants connections: `,
+		},
+		{
+			name:    "an address of connections for datagrams",
+			config:  `listener.ws = {address = "tcp://127.0.0.1:80", serve = "packets"}`,
+			wantErr: `app.toml:1: key "listener.ws.serve": listener "ws" is a stream socket (tcp://127.0.0.1:80), and kind "packets" wants datagrams: want udp://HOST:PORT, or ListenDatagram= in the socket unit`,
+		},
+		{
+			name:   "datagrams",
+			config: `listener.web = {address = "udp://127.0.0.1:80", serve = "packets"}`,
+			want:   []row{{"ws", "", "tcp://127.0.0.1:1", ""}, {"web", "packets", "udp://127.0.0.1:80", ""}},
+		},
+		{
+			name:      "setting that datagrams have not",
+			inherited: inherited("ws", "web"),
+			config:    `listener.packets = {address = "udp://127.0.0.1:80", idle_timeout = "1s"}`,
+			wantErr:   `app.toml:1: key "listener.packets.idle_timeout": datagrams have no such setting, only max_message and send_limit`,
+		},
+		{
 			name:      "setting that net/http has not",
 			config:    `listener.web.send_high = 1`,
 			inherited: inherited("ws", "web"),
-			wantErr:   `app.toml:1: key "listener.web.send_high": net/http has no such setting, only message_timeout, idle_timeout and write_timeout`,
+			wantErr:   `app.toml:1: key "listener.web.send_high": net/http has no such setting, only message_timeout, idle_timeout, write_timeout, max_connections, `,
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -232,6 +260,16 @@ func TestMonitoringAloneIsNoService(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := New("app").plan(c, nil); err == nil || !strings.Contains(err.Error(), "no listener") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestMonitoringWantsConnections(t *testing.T) {
+	c := defaults("app")
+	if err := c.setListenerFlag("listen", "address", "metrics=udp://127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New("app").plan(c, nil); err == nil || !strings.Contains(err.Error(), "wants connections") {
 		t.Errorf("error %v", err)
 	}
 }

@@ -1,16 +1,20 @@
 package service
 
 import (
+	"errors"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/wire"
+	"github.com/mainstay-go/mainstay/pkg/wire/frame"
 	"github.com/mainstay-go/mainstay/pkg/wire/text"
 	"github.com/mainstay-go/mainstay/pkg/worker"
 )
 
-// Protocol is what can be served on a listener: Raw, Text, Framed or HTTP.
+// Protocol is what can be served on a listener: Raw, Text, Frame, Framed,
+// Packet or HTTP.
 type Protocol interface {
 	// listener returns what a worker serves under the name, with what the
 	// operator has set.
@@ -55,14 +59,22 @@ func (c *Conn[T]) Local() string { return c.conn.Local() }
 // or the protocol's own error if the message cannot be sent at all.
 func (c *Conn[T]) Send(m []byte) error { return c.conn.Send(m) }
 
-// Close ends the connection: what is in the send queue leaves first, within
-// Limits.Close, and OnClose is told why. nil stands for ErrClosed. After the
-// first call, or the end of the connection, it does nothing.
-func (c *Conn[T]) Close(why error) { c.conn.Close(why) }
+// Close ends the connection: what is in the send queue leaves first, and
+// behind it the messages in last, within Limits.Close; OnClose is told why.
+// The peer gets the end of the stream and is given the rest of that time to
+// take note, so that what it still sends does not destroy what is on its way.
+// After the first call, or the end of the connection, it does nothing. The
+// error is Send's for the first message of last that was refused; the
+// connection is closed all the same.
+func (c *Conn[T]) Close(why error, last ...[]byte) error { return c.conn.Close(why, last...) }
 
 // CloseNow ends the connection without waiting for what is in the send queue;
 // otherwise as Close.
 func (c *Conn[T]) CloseNow(why error) { c.conn.CloseNow(why) }
+
+// Authenticated says that the peer has shown who it is; until then
+// Limits.Auth, the listener's auth_timeout, runs.
+func (c *Conn[T]) Authenticated() { c.conn.Authenticated() }
 
 // Pause stops reading until Resume. Messages that were read before may still
 // come.
@@ -77,6 +89,24 @@ func (c *Conn[T]) SetTimer(name string, d time.Duration) { c.conn.SetTimer(name,
 
 // StopTimer ends the timer of that name, if there is one.
 func (c *Conn[T]) StopTimer(name string) { c.conn.StopTimer(name) }
+
+// Working says that the callback which runs is well, however long it takes:
+// its handler_timeout starts anew. It is of no use to a callback that is
+// Inline, which must not block at all.
+func (c *Conn[T]) Working() { c.conn.Working() }
+
+// Pipe joins two connections of one worker: each message that comes on one is
+// sent on the other, by the protocol of that one, in the place of OnMessage,
+// from the message after the running callback on. A connection is read only
+// while no more than Limits.SendHigh bytes wait on the other. When one ends,
+// in whatever way, the other is closed with the same reason, and what came
+// before still leaves; so ends a pipe into which a message does not fit. Pause
+// is undone; OnBufferFull and OnBufferDrain are not called any more.
+//
+// It returns ErrPiped if one of them is piped already, or both are the same;
+// ErrClosed if one is over, and then the other is closed. Any goroutine may
+// call it.
+func Pipe[T, U any](a *Conn[T], b *Conn[U]) error { return conn.Pipe(a.conn, b.conn) }
 
 // BytesIn returns how many bytes came in.
 func (c *Conn[T]) BytesIn() uint64 { return c.conn.BytesIn() }
@@ -142,6 +172,38 @@ type Text[T any] struct {
 	Limits Limits
 }
 
+// Frame serves connections on which a message comes behind its length: four
+// bytes, big endian, which count themselves too. A length below four, or of a
+// message over Limits.MaxMessage, ends the connection at once; so long a
+// message cannot be sent either. The rest is as in Framed.
+type Frame[T any] struct {
+	OnConnect     func(c *Conn[T])
+	OnMessage     func(c *Conn[T], m []byte)
+	OnBufferFull  func(c *Conn[T])
+	OnBufferDrain func(c *Conn[T])
+	OnTimer       func(c *Conn[T], name string)
+	OnClose       func(c *Conn[T], why error)
+
+	Inline bool
+	Limits Limits
+}
+
+// Datagram is a datagram that a Packet's OnPacket was given: Data, from whom
+// it came, Peer, and Reply. It is valid until OnPacket returns.
+type Datagram = conn.Datagram
+
+// Packet serves datagrams, on a UDP socket. All workers read from the same
+// socket, so those of one peer may come to several workers, and in another
+// order than they were sent.
+type Packet struct {
+	// OnPacket is given each datagram. It runs on the worker's loop and must
+	// not block. A panic in it costs that datagram.
+	OnPacket func(w *Worker, p *Datagram)
+
+	MaxMessage int // longest datagram, others are dropped; default what UDP can carry
+	SendLimit  int // bytes of replies that may wait while the kernel takes none; default 1 MiB
+}
+
 // HTTP serves HTTP by net/http.
 type HTTP struct {
 	Handler http.Handler // nil: http.DefaultServeMux
@@ -168,6 +230,14 @@ func (p Text[T]) listener(name string, set listenerConfig) (worker.Listener, err
 	}.listener(name, set)
 }
 
+func (p Frame[T]) listener(name string, set listenerConfig) (worker.Listener, error) {
+	return Framed[T]{
+		Protocol:  frame.Protocol{MaxMessage: set.limits(p.Limits).MaxMessage}, // both defaults are the same
+		OnConnect: p.OnConnect, OnMessage: p.OnMessage, OnBufferFull: p.OnBufferFull, OnBufferDrain: p.OnBufferDrain,
+		OnTimer: p.OnTimer, OnClose: p.OnClose, Inline: p.Inline, Limits: p.Limits,
+	}.listener(name, set)
+}
+
 func (p Framed[T]) listener(name string, set listenerConfig) (worker.Listener, error) {
 	c := &conn.Config{Protocol: p.Protocol, Handler: &callbacks[T]{p}, Limits: set.limits(p.Limits), Inline: p.Inline}
 	if set.Inline != nil {
@@ -176,7 +246,7 @@ func (p Framed[T]) listener(name string, set listenerConfig) (worker.Listener, e
 	if err := c.Limits.Check(); err != nil {
 		return worker.Listener{}, err
 	}
-	return worker.Listener{Name: name, Conn: c}, nil
+	return worker.Listener{Name: name, Conn: c, Accept: set.accept()}, nil
 }
 
 // limits is what the operator has set, where he has not, what the code says.
@@ -198,10 +268,58 @@ func (l listenerConfig) limits(code Limits) Limits {
 	}
 	time(&code.FirstByte, l.FirstByteTimeout)
 	time(&code.Message, l.MessageTimeout)
+	time(&code.Auth, l.AuthTimeout)
 	time(&code.Idle, l.IdleTimeout)
+	time(&code.ReadIdle, l.ReadIdleTimeout)
+	time(&code.WriteIdle, l.WriteIdleTimeout)
 	time(&code.WriteStall, l.WriteTimeout)
 	time(&code.Close, l.CloseTimeout)
 	return code
+}
+
+func (l listenerConfig) accept() worker.AcceptLimits {
+	return worker.AcceptLimits{Connections: l.MaxConnections, PerPeer: l.MaxConnectionsPerPeer, Rate: l.AcceptRate, Burst: l.AcceptBurst}
+}
+
+// unusable returns a key that is set and is none of those that a protocol
+// has; address and serve are every protocol's.
+func (l listenerConfig) unusable(has ...string) string {
+	for _, k := range []struct {
+		key string
+		set bool
+	}{
+		{"inline", l.Inline != nil}, {"max_message", l.MaxMessage != 0}, {"send_high", l.SendHigh != 0},
+		{"send_low", l.SendLow != 0}, {"send_limit", l.SendLimit != 0}, {"queue_depth", l.QueueDepth != 0},
+		{"max_connections", l.MaxConnections != 0}, {"max_connections_per_peer", l.MaxConnectionsPerPeer != 0},
+		{"accept_rate", l.AcceptRate != 0}, {"accept_burst", l.AcceptBurst != 0}, {"auth_timeout", l.AuthTimeout != 0},
+		{"read_idle_timeout", l.ReadIdleTimeout != 0}, {"write_idle_timeout", l.WriteIdleTimeout != 0},
+		{"first_byte_timeout", l.FirstByteTimeout != 0}, {"message_timeout", l.MessageTimeout != 0},
+		{"idle_timeout", l.IdleTimeout != 0}, {"write_timeout", l.WriteTimeout != 0}, {"close_timeout", l.CloseTimeout != 0},
+	} {
+		if k.set && !slices.Contains(has, k.key) {
+			return k.key
+		}
+	}
+	return ""
+}
+
+// listener takes, of what the operator can set, the limits that datagrams
+// have as well.
+func (p Packet) listener(name string, set listenerConfig) (worker.Listener, error) {
+	if p.OnPacket == nil {
+		return worker.Listener{}, errors.New("a Packet without OnPacket")
+	}
+	c := &conn.PacketConfig{MaxMessage: p.MaxMessage, SendLimit: p.SendLimit}
+	if set.MaxMessage != 0 {
+		c.MaxMessage = set.MaxMessage
+	}
+	if set.SendLimit != 0 {
+		c.SendLimit = set.SendLimit
+	}
+	if key := set.unusable("max_message", "send_limit"); key != "" {
+		return worker.Listener{}, &settingError{key, "datagrams have no such setting, only max_message and send_limit"}
+	}
+	return worker.Listener{Name: name, Packet: c, OnPacket: p.OnPacket}, nil
 }
 
 // listener takes, of what the operator can set, the timeouts that net/http
@@ -211,21 +329,11 @@ func (p HTTP) listener(name string, set listenerConfig) (worker.Listener, error)
 	if h == nil {
 		h = http.DefaultServeMux
 	}
-	for _, other := range []struct {
-		key string
-		set bool
-	}{
-		{"inline", set.Inline != nil}, {"max_message", set.MaxMessage != 0}, {"send_high", set.SendHigh != 0},
-		{"send_low", set.SendLow != 0}, {"send_limit", set.SendLimit != 0}, {"queue_depth", set.QueueDepth != 0},
-		{"first_byte_timeout", set.FirstByteTimeout != 0},
-		{"close_timeout", set.CloseTimeout != 0},
-	} {
-		if other.set {
-			return worker.Listener{}, &settingError{other.key, "net/http has no such setting, only message_timeout, idle_timeout and write_timeout"}
-		}
+	if key := set.unusable("message_timeout", "idle_timeout", "write_timeout", "max_connections", "max_connections_per_peer", "accept_rate", "accept_burst"); key != "" {
+		return worker.Listener{}, &settingError{key, "net/http has no such setting, only message_timeout, idle_timeout, write_timeout, max_connections, max_connections_per_peer, accept_rate and accept_burst"}
 	}
 	limits := worker.HTTPLimits{Header: set.MessageTimeout, Idle: set.IdleTimeout, Stall: set.WriteTimeout}
-	return worker.Listener{Name: name, HTTP: h, HTTPLimits: limits}, nil
+	return worker.Listener{Name: name, HTTP: h, HTTPLimits: limits, Accept: set.accept()}, nil
 }
 
 // callbacks gives the callbacks of a Framed their typed connection.

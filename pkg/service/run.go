@@ -360,6 +360,9 @@ func (l *loader) fits(c config) error {
 		if err := l.service.check(c, p.name); err != nil {
 			return err
 		}
+		if err := p.fits(l.service, c); err != nil {
+			return err
+		}
 		if was, is := l.first.Listeners[p.name].Address, c.Listeners[p.name].Address; was != is {
 			l.restartOnly(listenerKey(p.name)+".address", was, is)
 		}

@@ -44,11 +44,13 @@ var (
 	ErrTooLong         = conn.ErrTooLong
 	ErrPeerClosed      = conn.ErrPeerClosed
 	ErrReset           = conn.ErrReset
+	ErrUnauthenticated = conn.ErrUnauthenticated
 	ErrIdle            = conn.ErrIdle
 	ErrFirstByte       = conn.ErrFirstByte
 	ErrMessageDeadline = conn.ErrMessageDeadline
 	ErrStalled         = conn.ErrStalled
 	ErrDrained         = conn.ErrDrained
+	ErrPiped           = conn.ErrPiped
 )
 
 // Service is what an application serves. It is filled by one goroutine and

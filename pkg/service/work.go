@@ -25,6 +25,9 @@ type workerConfig struct {
 	LogLevel  string                    `json:"log_level"`
 	LogFormat string                    `json:"log_format"`
 	Listeners map[string]listenerConfig `json:"listeners"`
+
+	// MemorySoft is worker.Config's.
+	MemorySoft int64 `json:"memory_soft,omitempty"`
 }
 
 // work is the worker's role. What it writes to standard error before it is
@@ -70,7 +73,7 @@ func (s *Service) work() int {
 	s.metrics.Own("mainstay_log_lines_dropped_total", "Lines of the worker's log that nobody got.", func() float64 { return float64(log.Dropped()) })
 	conf := worker.Config{
 		Metrics: s.metrics,
-		Grace:   c.Grace, StopGrace: c.StopGrace,
+		Grace:   c.Grace, StopGrace: c.StopGrace, MemorySoft: c.MemorySoft,
 		Build: buildVersion(), Log: log.Logger(), Level: &level,
 		OnStart: s.started, OnDrain: s.drained, OnStop: s.stopped,
 	}

@@ -42,6 +42,7 @@ type listener struct {
 	isTCP  bool
 	conns  *conn.Config // what the connections are given to: this,
 	http   *httpServer  // or this
+	gate   *gate        // nil: all are taken
 
 	token   reactor.Token
 	state   listening
@@ -136,6 +137,10 @@ func (l *listener) acceptSome() (accepted int, err error) {
 		switch fault(err) {
 		case faultNone:
 			accepted++
+			if !l.gate.admit(peer, l.worker.loop.Now()) {
+				unix.Close(fd)
+				continue
+			}
 			l.take(fd, peer)
 		case faultEmpty:
 			l.recovered(accepted)
@@ -259,10 +264,11 @@ func (l *listener) take(fd int, peer unix.Sockaddr) {
 	// and ours agree.
 	option(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
 	if l.http != nil {
-		l.http.take(fd)
+		l.http.take(fd, peer)
 		return
 	}
 	if _, err := l.worker.set.Accepted(fd, peer, l.conns); err != nil {
+		l.gate.left(addressOf(peer))
 		l.worker.log.Warn("connection not taken", zap.String("listener", l.name), zap.Error(err))
 	}
 }
@@ -275,12 +281,13 @@ const keepAliveIdle = 55
 // it, and ends by itself.
 func option(fd, level, name, value int) { _ = unix.SetsockoptInt(fd, level, name, value) }
 
-// broken: the socket cannot be served any more. The worker leaves; whoever
-// comes after it may find it well.
-func (l *listener) broken(err error) {
-	w := l.worker
-	w.log.Error("listener is broken", zap.String("listener", l.name), zap.Error(err))
+func (l *listener) broken(err error) { l.worker.listenerBroken(l.name, err) }
+
+// listenerBroken: the socket cannot be served any more. The worker leaves;
+// whoever comes after it may find it well.
+func (w *Worker) listenerBroken(name string, err error) {
+	w.log.Error("listener is broken", zap.String("listener", name), zap.Error(err))
 	w.failure = err
-	w.send(link.Failed{Reason: "listener " + l.name + ": " + err.Error()})
+	w.send(link.Failed{Reason: "listener " + name + ": " + err.Error()})
 	w.leave(terms{grace: w.conf.Grace})
 }

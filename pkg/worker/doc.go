@@ -6,9 +6,11 @@
 //	inherit  link.Inherit    before Run: identity, sockets, control socket
 //	prepare  worker.go       signals, descriptor table, seat, loop
 //	start    worker.go       Hello; the application's OnStart, beside the turning loop
+//	turn     evidence.go     each turn stamps the seat: what the supervisor judges by
 //	ready    worker.go       standard error takes the place of the pipe; Ready
 //	accept   accept.go       from Accept on: listener into connections, or into net/http (http.go)
 //	drain    drain.go        leave the listeners, say Draining, finish what is open
+//	end      background.go   what Worker.Go has started returns
 //	exit     drain.go        OnStop, close everything, Run returns
 //
 // # Invariants

@@ -41,6 +41,7 @@ type drain struct {
 	told     bool           // OnDrain has returned
 	conns    bool           // the connections are gone
 	servers  int            // HTTP servers that have not ended
+	packets  int            // datagram sockets with replies that wait
 	stopping bool
 }
 
@@ -91,7 +92,12 @@ func (w *Worker) leaveListeners() *drain {
 	for _, l := range w.listeners {
 		l.unwatch()
 	}
-	d := &drain{w: w, begun: time.Now(), graceful: true, servers: len(w.servers)}
+	d := &drain{w: w, begun: time.Now(), graceful: true, servers: len(w.servers), packets: len(w.packets)}
+	for _, p := range w.packets {
+		if err := p.Drain(func() { d.packets--; d.progress() }); err != nil {
+			w.log.Warn("listener not taken out of epoll", zap.String("listener", p.name), zap.Error(err))
+		}
+	}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	w.drain = d
 	w.draining.Store(true)
@@ -147,7 +153,10 @@ func (d *drain) progress() {
 	if d.stopping || !d.conns || d.servers > 0 {
 		return
 	}
-	if d.graceful && (!d.told || !w.started.Load()) {
+	if d.graceful && (d.packets > 0 || !d.told || !w.started.Load()) {
+		return
+	}
+	if !w.background.end() && d.graceful {
 		return
 	}
 	d.stopping = true
@@ -157,13 +166,15 @@ func (d *drain) progress() {
 	go w.stop(d.margin / 2)
 }
 
-// stop is the last step: the callbacks end, OnStop, the loop. What runs for
-// longer than patience is given up, once OnStop had its turn.
+// stop is the last step: the callbacks and what Go has started end, OnStop,
+// the loop. What runs for longer than patience is given up, once OnStop had
+// its turn.
 func (w *Worker) stop(patience time.Duration) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		w.pool.Close()
+		<-w.background.done
 	}()
 	timer := time.NewTimer(patience)
 	defer timer.Stop()

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"runtime/debug"
 	"sync"
@@ -50,7 +51,8 @@ type httpServer struct {
 	name   string
 	server *http.Server
 	stall  time.Duration // negative: no such deadline
-	queue  chan int      // accepted descriptors that net/http has not taken
+	gate   *gate
+	queue  chan accepted // that net/http has not taken
 	closed chan struct{} // closed when nothing more comes into the queue
 	empty  chan struct{} // told when the last connection has gone
 
@@ -66,10 +68,16 @@ type httpServer struct {
 	drained   func()             // told once, from any goroutine, when all has ended
 }
 
-func newHTTPServer(w *Worker, l *Listener) *httpServer {
+// accepted is a connection for net/http.
+type accepted struct {
+	fd   int
+	peer netip.Addr
+}
+
+func newHTTPServer(w *Worker, l *Listener, g *gate) *httpServer {
 	s := &httpServer{
-		worker: w, name: l.Name,
-		queue:  make(chan int, queueLength),
+		worker: w, name: l.Name, gate: g,
+		queue:  make(chan accepted, queueLength),
 		closed: make(chan struct{}),
 		empty:  make(chan struct{}, 1),
 	}
@@ -120,14 +128,15 @@ func (s *httpServer) start() {
 func (s *httpServer) full() bool { return len(s.queue) == cap(s.queue) }
 
 // take passes an accepted descriptor on; full was asked before. Loop only.
-func (s *httpServer) take(fd int) {
+func (s *httpServer) take(fd int, peer unix.Sockaddr) {
 	s.open.Add(1)
 	s.worker.seat.Connections.Add(1)
-	s.queue <- fd
+	s.queue <- accepted{fd, addressOf(peer)}
 }
 
 // left notes the end of a connection.
-func (s *httpServer) left() {
+func (s *httpServer) left(peer netip.Addr) {
+	s.gate.left(peer)
 	s.worker.seat.Connections.Add(-1)
 	if s.open.Add(-1) == 0 && s.leaving.Load() {
 		select {
@@ -137,10 +146,10 @@ func (s *httpServer) left() {
 	}
 }
 
-func (s *httpServer) changed(_ net.Conn, state http.ConnState) {
+func (s *httpServer) changed(c net.Conn, state http.ConnState) {
 	// A hijacked connection is the application's: nobody tells of its end.
 	if state == http.StateClosed || state == http.StateHijacked {
-		s.left()
+		s.left(textAddress(c.RemoteAddr().String()))
 	}
 }
 
@@ -270,35 +279,35 @@ type intake struct{ s *httpServer }
 // closed and empty.
 func (in intake) Accept() (net.Conn, error) {
 	for {
-		fd, err := in.next()
+		a, err := in.next()
 		if err != nil {
 			return nil, err
 		}
-		c, err := in.s.connection(fd)
+		c, err := in.s.connection(a.fd)
 		if err == nil {
 			return c, nil
 		}
-		in.s.left()
+		in.s.left(a.peer)
 		in.s.worker.log.Warn("connection not taken", zap.String("listener", in.s.name), zap.Error(err))
 	}
 }
 
-func (in intake) next() (int, error) {
+func (in intake) next() (accepted, error) {
 	select {
-	case fd := <-in.s.queue:
-		return fd, nil
+	case a := <-in.s.queue:
+		return a, nil
 	default:
 	}
 	select {
-	case fd := <-in.s.queue:
-		return fd, nil
+	case a := <-in.s.queue:
+		return a, nil
 	case <-in.s.closed:
 	}
 	select {
-	case fd := <-in.s.queue: // put in before the end
-		return fd, nil
+	case a := <-in.s.queue: // put in before the end
+		return a, nil
 	default:
-		return -1, net.ErrClosed
+		return accepted{}, net.ErrClosed
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -56,6 +58,12 @@ func (e echo) OnMessage(c *conn.Conn, m []byte) {
 		panic("asked for")
 	case "hang":
 		select {}
+	case "work":
+		for range 30 {
+			<-time.After(10 * time.Millisecond)
+			c.Working()
+		}
+		c.Send(m)
 	case "close":
 		c.Close(nil)
 	default:
@@ -122,6 +130,19 @@ func helper(name string) int {
 			limit := uint64(probe) + 4
 			return unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: limit, Max: limit})
 		}
+	case "memory":
+		c.MemorySoft = 1 << 30
+		c.OnStart = func(w *Worker) error {
+			fmt.Fprintln(stderr, "limit", debug.SetMemoryLimit(-1), "procs", runtime.GOMAXPROCS(0))
+			return nil
+		}
+	case "limits", "http limits":
+		for i := range c.Listeners {
+			if name != "limits" {
+				c.Listeners[i] = Listener{Name: c.Listeners[i].Name, HTTP: http.HandlerFunc(serveTest)}
+			}
+			c.Listeners[i].Accept = AcceptLimits{Connections: 5, PerPeer: 2}
+		}
 	case "http":
 		for i := range c.Listeners {
 			c.Listeners[i] = Listener{Name: c.Listeners[i].Name, HTTP: http.HandlerFunc(serveTest)}
@@ -147,6 +168,31 @@ func helper(name string) int {
 				}
 			}()
 			return nil
+		}
+	case "background":
+		c.OnStart = func(w *Worker) error {
+			if !w.Go(func(context.Context) { panic("in the background") }) {
+				return errors.New("Go refuses")
+			}
+			w.Go(func(ctx context.Context) {
+				<-ctx.Done()
+				fmt.Fprintln(stderr, "background ends, connections:", w.Connections(), "more:", w.Go(func(context.Context) {}))
+			})
+			return nil
+		}
+	case "background hangs":
+		c.OnStart = func(w *Worker) error {
+			w.Go(func(context.Context) { select {} })
+			return nil
+		}
+	case "packets":
+		for i := range c.Listeners {
+			c.Listeners[i] = Listener{Name: c.Listeners[i].Name, Packet: &conn.PacketConfig{}, OnPacket: func(w *Worker, d *conn.Datagram) {
+				if string(d.Data) == "panic" {
+					panic("asked for")
+				}
+				d.Reply(fmt.Appendf(nil, "%s from %d", d.Data, w.Slot()))
+			}}
 		}
 	case "drain waits":
 		c.OnDrain = func(ctx context.Context, w *Worker) {
@@ -204,9 +250,11 @@ func (b *syncBuffer) String() string {
 	return b.b.String()
 }
 
-func listen(t *testing.T) activation.Socket {
+func listen(t *testing.T) activation.Socket { return listenOn(t, "tcp://127.0.0.1:0") }
+
+func listenOn(t *testing.T, url string) activation.Socket {
 	t.Helper()
-	s, err := activation.Listen("main", "tcp://127.0.0.1:0")
+	s, err := activation.Listen("main", url)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -54,6 +54,13 @@ func (w *Worker) setReady(ready bool, why string) {
 				l.stepOut()
 			}
 		}
+		for _, p := range w.packets {
+			if ready {
+				p.watch()
+			} else {
+				p.stepOut()
+			}
+		}
 	}
 	w.send(link.Readiness{Ready: ready, Reason: why})
 	if ready {

@@ -42,6 +42,11 @@ type Config struct {
 	Grace     time.Duration // of the patient drain when the supervisor is gone; zero: 30 s
 	StopGrace time.Duration // of the prompt drain at SIGTERM; zero: 10 s
 
+	// MemorySoft is the memory beyond which the supervisor replaces the
+	// worker, in bytes; zero: none. The Go runtime is told to stay 10 % below
+	// it, unless GOMEMLIMIT says otherwise.
+	MemorySoft int64
+
 	PoolSize       int // goroutines for callbacks that are not inline; zero: 256
 	MaxDescriptors int // the descriptor table is made large enough for so many; zero: 65536
 
@@ -53,13 +58,20 @@ type Config struct {
 }
 
 // Listener is what is served on one inherited socket: connections of ours,
-// or HTTP by net/http.
+// datagrams, or HTTP by net/http.
 type Listener struct {
 	Name string
 	// Conn configures the connections; the worker sets its Listener, Pool,
-	// Seat and Event. nil: HTTP is served.
+	// Seat, Released and Event. nil: Packet or HTTP is served.
 	Conn *conn.Config
-	// HTTP answers the requests; nil unless Conn is.
+	// Accept bounds the connections, those of net/http too.
+	Accept AcceptLimits
+	// Packet configures a datagram socket; the worker sets its Listener,
+	// OnPacket, Seat and Event. nil unless Conn is.
+	Packet *conn.PacketConfig
+	// OnPacket goes with Packet, as conn.PacketConfig's.
+	OnPacket func(*Worker, *conn.Datagram)
+	// HTTP answers the requests; nil unless Conn and Packet are.
 	HTTP http.Handler
 	// HTTPLimits go with HTTP.
 	HTTPLimits HTTPLimits
@@ -95,6 +107,7 @@ type Worker struct {
 	pool      *conn.Pool
 	stderr    int
 	listeners []*listener
+	packets   []*packets
 	servers   []*httpServer
 
 	// overdue is closed when Run must return whatever still runs.
@@ -108,7 +121,10 @@ type Worker struct {
 	phase     link.State
 	failure   error
 	drain     *drain // from the first Drain on
+	evidence  evidence
 	readiness readiness
+
+	background background
 
 	// Guarded by endingMu.
 
@@ -125,8 +141,9 @@ type Worker struct {
 // of the application may still run then; the caller exits.
 //
 // Run changes the process: SIGPIPE, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 are
-// ignored, SIGTERM drains and a second one stops, GOMAXPROCS is 2 unless the
-// environment says otherwise, crashes of the runtime are noted for the
+// ignored, SIGTERM drains and a second one stops, GOMAXPROCS is 2 and
+// GOMEMLIMIT 90 % of MemorySoft unless the environment says otherwise, the
+// descriptor table is grown to MaxDescriptors, crashes of the runtime are noted for the
 // supervisor, and standard output and error lead to the service's own once
 // the worker is ready. It is called once.
 func Run(in *link.Inherited, conf Config) error {
@@ -171,10 +188,14 @@ func prepare(in *link.Inherited, conf Config) (*Worker, error) {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(defaultProcs)
 	}
+	if conf.MemorySoft > 0 && os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(conf.MemorySoft / 10 * 9)
+	}
 	w := &Worker{
 		id: in.Identity, conf: conf.withDefaults(), control: in.Control, stderr: in.Stderr,
 		overdue: make(chan struct{}),
 	}
+	w.background.init()
 	w.log = w.conf.Log
 	w.Tell("metrics", w.tellMetrics)
 	nameProcess(fmt.Sprintf("%s/%d", in.Service, in.Slot))
@@ -262,11 +283,22 @@ func (w *Worker) makeListeners(in *link.Inherited) error {
 		if c == nil {
 			return fmt.Errorf("worker: listener %q: nothing is served on it", inherited.Name)
 		}
+		if wants := c.Packet != nil; wants != isDatagram(in.Sockets[i]) {
+			return fmt.Errorf("worker: listener %q: %s is a %s socket, but what is served on it wants a %s one",
+				c.Name, inherited.Address, socketKind(!wants), socketKind(wants))
+		}
+		if c.Packet != nil {
+			if err := w.addPackets(in.Sockets[i], c); err != nil {
+				return err
+			}
+			continue
+		}
 		l := &listener{worker: w, name: c.Name, fd: in.Sockets[i], isTCP: isTCP(in.Sockets[i])}
+		l.gate = w.newGate(c.Name, c.Accept)
 		if c.Conn != nil {
-			l.conns = w.configure(c)
+			l.conns = w.configure(c, l.gate)
 		} else {
-			l.http = newHTTPServer(w, c)
+			l.http = newHTTPServer(w, c, l.gate)
 			w.servers = append(w.servers, l.http)
 		}
 		w.listeners = append(w.listeners, l)
@@ -274,16 +306,24 @@ func (w *Worker) makeListeners(in *link.Inherited) error {
 	return nil
 }
 
-func (w *Worker) configure(l *Listener) *conn.Config {
+func (w *Worker) configure(l *Listener, g *gate) *conn.Config {
 	c := *l.Conn
 	c.Listener, c.Pool, c.Seat, c.Event = l.Name, w.pool, w.seat, w.connEvent
+	c.Released = nil
+	if g != nil {
+		c.Released = func(c *conn.Conn) { g.left(textAddress(c.Peer())) }
+	}
 	return &c
 }
 
 // connEvent logs what a connection's callbacks have done.
 func (w *Worker) connEvent(e conn.Event) {
-	fields := []zap.Field{
-		zap.String("listener", e.Conn.Listener()), zap.Uint64("conn", e.Conn.ID()), zap.String("peer", e.Conn.Peer()),
+	fields := []zap.Field{zap.String("listener", e.Listener)}
+	if e.Conn != nil {
+		fields = append(fields, zap.Uint64("conn", e.Conn.ID()))
+	}
+	if e.Peer != "" {
+		fields = append(fields, zap.String("peer", e.Peer))
 	}
 	switch e.Kind {
 	case conn.SlowCallback:
@@ -294,13 +334,11 @@ func (w *Worker) connEvent(e conn.Event) {
 			fields = append(fields, zap.ByteString("stack", p.Stack))
 		}
 		w.log.Error("callback panicked", fields...)
+	case conn.DatagramsDropped:
+		w.log.Warn("datagrams dropped", append(fields, zap.Error(e.Err), zap.Int("skipped", e.Skipped))...)
+	case conn.PacketsBroken:
+		w.listenerBroken(e.Listener, e.Err)
 	}
-}
-
-// turned stamps the seat at the end of each of the loop's turns.
-func (w *Worker) turned(now time.Duration) {
-	w.seat.Heartbeat.Store(int64(now))
-	w.seat.Timers.Store(int64(w.loop.Timers()))
 }
 
 func (w *Worker) enter(phase link.State) {
@@ -348,6 +386,9 @@ func (w *Worker) told(body link.Body) {
 		w.post(func() {
 			for _, l := range w.listeners {
 				l.rearm()
+			}
+			for _, p := range w.packets {
+				p.rearm()
 			}
 		})
 	case link.Drain:
@@ -456,6 +497,9 @@ func (w *Worker) accept() {
 	}
 	for _, l := range w.listeners {
 		l.watch()
+	}
+	for _, p := range w.packets {
+		p.watch()
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
+	"runtime/metrics"
 	"strings"
 	"syscall"
 	"testing"
@@ -16,12 +18,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mainstay-go/mainstay/pkg/activation"
+	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/link"
+	"github.com/mainstay-go/mainstay/pkg/scoreboard"
 )
 
 func dial(t *testing.T, s activation.Socket) net.Conn {
 	t.Helper()
-	c, err := net.Dial("tcp", strings.TrimPrefix(s.Address, "tcp://"))
+	c, err := net.Dial(s.Network, strings.TrimPrefix(s.Address, s.Network+"://"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,6 +69,75 @@ func TestWorkerAcceptsWhenItIsToldTo(t *testing.T) {
 	await(t, "counters", func() bool {
 		return p.seat.Accepts.Load() == 1 && p.seat.Connections.Load() == 1 && p.seat.Messages.Load() == 1
 	})
+}
+
+func TestSeatTellsHowLongThePoolsCallbacksRun(t *testing.T) {
+	s := listen(t)
+	p := serving(t, "pool", 0, s)
+	good, hung := dial(t, s), dial(t, s)
+	ask(t, good, "before")
+	await(t, "none runs", func() bool { return p.seat.PoolRunning.Load() == 0 && p.seat.PoolOldest.Load() == 0 })
+	before := p.seat.Heartbeat.Load()
+	io.WriteString(hung, "hang")
+	await(t, "it hangs", func() bool { return p.seat.PoolRunning.Load() == 1 })
+	since := p.seat.PoolOldest.Load()
+	if since < before {
+		t.Errorf("since %d, want not before %d", since, before)
+	}
+	ask(t, good, "others are served")
+	await(t, "the loop lives", func() bool { return p.seat.Heartbeat.Load() > since+int64(300*time.Millisecond) })
+	if got := p.seat.PoolOldest.Load(); got != since {
+		t.Errorf("since %d, then since %d", since, got)
+	}
+}
+
+func TestWorkingCallbackIsNotOld(t *testing.T) {
+	s := listen(t)
+	p := serving(t, "pool", 0, s)
+	c, other := dial(t, s), dial(t, s)
+	io.WriteString(c, "work") // for 300 ms
+	moved, last := 0, int64(0)
+	await(t, "its time starts anew", func() bool {
+		ask(t, other, "turn") // so that the loop turns
+		if since := p.seat.PoolOldest.Load(); since != last {
+			moved, last = moved+1, since
+		}
+		return moved >= 3
+	})
+}
+
+func TestSeatHasTheRuntimesFigures(t *testing.T) {
+	p := serving(t, "", 0)
+	await(t, "figures", func() bool {
+		return p.seat.Goroutines.Load() > 3 && p.seat.HeapBytes.Load() > 100_000 && p.seat.SysBytes.Load() > p.seat.HeapBytes.Load()
+	})
+}
+
+func TestEverySampleIsOneOfTheRuntimes(t *testing.T) {
+	w := &Worker{seat: scoreboard.NewSeat()}
+	runtime.GC()
+	w.stampRuntime()
+	for i, s := range w.evidence.samples {
+		if s.Value.Kind() == metrics.KindBad {
+			t.Errorf("the runtime has no %s", samples[i])
+		}
+	}
+	if cycles, pause := w.seat.GCCycles.Load(), w.seat.GCPauseNS.Load(); cycles == 0 || pause == 0 || pause > uint64(time.Minute) {
+		t.Errorf("%d collections and %d ns of pauses after a collection", cycles, pause)
+	}
+}
+
+func TestMemoryLimitIsBelowTheSoftOne(t *testing.T) {
+	for _, tt := range []struct{ env, want string }{
+		{"", fmt.Sprintf("limit %d procs 2\n", int64(1<<30)/10*9)},
+		{"512MiB", fmt.Sprintf("limit %d procs 2\n", 512<<20)},
+	} {
+		t.Run("GOMEMLIMIT="+tt.env, func(t *testing.T) {
+			t.Setenv("GOMEMLIMIT", tt.env)
+			t.Setenv("GOMAXPROCS", "")
+			serving(t, "memory", 0).wrote(tt.want)
+		})
+	}
 }
 
 func TestWorkerIsNamedInItsProcess(t *testing.T) {
@@ -187,6 +260,30 @@ func TestSecondDrainReplacesTheTerms(t *testing.T) {
 	p.tell(link.Drain{Prompt: true, Grace: time.Hour})
 	awaitEOF(t, c)
 	p.awaitExit(0)
+}
+
+func TestBackgroundEndsAfterTheConnectionsAndBeforeStop(t *testing.T) {
+	s := listen(t)
+	p := serving(t, "background", 0, s)
+	p.wrote("background function panicked: in the background")
+	c := dial(t, s)
+	ask(t, c, "before")
+	p.tell(link.Drain{Grace: time.Hour})
+	expect[link.Draining](p)
+	p.wrote("OnWorkerDrain\n")
+	ask(t, c, "after")
+	c.Close()
+	p.awaitExit(0)
+	p.wrote("background ends, connections: 0 more: false\nOnWorkerStop\n")
+}
+
+func TestBackgroundThatHangsEndsWithTheGrace(t *testing.T) {
+	p := serving(t, "background hangs", 0)
+	p.tell(link.Drain{Grace: 50 * time.Millisecond})
+	expect[link.Draining](p)
+	p.wrote("OnWorkerStop\n")
+	p.wrote("worker gives up what still runs")
+	p.awaitExit(1)
 }
 
 func TestStopEndsTheGrace(t *testing.T) {
@@ -414,6 +511,66 @@ func TestEndlessRequestEndsWithTheGrace(t *testing.T) {
 	request(t, dial(t, s), "/", "")
 	p.tell(link.Drain{Prompt: true, Grace: 50 * time.Millisecond})
 	p.awaitExit(0)
+}
+
+func TestDatagramsAreServedAndHandedOver(t *testing.T) {
+	s := listenOn(t, "udp://127.0.0.1:0")
+	old := serving(t, "packets", 0, s)
+	c := dial(t, s)
+	answer := func() string {
+		t.Helper()
+		buf := make([]byte, 100)
+		n, err := c.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(buf[:n])
+	}
+	io.WriteString(c, "panic")
+	io.WriteString(c, "hello")
+	if got := answer(); got != "hello from 0" {
+		t.Fatalf("got %q", got)
+	}
+	old.wrote("callback panicked")
+	await(t, "the counters", func() bool { return old.seat.Datagrams.Load() == 2 && old.seat.Panics.Load() == 1 })
+
+	// The new one reads before the old one leaves: whatever is sent meanwhile
+	// is answered by one of them.
+	next := serving(t, "packets", 1, s)
+	for i := range 200 {
+		switch i {
+		case 50:
+			old.tell(link.Drain{Grace: time.Hour})
+		case 100:
+			expect[link.Draining](old)
+			next.tell(link.Rearm{})
+			old.awaitExit(0)
+		}
+		fmt.Fprint(c, i)
+		got := answer()
+		if want := fmt.Sprint(i); got != want+" from 1" && (got != want+" from 0" || i >= 100) {
+			t.Fatalf("datagram %d: got %q", i, got)
+		}
+	}
+}
+
+func TestSocketOfTheWrongKindIsAFailedStart(t *testing.T) {
+	for _, tt := range []struct {
+		url      string
+		listener Listener
+		want     string
+	}{
+		{"udp://127.0.0.1:0", Listener{Name: "main", Conn: &conn.Config{}}, "is a datagram socket, but what is served on it wants a stream one"},
+		{"tcp://127.0.0.1:0", Listener{Name: "main", Packet: &conn.PacketConfig{}}, "is a stream socket, but what is served on it wants a datagram one"},
+	} {
+		s := listenOn(t, tt.url)
+		w := &Worker{conf: Config{Listeners: []Listener{tt.listener}}}
+		in := &link.Inherited{Sockets: []int{s.FD}}
+		in.Identity.Listeners = []link.Listener{{Name: "main", Address: s.Address}}
+		if err := w.makeListeners(in); err == nil || !strings.Contains(err.Error(), `listener "main": `+s.Address+" "+tt.want) {
+			t.Errorf("got %v, want %s", err, tt.want)
+		}
+	}
 }
 
 func TestAcceptFaultsAreClassed(t *testing.T) {

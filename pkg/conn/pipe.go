@@ -1,0 +1,82 @@
+package conn
+
+import (
+	"errors"
+)
+
+// ErrPiped is Pipe's answer if one of the connections is piped already, or if
+// both are the same.
+var ErrPiped = errors.New("conn: piped already")
+
+// Pipe joins two connections: each message that comes on one is sent on the
+// other, by the protocol of that one, in the place of OnMessage, from the
+// message on that comes after the running callback. OnBufferFull and
+// OnBufferDrain are not called any more, and Pause is undone: a connection is
+// read only while no more than Limits.SendHigh bytes wait on the other. There
+// is no first-byte deadline; the other ones hold, and OnTimer is still called.
+//
+// A pipe ends as a whole. When one connection ends, in whatever way, or is
+// told to, the other is closed as by Close, with the same reason: what came
+// before still leaves. So does a message that the other cannot take, with
+// Send's error.
+//
+// It returns ErrPiped, or ErrClosed if one connection is over or being closed;
+// the other is closed then. Any goroutine may call it; both connections are
+// of one Set.
+func Pipe(a, b *Conn) error {
+	if a == b || !a.pipe.CompareAndSwap(nil, b) {
+		return ErrPiped
+	}
+	if !b.pipe.CompareAndSwap(nil, a) {
+		a.pipe.Store(nil)
+		return ErrPiped
+	}
+	// Whoever ends from here on closes the other.
+	if a.has(flagsEnded) || b.has(flagsEnded) {
+		_ = a.Close(ErrClosed)
+		_ = b.Close(ErrClosed)
+		return ErrClosed
+	}
+	for _, c := range []*Conn{a, b} {
+		c.mark(0, flagPaused)
+	}
+	return nil
+}
+
+// message has a message handled.
+func (c *Conn) message(m []byte) {
+	if to := c.pipe.Load(); to != nil {
+		c.pump(to, m)
+		return
+	}
+	c.cfg.Handler.OnMessage(c, m)
+}
+
+// pump sends m to the other end of c's pipe.
+func (c *Conn) pump(to *Conn, m []byte) {
+	err := to.Send(m)
+	if err != nil && !errors.Is(err, ErrClosed) { // its end is c's as well
+		_ = c.Close(err)
+		return
+	}
+	if to.has(flagFull) {
+		c.mark(flagClogged, 0)
+		if !to.has(flagFull) { // it was emptied meanwhile, by a loop that did not see the mark
+			c.mark(0, flagClogged)
+		}
+	}
+}
+
+// unclog has the other end of c's pipe read on, if there is one.
+func (c *Conn) unclog() {
+	if from := c.pipe.Load(); from != nil {
+		from.mark(0, flagClogged)
+	}
+}
+
+// endPipe closes the other end of c's pipe, if there is one.
+func (c *Conn) endPipe(why error) {
+	if other := c.pipe.Load(); other != nil {
+		_ = other.Close(why)
+	}
+}

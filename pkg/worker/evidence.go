@@ -1,0 +1,67 @@
+package worker
+
+import (
+	"runtime"
+	"runtime/metrics"
+	"time"
+)
+
+const (
+	// poolEvery is how often the pool's callbacks are looked at, at most;
+	// the loop turns once a second at least.
+	poolEvery = 100 * time.Millisecond
+
+	// runtimeEvery is how often the figures of the Go runtime are taken.
+	runtimeEvery = 5 * time.Second
+)
+
+// evidence is what the seat is given besides the counters: by it the
+// supervisor judges whether a worker is well, also one that hangs. The loop
+// owns it.
+type evidence struct {
+	poolAt    time.Duration // when the pool was looked at last
+	runtimeAt time.Duration // when the runtime was asked last; 0: never
+	samples   [5]metrics.Sample
+}
+
+// The names of the samples, in the order of evidence.samples. None of them
+// needs the world to be stopped.
+var samples = [5]string{
+	"/sched/goroutines:goroutines",
+	"/memory/classes/heap/objects:bytes",
+	"/memory/classes/total:bytes",
+	"/gc/cycles/total:gc-cycles",
+	// The runtime's estimate, for all processors; while one is stopped all are.
+	"/cpu/classes/gc/pause:cpu-seconds",
+}
+
+// turned stamps the seat at the end of each of the loop's turns.
+func (w *Worker) turned(now time.Duration) {
+	w.seat.Heartbeat.Store(int64(now))
+	w.seat.Timers.Store(int64(w.loop.Timers()))
+	e := &w.evidence
+	if now-e.poolAt >= poolEvery {
+		e.poolAt = now
+		running, oldest := w.pool.Running()
+		w.seat.PoolRunning.Store(int64(running))
+		w.seat.PoolOldest.Store(int64(oldest))
+	}
+	if e.runtimeAt == 0 || now-e.runtimeAt >= runtimeEvery {
+		e.runtimeAt = now
+		w.stampRuntime()
+	}
+}
+
+func (w *Worker) stampRuntime() {
+	s := &w.evidence.samples
+	for i := range s {
+		s[i].Name = samples[i]
+	}
+	metrics.Read(s[:])
+	w.seat.Goroutines.Store(int64(s[0].Value.Uint64()))
+	w.seat.HeapBytes.Store(int64(s[1].Value.Uint64()))
+	w.seat.SysBytes.Store(int64(s[2].Value.Uint64()))
+	w.seat.GCCycles.Store(s[3].Value.Uint64())
+	pauses := s[4].Value.Float64() / float64(runtime.GOMAXPROCS(0))
+	w.seat.GCPauseNS.Store(uint64(pauses * float64(time.Second)))
+}

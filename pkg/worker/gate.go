@@ -1,0 +1,164 @@
+package worker
+
+import (
+	"fmt"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// AcceptLimits bound what one worker takes on a listener. What is beyond them
+// is closed right after the accept. Zero means no limit.
+type AcceptLimits struct {
+	Connections int // open at a time
+	PerPeer     int // open at a time from one address, in IPv6 from one network of 64 bits; not for unix sockets
+	Rate        int // accepted a second
+	Burst       int // accepted at once after a pause; zero: as many as Rate says
+}
+
+// refusedEvery is how often refused connections are logged.
+const refusedEvery = time.Second
+
+// gate holds a listener to its AcceptLimits.
+type gate struct {
+	// Set once.
+
+	limits  AcceptLimits
+	refused *atomic.Uint64
+	log     *zap.Logger
+	name    string
+
+	// Owned by the loop.
+
+	tokens  float64       // connections that may be accepted at once
+	filled  time.Duration // when tokens was right
+	told    time.Duration // when a refusal was logged last
+	skipped int           // refusals since then
+
+	// Guarded by mu: connections of net/http end elsewhere.
+
+	mu    sync.Mutex
+	open  int
+	peers map[netip.Addr]int // only with a limit for them
+}
+
+// newGate returns a gate, or nil if there are no limits.
+func (w *Worker) newGate(name string, limits AcceptLimits) *gate {
+	if limits == (AcceptLimits{}) {
+		return nil
+	}
+	if limits.Burst == 0 {
+		limits.Burst = limits.Rate
+	}
+	return &gate{
+		limits: limits, refused: &w.seat.Refused, log: w.log, name: name,
+		tokens: float64(limits.Burst), told: -refusedEvery, peers: map[netip.Addr]int{},
+	}
+}
+
+// admit says whether a connection from peer is taken; if not, it is counted
+// and logged, and otherwise to be told to left. A nil gate takes all. Loop
+// only.
+func (g *gate) admit(peer unix.Sockaddr, now time.Duration) bool {
+	if g == nil {
+		return true
+	}
+	why := g.refusal(networkOf(addressOf(peer)), now)
+	if why == "" {
+		return true
+	}
+	g.refused.Add(1)
+	if now-g.told < refusedEvery {
+		g.skipped++
+		return false
+	}
+	fields := []zap.Field{zap.String("listener", g.name), zap.String("reason", why), zap.Int("skipped", g.skipped)}
+	if ip := addressOf(peer); ip.IsValid() {
+		fields = append(fields, zap.Stringer("peer", ip))
+	}
+	g.log.Warn("connection refused", fields...)
+	g.told, g.skipped = now, 0
+	return false
+}
+
+// refusal takes a connection into account, or says why not.
+func (g *gate) refusal(peer netip.Addr, now time.Duration) string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	l := g.limits
+	if l.Connections > 0 && g.open >= l.Connections {
+		return fmt.Sprintf("max_connections, %d, are open", l.Connections)
+	}
+	if l.PerPeer > 0 && peer.IsValid() && g.peers[peer] >= l.PerPeer {
+		return fmt.Sprintf("max_connections_per_peer, %d, are open from its address", l.PerPeer)
+	}
+	if l.Rate > 0 {
+		g.tokens = min(float64(l.Burst), g.tokens+(now-g.filled).Seconds()*float64(l.Rate))
+		g.filled = now
+		if g.tokens < 1 {
+			return fmt.Sprintf("accept_rate, %d a second, is exceeded", l.Rate)
+		}
+		g.tokens--
+	}
+	g.open++
+	if l.PerPeer > 0 && peer.IsValid() {
+		g.peers[peer]++
+	}
+	return ""
+}
+
+// left takes back admit; peer has the zero Addr on a unix socket. Any
+// goroutine may call it, of a nil gate too.
+func (g *gate) left(peer netip.Addr) {
+	if g == nil {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.open--
+	if g.limits.PerPeer == 0 || !peer.IsValid() {
+		return
+	}
+	network := networkOf(peer)
+	if g.peers[network]--; g.peers[network] == 0 {
+		delete(g.peers, network)
+	}
+}
+
+// addressOf returns the address of a peer; the zero Addr if it has none.
+func addressOf(peer unix.Sockaddr) netip.Addr {
+	switch sa := peer.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrFrom4(sa.Addr)
+	case *unix.SockaddrInet6:
+		return netip.AddrFrom16(sa.Addr).Unmap()
+	}
+	return netip.Addr{}
+}
+
+// textAddress is addressOf for an address and port as text.
+func textAddress(peer string) netip.Addr {
+	at, err := netip.ParseAddrPort(peer)
+	if err != nil {
+		return netip.Addr{} // a unix socket's
+	}
+	return at.Addr()
+}
+
+// networkOf is what counts as one peer: an address of IPv4, or the network of
+// IPv6 out of which one host may choose its addresses.
+func networkOf(ip netip.Addr) netip.Addr {
+	ip = ip.Unmap().WithZone("")
+	if !ip.Is6() {
+		return ip
+	}
+	p, err := ip.Prefix(64)
+	if err != nil {
+		return ip
+	}
+	return p.Addr()
+}
