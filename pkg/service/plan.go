@@ -116,12 +116,6 @@ func (p planned) fitting(s *Service, c config) (planned, error) {
 
 // fits says whether what c has served on p is for sockets of its kind.
 func (p planned) fits(s *Service, c config) error {
-	if p.name == metricsListener {
-		if p.network == "udp" {
-			return c.refuse(fmt.Errorf("listener %q answers HTTP: want tcp:// or unix://", p.name), listenerKey(p.name)+".address", listenerKey(p.name))
-		}
-		return nil
-	}
 	serve := c.Listeners[p.name].Serve
 	protocol, err := s.protocol(p.name, serve)
 	if err != nil {
@@ -187,6 +181,9 @@ func (c *config) refuseListener(name, what string) error {
 // protocol is what is served on a listener: the operator's word, else the
 // code's, else the kind of that name.
 func (s *Service) protocol(name, serve string) (Protocol, error) {
+	if name == metricsListener {
+		return HTTP{}, nil // by the supervisor, but on connections too
+	}
 	if serve != "" {
 		if p := s.kinds[serve]; p != nil {
 			return p, nil

@@ -263,3 +263,13 @@ func TestMonitoringAloneIsNoService(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+func TestMonitoringWantsConnections(t *testing.T) {
+	c := defaults("app")
+	if err := c.setListenerFlag("listen", "address", "metrics=udp://127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New("app").plan(c, nil); err == nil || !strings.Contains(err.Error(), "wants connections") {
+		t.Errorf("error %v", err)
+	}
+}

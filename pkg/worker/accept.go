@@ -76,9 +76,19 @@ func (l *listener) watch() {
 	l.token, l.state = token, watched
 }
 
-// unwatch takes the socket out of epoll. From then on no wake-up can be lost
-// here.
+// unwatch takes the socket out of epoll and closes this process's copy of it,
+// for good. From then on no wake-up can be lost here, and a socket that is
+// nobody's any more is free.
 func (l *listener) unwatch() {
+	l.stepOut()
+	if l.fd >= 0 {
+		unix.Close(l.fd)
+		l.fd = -1
+	}
+}
+
+// stepOut takes the socket out of epoll; watch puts it in again.
+func (l *listener) stepOut() {
 	if l.state == unwatched {
 		return
 	}
@@ -88,16 +98,6 @@ func (l *listener) unwatch() {
 	l.state = unwatched
 	if err := l.worker.loop.Remove(l.token); err != nil {
 		l.worker.log.Warn("listener not taken out of epoll", zap.String("listener", l.name), zap.Error(err))
-	}
-}
-
-// close unwatches and closes this process's copy of the socket, for good: a
-// socket that is nobody's any more is free.
-func (l *listener) close() {
-	l.unwatch()
-	if l.fd >= 0 {
-		unix.Close(l.fd)
-		l.fd = -1
 	}
 }
 

@@ -90,7 +90,7 @@ func (w *Worker) leaveOn(t terms) {
 // comes here any more before the supervisor is told to wake the others.
 func (w *Worker) leaveListeners() *drain {
 	for _, l := range w.listeners {
-		l.close()
+		l.unwatch()
 	}
 	d := &drain{w: w, begun: time.Now(), graceful: true, servers: len(w.servers), packets: len(w.packets)}
 	for _, p := range w.packets {

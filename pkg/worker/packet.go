@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
@@ -50,5 +51,12 @@ func (p *packets) watch() {
 func (p *packets) rearm() {
 	if err := p.Rearm(); err != nil {
 		p.worker.listenerBroken(p.name, err)
+	}
+}
+
+// stepOut leaves the datagrams to the other workers; watch undoes it.
+func (p *packets) stepOut() {
+	if err := p.Unwatch(); err != nil {
+		p.worker.log.Warn("listener not taken out of epoll", zap.String("listener", p.name), zap.Error(err))
 	}
 }

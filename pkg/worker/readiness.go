@@ -51,7 +51,14 @@ func (w *Worker) setReady(ready bool, why string) {
 			if ready {
 				l.watch()
 			} else {
-				l.unwatch()
+				l.stepOut()
+			}
+		}
+		for _, p := range w.packets {
+			if ready {
+				p.watch()
+			} else {
+				p.stepOut()
 			}
 		}
 	}
