@@ -9,12 +9,14 @@
 //	handle   callback.go  Inline: OnMessage on the loop, straight from the loop's buffer
 //	         inbox.go     otherwise: a copy goes into the connection's inbox, which a goroutine
 //	         pool.go      of the Pool empties, in order
-//	reply    write.go     Send encodes into the send queue, from any goroutine
+//	reply    write.go     Send encodes into the send queue, from any goroutine; what a callback on the
+//	                      loop sends of its own raw message is written from the loop's buffer
 //	settle   conn.go      the loop acts on the marks that calls have left: it flushes with one write,
 //	                      tells of full and empty queues, pauses and resumes, begins to close
 //	close    close.go     the only place that closes the descriptor: flush, half-close, linger, release
 //
-// Beside the walk stand pipe.go (two connections joined), deadline.go (what every wait is bounded by), timer.go
+// Beside the walk stand pipe.go (two connections joined), packet.go (datagrams,
+// which have no connection), account.go (what the seat is told), deadline.go (what every wait is bounded by), timer.go
 // (the application's timers), drain.go (ending all connections, gently),
 // config.go (limits and defaults), buffer.go (where bytes are kept) and
 // errors.go (why a connection ended).
@@ -25,7 +27,7 @@
 // Invariants:
 //
 //   - The reactor is level-triggered. A connection is watched for input
-//     unless it is paused or the Pool is behind, and for output only while
+//     unless it is paused, the Pool is behind or its pipe is full, and for output only while
 //     the kernel has refused some.
 //   - One read a connection and turn. Whole messages are delivered from the
 //     loop's buffer without a copy; only the incomplete rest is kept, in a

@@ -42,6 +42,7 @@ func (c *Conn) push(ev event) {
 	}
 	if start {
 		c.cfg.Pool.submit(c)
+		c.set.loop.Yield()
 	}
 }
 

@@ -30,6 +30,14 @@ const (
 	// the other goroutines of this processor.
 	busyTurns = 64
 
+	// restTurns is how many times the loop may fall asleep in a row without
+	// such a chance, if nobody has asked for one.
+	restTurns = 16
+
+	// pollAgain is after how many turns the loop tries again whether looking
+	// without waiting is enough, once it was not.
+	pollAgain = 8
+
 	// bufferOffset is where in a page the buffer begins. The kernel's side of
 	// a copy most often begins with a page, and copying is up to a sixth
 	// slower between addresses that are equal in their last 12 bits.
@@ -70,6 +78,10 @@ type Loop struct {
 	events  batch  // of AfterEvents
 	ends    batch  // of AtTurnEnd
 	running batch  // of Post, taken out of posted
+	alone   bool   // no other processor runs goroutines
+	yield   bool   // Yield was called
+	rests   int    // times it has fallen asleep since other goroutines had a chance
+	missed  int    // turns since looking without waiting was not enough; 0: it is
 	buffer  []byte // headroom, then what ReadBuffer returns
 
 	// Guarded by mu.
@@ -115,6 +127,7 @@ func New(o Options) (*Loop, error) {
 // or a posted function is not caught. Run is called once.
 func (l *Loop) Run() error {
 	defer l.shut()
+	l.alone = runtime.GOMAXPROCS(0) == 1
 	busy := false
 	for turn := 1; !l.ending.Load(); turn++ {
 		n, err := l.wait(busy, turn%busyTurns == 0)
@@ -158,18 +171,24 @@ func (l *Loop) shut() {
 
 // wait waits for events and returns their number. After a busy turn it looks
 // first without waiting: under load that is nearly always enough, and a raw
-// call costs less than one that the Go scheduler is told of.
+// call costs less than one that the Go scheduler is told of. Where it is not
+// enough, it is not tried each time.
 func (l *Loop) wait(busy, yield bool) (int, error) {
 	if yield {
 		runtime.Gosched()
 	}
-	if busy {
+	if l.missed > 0 {
+		l.missed++
+	}
+	if busy && (l.missed == 0 || l.missed > pollAgain) {
 		n, err := l.poller.poll()
 		if n > 0 || err != nil {
+			l.missed = 0
 			return n, err
 		}
-		runtime.Gosched() // other goroutines, before this thread sleeps
+		l.missed = 1
 	}
+	l.rest()
 	l.asleep.Store(true)
 	defer l.asleep.Store(false)
 	if l.pending() {
@@ -182,6 +201,23 @@ func (l *Loop) wait(busy, yield bool) (int, error) {
 	// Rounded up: a wake-up before the time would only be followed by another.
 	return l.poller.wait(int((timeout + time.Millisecond - 1) / time.Millisecond))
 }
+
+// rest lets other goroutines run before this thread sleeps in the kernel and
+// takes its processor along. That costs more than it seems, since the
+// scheduler wakes another thread for the loop, and most often nobody waits: a
+// goroutine that becomes ready is taken by another processor, if one is idle.
+func (l *Loop) rest() {
+	l.rests++
+	if l.alone || l.yield || l.rests >= restTurns {
+		l.yield, l.rests = false, 0
+		runtime.Gosched()
+	}
+}
+
+// Yield has the loop let other goroutines run before it sleeps next. Whoever
+// wakes a goroutine from the loop, and cannot have it wait until a processor
+// is free, calls it. Loop only.
+func (l *Loop) Yield() { l.yield = true }
 
 // pending says whether there is work for the next turn that no descriptor
 // will tell of.

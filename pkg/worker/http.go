@@ -137,6 +137,7 @@ func (s *httpServer) take(fd int, peer unix.Sockaddr) {
 	s.open.Add(1)
 	s.worker.seat.Connections.Add(1)
 	s.queue <- accepted{fd, addressOf(peer)}
+	s.worker.loop.Yield()
 }
 
 // left notes the end of a connection.

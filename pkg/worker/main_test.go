@@ -28,6 +28,7 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/link"
 	"github.com/mainstay-go/mainstay/pkg/metrics"
 	"github.com/mainstay-go/mainstay/pkg/scoreboard"
+	"github.com/mainstay-go/mainstay/pkg/wire/text"
 )
 
 // The test binary, started as a worker by a test that plays the supervisor,
@@ -72,6 +73,13 @@ func (e echo) OnMessage(c *conn.Conn, m []byte) {
 }
 
 func (e echo) OnClose(c *conn.Conn, why error) { fmt.Fprintln(e.log, "OnClose:", why) }
+
+// polite sends everything back, and waits for those that do not read it.
+type polite struct{ conn.NopHandler }
+
+func (polite) OnMessage(c *conn.Conn, m []byte) { c.Send(m) }
+func (polite) OnBufferFull(c *conn.Conn)        { c.Pause() }
+func (polite) OnBufferDrain(c *conn.Conn)       { c.Resume() }
 
 // helper is a worker's main. Its log is text on what the supervisor gave it
 // as the service's standard error.
@@ -139,6 +147,13 @@ func helper(name string) int {
 		c.OnStart = func(w *Worker) error {
 			fmt.Fprintln(stderr, "limit", debug.SetMemoryLimit(-1), "procs", runtime.GOMAXPROCS(0))
 			return nil
+		}
+	case "crowd":
+		for i := range c.Listeners {
+			c.Listeners[i].Conn = &conn.Config{
+				Handler: polite{}, Protocol: text.Protocol{}, Inline: true,
+				Limits: conn.Limits{SendHigh: 16 << 10, SendHard: 1 << 20},
+			}
 		}
 	case "limits", "http limits":
 		for i := range c.Listeners {
