@@ -22,21 +22,27 @@ import (
 // configuration file, the environment and the command line, each over the
 // one before. It is plain data.
 type config struct {
-	Workers       int           // zero: one for each CPU
-	Control       string        // URL of the control socket
-	StartTimeout  time.Duration // for a worker to become ready
-	StartAttempts int           // for the first generation
-	Grace         time.Duration // of a worker that drains at a reload or a scale-down
-	StopGrace     time.Duration // of a worker that drains at a stop
-	MaxOld        int           // draining workers a slot may have
-	Parallel      int           // slots replaced at a time by a reload
-	Bake          time.Duration // that a new worker must live before the next is replaced
-	RespawnFirst  time.Duration // first delay of the back-off
-	RespawnMax    time.Duration // longest delay of the back-off
-	OnWorkerError []string      // command to be run when a worker dies unasked
-	LogLevel      string
-	LogFormat     string
-	Listeners     map[string]listenerConfig // by name
+	Workers        int           // zero: one for each CPU
+	Control        string        // URL of the control socket
+	StartTimeout   time.Duration // for a worker to become ready
+	StartAttempts  int           // for the first generation
+	Grace          time.Duration // of a worker that drains at a reload or a scale-down
+	StopGrace      time.Duration // of a worker that drains at a stop
+	MaxOld         int           // draining workers a slot may have
+	Parallel       int           // slots replaced at a time by a reload
+	Bake           time.Duration // that a new worker must live before the next is replaced
+	RespawnFirst   time.Duration // first delay of the back-off
+	RespawnMax     time.Duration // longest delay of the back-off
+	OnWorkerError  []string      // command to be run when a worker dies unasked
+	HangTimeout    time.Duration // negative: none
+	HandlerTimeout time.Duration // negative: none
+	MemorySoft     int64         // 0: none
+	MemoryHard     int64         // 0: none
+	MaxRequests    int           // 0: none
+	MaxAge         time.Duration // negative: none
+	LogLevel       string
+	LogFormat      string
+	Listeners      map[string]listenerConfig // by name
 
 	// origin says where a key's value was set, "FILE:LINE" or the name of a
 	// variable or flag; a key that has its default is absent.
@@ -80,20 +86,23 @@ const noTimeout = time.Duration(-1)
 // anything.
 func defaults(name string) config {
 	return config{
-		Control:       "unix:///run/" + name + "/control.sock",
-		StartTimeout:  30 * time.Second,
-		StartAttempts: 3,
-		Grace:         30 * time.Second,
-		StopGrace:     10 * time.Second,
-		MaxOld:        2,
-		Parallel:      1,
-		Bake:          time.Second,
-		RespawnFirst:  200 * time.Millisecond,
-		RespawnMax:    30 * time.Second,
-		LogLevel:      "info",
-		LogFormat:     "auto",
-		Listeners:     map[string]listenerConfig{},
-		origin:        map[string]string{},
+		Control:        "unix:///run/" + name + "/control.sock",
+		StartTimeout:   30 * time.Second,
+		StartAttempts:  3,
+		Grace:          30 * time.Second,
+		StopGrace:      10 * time.Second,
+		MaxOld:         2,
+		Parallel:       1,
+		Bake:           time.Second,
+		RespawnFirst:   200 * time.Millisecond,
+		RespawnMax:     30 * time.Second,
+		HangTimeout:    10 * time.Second,
+		HandlerTimeout: noTimeout,
+		MaxAge:         noTimeout,
+		LogLevel:       "info",
+		LogFormat:      "auto",
+		Listeners:      map[string]listenerConfig{},
+		origin:         map[string]string{},
 	}
 }
 
@@ -134,10 +143,23 @@ var settings = []setting[config]{
 	duration("reload.bake", 0, time.Hour, func(c *config) *time.Duration { return &c.Bake }),
 	duration("respawn.first", time.Millisecond, time.Hour, func(c *config) *time.Duration { return &c.RespawnFirst }),
 	duration("respawn.max", time.Millisecond, time.Hour, func(c *config) *time.Duration { return &c.RespawnMax }),
+	timeout("hang_timeout", func(c *config) *time.Duration { return &c.HangTimeout }),
+	timeout("handler_timeout", func(c *config) *time.Duration { return &c.HandlerTimeout }),
+	size("memory_soft", 0, maxMemory, func(c *config) *int64 { return &c.MemorySoft }),
+	size("memory_hard", 0, maxMemory, func(c *config) *int64 { return &c.MemoryHard }),
+	integer("max_requests", 0, 1<<40, func(c *config) *int { return &c.MaxRequests }),
+	timeout("max_age", func(c *config) *time.Duration { return &c.MaxAge }),
 	command("on_worker_error", func(c *config) *[]string { return &c.OnWorkerError }),
 	oneOf("log.level", []string{"debug", "info", "warn", "error"}, func(c *config) *string { return &c.LogLevel }),
 	oneOf("log.format", []string{"auto", "journal", "text", "json"}, func(c *config) *string { return &c.LogFormat }),
 }
+
+// maxMemory is the largest limit of a worker's memory, in bytes; maxBuffer of
+// a connection's.
+const (
+	maxMemory int64 = 1 << 40
+	maxBuffer int   = 1 << 30
+)
 
 // listenerSettings are the keys in [listener.NAME].
 var listenerSettings = []setting[listenerConfig]{
@@ -173,10 +195,10 @@ var listenerSettings = []setting[listenerConfig]{
 		}
 		return strconv.FormatBool(*l.Inline)
 	}},
-	size("max_message", func(l *listenerConfig) *int { return &l.MaxMessage }),
-	size("send_high", func(l *listenerConfig) *int { return &l.SendHigh }),
-	size("send_low", func(l *listenerConfig) *int { return &l.SendLow }),
-	size("send_limit", func(l *listenerConfig) *int { return &l.SendLimit }),
+	size("max_message", 1, maxBuffer, func(l *listenerConfig) *int { return &l.MaxMessage }),
+	size("send_high", 1, maxBuffer, func(l *listenerConfig) *int { return &l.SendHigh }),
+	size("send_low", 1, maxBuffer, func(l *listenerConfig) *int { return &l.SendLow }),
+	size("send_limit", 1, maxBuffer, func(l *listenerConfig) *int { return &l.SendLimit }),
 	integer("queue_depth", 1, 1<<20, func(l *listenerConfig) *int { return &l.QueueDepth }),
 	integer("max_connections", 1, 1<<20, func(l *listenerConfig) *int { return &l.MaxConnections }),
 	integer("max_connections_per_peer", 1, 1<<20, func(l *listenerConfig) *int { return &l.MaxConnectionsPerPeer }),
@@ -259,9 +281,9 @@ func duration[T any](key string, low, high time.Duration, field func(*T) *time.D
 	}, func(t *T) string { return strconv.Quote(showDuration(*field(t))) }}
 }
 
-func timeout(key string, field func(*listenerConfig) *time.Duration) setting[listenerConfig] {
+func timeout[T any](key string, field func(*T) *time.Duration) setting[T] {
 	const low, high = time.Millisecond, 30 * 24 * time.Hour
-	return setting[listenerConfig]{key, `a duration such as "30s", from 1ms to 720h, or "none"`, false, func(l *listenerConfig, v any) error {
+	return setting[T]{key, `a duration such as "30s", from 1ms to 720h, or "none"`, false, func(l *T, v any) error {
 		s, _ := asString(v)
 		if s == "none" {
 			*field(l) = noTimeout
@@ -273,7 +295,7 @@ func timeout(key string, field func(*listenerConfig) *time.Duration) setting[lis
 		}
 		*field(l) = d
 		return nil
-	}, func(l *listenerConfig) string {
+	}, func(l *T) string {
 		if *field(l) < 0 {
 			return `"none"`
 		}
@@ -298,8 +320,9 @@ var units = []struct {
 	bytes  int64
 }{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"B", 1}, {"", 1}}
 
-func size(key string, field func(*listenerConfig) *int) setting[listenerConfig] {
-	return setting[listenerConfig]{key, `bytes, or a size such as "1MiB", up to 1GiB`, false, func(l *listenerConfig, v any) error {
+func size[T any, N int | int64](key string, low, high N, field func(*T) *N) setting[T] {
+	want := `bytes, or a size such as "1MiB", up to ` + strings.Trim(showSize(int64(high)), `"`)
+	return setting[T]{key, want, false, func(l *T, v any) error {
 		n, ok := v.(int64)
 		if !ok {
 			s, _ := asString(v)
@@ -307,12 +330,12 @@ func size(key string, field func(*listenerConfig) *int) setting[listenerConfig] 
 				return errWant
 			}
 		}
-		if n < 1 || n > 1<<30 {
+		if n < int64(low) || n > int64(high) {
 			return errWant
 		}
-		*field(l) = int(n)
+		*field(l) = N(n)
 		return nil
-	}, func(l *listenerConfig) string { return showSize(int64(*field(l))) }}
+	}, func(l *T) string { return showSize(int64(*field(l))) }}
 }
 
 // showSize is n as a file would have it: with the largest unit that divides
@@ -645,6 +668,9 @@ func (c *config) check() error {
 	if c.RespawnFirst > c.RespawnMax {
 		return c.refuse(fmt.Errorf("respawn.first is %s, want at most respawn.max, which is %s", c.RespawnFirst, c.RespawnMax),
 			"respawn.first", "respawn.max")
+	}
+	if c.MemorySoft > 0 && c.MemoryHard > 0 && c.MemorySoft > c.MemoryHard {
+		return c.refuse(fmt.Errorf("memory_soft is %d, want at most memory_hard, which is %d", c.MemorySoft, c.MemoryHard), "memory_soft", "memory_hard")
 	}
 	for _, name := range sortedKeys(c.Listeners) {
 		l := c.Listeners[name].withSizes()

@@ -34,6 +34,12 @@ start_attempts = 4
 grace = "2s"
 stop_grace = "3s"
 max_old = 5
+hang_timeout = "10s"
+handler_timeout = "11s"
+memory_soft = "12MiB"
+memory_hard = "13MiB"
+max_requests = 14
+max_age = "15h"
 on_worker_error = ["/bin/tell", "it is dead"]
 
 [reload]
@@ -81,6 +87,7 @@ serve = "discard"
 		Workers: 3, Control: "unix:///tmp/x.sock", StartTimeout: time.Minute, StartAttempts: 4,
 		Grace: 2 * time.Second, StopGrace: 3 * time.Second, MaxOld: 5, Parallel: 6, Bake: 7 * time.Second,
 		RespawnFirst: time.Second, RespawnMax: 9 * time.Second, OnWorkerError: []string{"/bin/tell", "it is dead"}, LogLevel: "debug", LogFormat: "json",
+		HangTimeout: 10 * time.Second, HandlerTimeout: 11 * time.Second, MemorySoft: 12 << 20, MemoryHard: 13 << 20, MaxRequests: 14, MaxAge: 15 * time.Hour,
 		Listeners: map[string]listenerConfig{
 			"a": {
 				Address: "tcp://127.0.0.1:80", Serve: "echo", Inline: &yes, MaxMessage: 1000,
@@ -139,6 +146,13 @@ var wrongKeys = []struct {
 	{"respawn.first", `respawn.first = ""`, `key "respawn.first": got "", want a duration such as "30s", from 1ms to 1h`},
 	{"respawn.max", `respawn.max = []`, `key "respawn.max": got an array, want a duration such as "30s", from 1ms to 1h`},
 	{"respawn.first over respawn.max", `respawn.first = "31s"`, `key "respawn.first": respawn.first is 31s, want at most respawn.max, which is 30s`},
+	{"hang_timeout", `hang_timeout = "0s"`, `key "hang_timeout": got "0s", want a duration such as "30s", from 1ms to 720h, or "none"`},
+	{"handler_timeout", `handler_timeout = 5`, `key "handler_timeout": got 5, want a duration such as "30s", from 1ms to 720h, or "none"`},
+	{"memory_soft", `memory_soft = "2TiB"`, `key "memory_soft": got "2TiB", want bytes, or a size such as "1MiB", up to 1024GiB`},
+	{"memory_hard", `memory_hard = -1`, `key "memory_hard": got -1, want bytes, or a size such as "1MiB", up to 1024GiB`},
+	{"memory_soft over memory_hard", "memory_soft = 2\nmemory_hard = 1", `key "memory_soft": memory_soft is 2, want at most memory_hard, which is 1`},
+	{"max_requests", `max_requests = -1`, `key "max_requests": got -1, want a number from 0 to 1099511627776`},
+	{"max_age", `max_age = "1d"`, `key "max_age": got "1d", want a duration such as "30s", from 1ms to 720h, or "none"`},
 	{"on_worker_error", `on_worker_error = "/bin/tell"`, `key "on_worker_error": got "/bin/tell", want a program and its arguments such as ["/usr/bin/notify", "worker"]`},
 	{"on_worker_error", `on_worker_error = ["/bin/tell", 3]`, `key "on_worker_error": got an array, want a program and its arguments such as ["/usr/bin/notify", "worker"]`},
 	{"on_worker_error", `on_worker_error = [""]`, `key "on_worker_error": got an array, want a program and its arguments such as ["/usr/bin/notify", "worker"]`},

@@ -410,6 +410,7 @@ func (l *loader) fits(c config) (notes []string, err error) {
 func (c config) settings() (supervisor.Settings, error) {
 	w, err := json.Marshal(workerConfig{
 		Grace: c.Grace, StopGrace: c.StopGrace, LogLevel: c.LogLevel, LogFormat: logFormat(c), Listeners: c.Listeners,
+		MemorySoft: c.MemorySoft,
 	})
 	if err != nil {
 		return supervisor.Settings{}, fmt.Errorf("configuration: %w", err)
@@ -423,7 +424,12 @@ func (c config) settings() (supervisor.Settings, error) {
 		StartTimeout: c.StartTimeout, Grace: c.Grace, StopGrace: c.StopGrace, Bake: c.Bake,
 		Respawn:       backoff.Policy{First: c.RespawnFirst, Max: c.RespawnMax},
 		OnWorkerError: c.OnWorkerError,
-		Worker:        w,
+		Health: supervisor.Health{
+			HangTimeout: c.HangTimeout, HandlerTimeout: max(0, c.HandlerTimeout),
+			MemorySoft: c.MemorySoft, MemoryHard: c.MemoryHard,
+			MaxMessages: uint64(c.MaxRequests), MaxAge: max(0, c.MaxAge),
+		},
+		Worker: w,
 	}, nil
 }
 
