@@ -99,7 +99,7 @@ func (s *Supervisor) judgeWorkers() {
 func (s *Supervisor) hangs(inc *incarnation, h Health) string {
 	now := s.clock()
 	beat := max(time.Duration(inc.seat.Heartbeat.Load()), inc.readyMono)
-	if age := now - beat; h.HangTimeout > 0 && age > h.HangTimeout && !traced(inc.pid()) {
+	if age := now - beat; h.HangTimeout > 0 && age > h.HangTimeout && processState(inc.pid()) != 't' {
 		reason := fmt.Sprintf("its loop has not turned for %v", age.Round(10*time.Millisecond))
 		if listener, id, since, ok := inc.seat.Handler(); ok {
 			reason += fmt.Sprintf(", in a callback of listener %q for connection %d since %v", listener, id, (now - time.Duration(since)).Round(10*time.Millisecond))
@@ -112,14 +112,18 @@ func (s *Supervisor) hangs(inc *incarnation, h Health) string {
 	return ""
 }
 
-// traced reports whether a debugger holds the process.
-func traced(pid int) bool {
+// processState is what proc_pid_stat(5) calls the state of a process: T is
+// stopped by a signal, t held by a debugger. 0: it cannot be read.
+func processState(pid int) byte {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return false
+		return 0
 	}
 	_, rest, ok := bytes.Cut(text, []byte(") "))
-	return ok && bytes.HasPrefix(rest, []byte("t"))
+	if !ok || len(rest) == 0 {
+		return 0
+	}
+	return rest[0]
 }
 
 func (s *Supervisor) judgeMemory(inc *incarnation, h Health) {
@@ -177,6 +181,10 @@ func (s *Supervisor) takeEvidence(inc *incarnation) {
 	s.log.Error("worker hangs", append(inc.fields(), journal.ID(journal.WorkerHung), zap.String("reason", inc.reason))...)
 	s.tell(EventWorkerHung, inc.reason, inc)
 	s.rearm()
+	if processState(inc.pid()) == 'T' {
+		s.kill(inc) // stopped: it cannot write anything down
+		return
+	}
 	s.signal(inc, unix.SIGQUIT)
 	s.arm(inc, evidenceMargin)
 }
