@@ -21,9 +21,6 @@ import (
 // packages are what a tree needs beyond Debian's smallest.
 const packages = "systemd,systemd-sysv,dbus,iproute2,procps"
 
-// mirror is where packages come from if the host's own sources don't say.
-const mirror = "http://deb.debian.org/debian"
-
 // boot starts a container of a Debian release and ends it with the test.
 func boot(t *testing.T, suite string, version int) *machine {
 	t.Helper()
@@ -213,13 +210,17 @@ func rootfs(t testing.TB, suite string) string {
 	if err := os.Chmod(unfinished, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("mmdebstrap", "--quiet", "--variant=minbase", "--include="+packages, suite, unfinished, hostMirror())
+	what := []string{"--variant=minbase", "--include=" + packages, suite, unfinished}
+	if mirror := hostMirror(); mirror != "" {
+		what = append(what, mirror)
+	}
+	cmd := exec.Command("mmdebstrap", append([]string{"--quiet"}, what...)...)
 	if _, err := exec.LookPath(cmd.Path); err != nil {
-		cmd = exec.Command("debootstrap", "--variant=minbase", "--include="+packages, suite, unfinished, hostMirror())
+		cmd = exec.Command("debootstrap", what...)
 	}
 	t.Logf("making the tree of %s, once", suite)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v\n%s", strings.Join(cmd.Args[:len(cmd.Args)-1], " "), err, out)
+		t.Fatalf("%s of %s: %v\n%s", cmd.Args[0], suite, err, out)
 	}
 	if err := os.Rename(unfinished, tree); err != nil {
 		t.Fatal(err)
@@ -227,15 +228,16 @@ func rootfs(t testing.TB, suite string) string {
 	return tree
 }
 
-// hostMirror is the mirror the host itself installs from, if it is a Debian.
+// hostMirror is the mirror the host itself installs from, if it is a Debian;
+// otherwise it is empty, and the tool takes the one it knows.
 func hostMirror() string {
 	release, err := os.ReadFile("/etc/os-release")
 	if err != nil || !slices.Contains(strings.Split(string(release), "\n"), "ID=debian") {
-		return mirror
+		return ""
 	}
 	out, err := exec.Command("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages").Output()
 	if err != nil {
-		return mirror
+		return ""
 	}
 	for line := range strings.Lines(string(out)) {
 		// A release without a suffix: neither -security nor -updates, which are
@@ -245,7 +247,7 @@ func hostMirror() string {
 			return f[0]
 		}
 	}
-	return mirror
+	return ""
 }
 
 // hostIsSystemd tells whether the host was booted by systemd (sd_booted(3)).
