@@ -1,6 +1,7 @@
 package service
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math"
@@ -9,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/BurntSushi/toml"
 
@@ -432,6 +434,17 @@ func (c *config) readFile(path string, mayBeAbsent bool) error {
 	return c.parse(path, b)
 }
 
+// printable is s without the control characters that a file may have brought
+// into it.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
 // parse merges the TOML text b into c; path is its name in errors. An error
 // names the file, the line and the key.
 func (c *config) parse(path string, b []byte) error {
@@ -439,7 +452,11 @@ func (c *config) parse(path string, b []byte) error {
 	var top map[string]toml.Primitive
 	md, err := toml.Decode(string(b), &top)
 	if pe, ok := errors.AsType[toml.ParseError](err); ok {
-		return fmt.Errorf("%s:%d: %s", path, pe.Position.Line, pe.Message)
+		line := pe.Position.Line
+		if line < 1 { // so it says of what is cut off by the end of the file
+			line = 1 + bytes.Count(bytes.TrimRight(b, "\n"), []byte("\n"))
+		}
+		return fmt.Errorf("%s:%d: %s", path, line, printable(pe.Message))
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
