@@ -89,17 +89,15 @@ type Conn struct {
 
 	// Guarded by mu.
 
-	mu       sync.Mutex
-	fd       int32         // -1: closed; the loop may read it without mu
-	flags    atomic.Uint32 // read by anyone
-	outHead  *buffer       // send queue
-	outTail  *buffer
-	queued   int // bytes in the send queue
-	inbox    *inbox
-	messages int   // in inbox
-	waiting  int   // bytes of these messages
-	why      error // what Close was given first
-	timers   map[string]*timer
+	mu      sync.Mutex
+	fd      int32         // -1: closed; the loop may read it without mu
+	flags   atomic.Uint32 // read by anyone
+	outHead *buffer       // send queue
+	outTail *buffer
+	queued  int // bytes in the send queue
+	inbox   *inbox
+	why     error // what Close was given first
+	timers  map[string]*timer
 }
 
 // The flags of a connection.

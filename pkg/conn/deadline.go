@@ -34,8 +34,8 @@ func (c *Conn) expired(now time.Duration) {
 		// The peer is not to blame for what waits for us.
 		c.restamp()
 	}
-	if over := c.reading(now); over != nil {
-		if c.unread() {
+	if over, due := c.reading(now); over != nil {
+		if c.events&reactor.Readable != 0 && c.lastIn < due && c.unread() {
 			// The loop was held up, not the peer: it is judged once that was read.
 			c.expireBy(now + time.Millisecond)
 			return
@@ -45,29 +45,29 @@ func (c *Conn) expired(now time.Duration) {
 }
 
 // reading says which deadline of the reading side is over, nil if none is.
-func (c *Conn) reading(now time.Duration) error {
+func (c *Conn) reading(now time.Duration) (over error, due time.Duration) {
 	l := &c.cfg.Limits
 	switch {
 	case c.rx.Load() == 0:
 		if l.FirstByte >= 0 && c.pipe.Load() == nil && c.check(c.partial+l.FirstByte, now) {
-			return ErrFirstByte
+			return ErrFirstByte, now
 		}
 	case c.partial != 0:
 		if l.Message >= 0 && c.check(c.partial+l.Message, now) {
-			return ErrMessageDeadline
+			return ErrMessageDeadline, c.partial + l.Message
 		}
 	}
 	switch {
 	case l.Auth >= 0 && !c.has(flagAuthenticated) && c.check(c.authBy, now):
-		return ErrUnauthenticated
+		return ErrUnauthenticated, c.authBy
 	case l.Idle >= 0 && c.check(max(c.lastIn, c.lastOut)+l.Idle, now):
-		return ErrIdle
+		return ErrIdle, now
 	case l.ReadIdle >= 0 && c.check(c.lastIn+l.ReadIdle, now):
-		return ErrIdle
+		return ErrIdle, now
 	case l.WriteIdle >= 0 && c.check(c.lastOut+l.WriteIdle, now):
-		return ErrIdle
+		return ErrIdle, c.lastOut + l.WriteIdle
 	}
-	return nil
+	return nil, 0
 }
 
 // unread says whether bytes wait to be read that could have been.

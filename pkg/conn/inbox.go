@@ -10,8 +10,10 @@ var errGoexit = errors.New("the callback has ended its goroutine by runtime.Goex
 // inbox is what waits for the Pool, in order. A connection has one only while
 // something waits.
 type inbox struct {
-	events []event
-	head   int
+	events   []event
+	head     int
+	messages int // of the events
+	bytes    int // of these messages
 }
 
 var inboxes = sync.Pool{New: func() any { return new(inbox) }}
@@ -26,10 +28,11 @@ func (c *Conn) push(ev event) {
 	c.inbox.events = append(c.inbox.events, ev)
 	var settle bool
 	if ev.kind == message {
-		c.messages++
-		c.waiting += len(ev.message.bytes())
+		box := c.inbox
+		box.messages++
+		box.bytes += len(ev.message.bytes())
 		l := &c.cfg.Limits
-		if (c.messages >= l.QueueDepth || c.waiting >= l.MaxMessage) && !c.has(flagThrottled) {
+		if (box.messages >= l.QueueDepth || box.bytes >= l.MaxMessage) && !c.has(flagThrottled) {
 			c.flags.Or(flagThrottled)
 			settle = c.dirtyLocked()
 		}
@@ -55,19 +58,19 @@ func (c *Conn) pop() (ev event, ok bool) {
 		ev, ok = box.events[box.head], true
 		box.events[box.head] = event{}
 		box.head++
+		if ev.kind == message {
+			box.messages--
+			box.bytes -= len(ev.message.bytes())
+			l := &c.cfg.Limits
+			if c.has(flagThrottled) && box.messages <= l.QueueDepth/2 && box.bytes <= l.MaxMessage/2 {
+				c.flags.And(^flagThrottled)
+				settle = c.dirtyLocked()
+			}
+		}
 		if box.head == len(box.events) {
 			c.inbox = nil
 			box.events, box.head = box.events[:0], 0
 			inboxes.Put(box)
-		}
-		if ev.kind == message {
-			c.messages--
-			c.waiting -= len(ev.message.bytes())
-			l := &c.cfg.Limits
-			if c.has(flagThrottled) && c.messages <= l.QueueDepth/2 && c.waiting <= l.MaxMessage/2 {
-				c.flags.And(^flagThrottled)
-				settle = c.dirtyLocked()
-			}
 		}
 	} else {
 		if c.has(flagAwaited) {
@@ -80,6 +83,14 @@ func (c *Conn) pop() (ev event, ok bool) {
 		c.set.settleLater(c)
 	}
 	return ev, ok
+}
+
+// inboxLenLocked returns how many messages wait for the Pool. It needs mu.
+func (c *Conn) inboxLenLocked() int {
+	if c.inbox == nil {
+		return 0
+	}
+	return c.inbox.messages
 }
 
 // running says whether callbacks run on the Pool or wait for it. If so, the

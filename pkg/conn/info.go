@@ -22,7 +22,7 @@ func (c *Conn) Info() Info {
 	}
 	c.mu.Lock()
 	flags := c.flags.Load()
-	info.Queued, info.Messages = c.queued, c.messages
+	info.Queued, info.Messages = c.queued, c.inboxLenLocked()
 	c.mu.Unlock()
 	switch {
 	case c.State() != Open:

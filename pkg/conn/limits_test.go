@@ -351,3 +351,42 @@ func TestSlowInlineCallbackIsTold(t *testing.T) {
 		}
 	})
 }
+
+func TestInputThatWaitsPutsNoOtherDeadlineOff(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		funcs funcs
+		set   func(*Limits)
+		flood bool
+		want  error
+	}{
+		{"authentication, of one that floods", funcs{}, func(l *Limits) { l.Auth = 50 * time.Millisecond }, true, ErrUnauthenticated},
+		{"authentication, of one that is paused", funcs{connect: func(c *Conn) { c.Pause() }},
+			func(l *Limits) { l.Auth = 50 * time.Millisecond }, false, ErrUnauthenticated},
+		{"writing, of one that floods", funcs{}, func(l *Limits) { l.WriteIdle = 50 * time.Millisecond }, true, ErrIdle},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t)
+			why := make(chan error, 1)
+			tt.funcs.close = func(_ *Conn, err error) { why <- err }
+			cfg := r.config(tt.funcs, true)
+			tt.set(&cfg.Limits)
+			client, _ := r.tcp(cfg)
+			write(t, client, "hello")
+			flooded := make(chan struct{})
+			go func() {
+				defer close(flooded)
+				for b := make([]byte, 1<<20); tt.flood; {
+					if _, err := client.Write(b); err != nil {
+						return
+					}
+				}
+			}()
+			if err := receive(t, why); !errors.Is(err, tt.want) {
+				t.Errorf("ended by %v, want %v", err, tt.want)
+			}
+			client.Close()
+			<-flooded
+		})
+	}
+}

@@ -2,6 +2,7 @@ package conn
 
 import (
 	"errors"
+	"sync"
 )
 
 // ErrPiped is Pipe's answer if one of the connections is piped already, or if
@@ -24,11 +25,7 @@ var ErrPiped = errors.New("conn: piped already")
 // the other is closed then. Any goroutine may call it; both connections are
 // of one Set.
 func Pipe(a, b *Conn) error {
-	if a == b || !a.pipe.CompareAndSwap(nil, b) {
-		return ErrPiped
-	}
-	if !b.pipe.CompareAndSwap(nil, a) {
-		a.pipe.Store(nil)
+	if !join(a, b) {
 		return ErrPiped
 	}
 	// Whoever ends from here on closes the other.
@@ -41,6 +38,21 @@ func Pipe(a, b *Conn) error {
 		c.mark(0, flagPaused)
 	}
 	return nil
+}
+
+// joining lets one goroutine at a time make pipes: no end is seen before both
+// are free. Ends only let go of theirs, which needs no lock.
+var joining sync.Mutex
+
+func join(a, b *Conn) bool {
+	joining.Lock()
+	defer joining.Unlock()
+	if a == b || a.pipe.Load() != nil || b.pipe.Load() != nil {
+		return false
+	}
+	a.pipe.Store(b)
+	b.pipe.Store(a)
+	return true
 }
 
 // message has a message handled.

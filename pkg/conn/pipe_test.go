@@ -192,7 +192,7 @@ func TestMessagesFromBeforeThePipeGoFirst(t *testing.T) {
 	}
 	send(100, 0)
 	wait(t, first)
-	r.until("they wait", func() bool { ca.mu.Lock(); defer ca.mu.Unlock(); return ca.messages == 99 })
+	r.until("they wait", func() bool { ca.mu.Lock(); defer ca.mu.Unlock(); return ca.inboxLenLocked() == 99 })
 	if err := Pipe(ca, cb); err != nil {
 		t.Fatal(err)
 	}

@@ -288,8 +288,8 @@ func TestReadingStopsWhileThePoolIsBehind(t *testing.T) {
 		t.Errorf("%d bytes read, then %d, while nothing is handled", before, c.BytesIn())
 	}
 	c.mu.Lock()
-	if c.messages > cfg.Limits.QueueDepth {
-		t.Errorf("%d messages wait, want at most %d", c.messages, cfg.Limits.QueueDepth)
+	if n := c.inboxLenLocked(); n > cfg.Limits.QueueDepth {
+		t.Errorf("%d messages wait, want at most %d", n, cfg.Limits.QueueDepth)
 	}
 	c.mu.Unlock()
 	close(release)

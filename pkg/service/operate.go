@@ -110,7 +110,7 @@ func (s *Service) drainCommand() *cobra.Command {
 		Use:   "drain [POOL] SLOT",
 		Short: "Take one worker out of service",
 		Long: `Let the worker of the slot finish what is open, within grace, and start no
-other in its place until resume, reload or restart.`,
+other in its place until resume or restart; a reload passes the slot over.`,
 	}, (*control.Client).Drain)
 }
 

@@ -86,6 +86,7 @@ func (s *Supervisor) Gather(ctx context.Context, what string, arg any) ([]Answer
 		case !ok:
 			a.Err = fmt.Errorf("worker %d (pid %d) does not answer", a.Slot, a.PID)
 		case g.err != nil:
+			g.close()
 			a.Err = g.err
 		case g.fd < 0:
 			a.Err = fmt.Errorf("worker %d (pid %d) answers nothing", a.Slot, a.PID)

@@ -128,8 +128,9 @@ func runHook(ctx context.Context, command, env []string, log *zap.Logger) error 
 	cmd.Env = env
 	cmd.Stdout, cmd.Stderr = w, w // files: nobody waits for who inherits them
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	// os.Process signals by pidfd: a stranger with its number is never hit.
-	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGKILL) }
+	// With all that it has started: the number of its group stays taken as
+	// long as the group has a member.
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	if err := cmd.Start(); err != nil {
 		w.Close()
 		return fmt.Errorf("supervisor: %w", err)

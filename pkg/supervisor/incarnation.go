@@ -257,7 +257,7 @@ func (s *Supervisor) kill(inc *incarnation) {
 // place. It may still understand us.
 func (s *Supervisor) sendAway(inc *incarnation) {
 	inc.grace = inc.release.settings.Grace
-	s.send(inc, link.Drain{Grace: inc.grace})
+	s.send(inc, link.Drain{Prompt: inc.prompt, Grace: inc.grace})
 	s.leftByItself(inc)
 }
 

@@ -105,6 +105,18 @@ func (s *Supervisor) resumeSlot(sl *slot, verdict chan error) {
 	s.occur(sl, fill)
 }
 
+var errOnlyHeld = errors.New("only drained workers would be left: resume one first")
+
+// onlyHeld says whether the first n slots are all held empty.
+func (s *Supervisor) onlyHeld(n int) bool {
+	for _, sl := range s.pool.slots[:min(n, len(s.pool.slots))] {
+		if sl.place != held {
+			return false
+		}
+	}
+	return n <= len(s.pool.slots)
+}
+
 // occupied counts the slots that are not held empty.
 func (s *Supervisor) occupied() int {
 	n := 0

@@ -33,8 +33,7 @@ func (s *Supervisor) heardReadiness(inc *incarnation, m link.Readiness) {
 	if inc.state == ready && inc.slot.next == inc {
 		// It is on trial, and what it would replace still serves.
 		inc.reason = "took itself out during the bake time: " + inc.unready
-		inc.grace = inc.release.settings.Grace
-		s.send(inc, link.Drain{Prompt: true, Grace: inc.grace})
+		inc.prompt = true
 		s.happen(inc, unsettling)
 	}
 }

@@ -164,6 +164,10 @@ func (s *Supervisor) beginRolling(m released) {
 	}
 	r.to = m.release
 	s.releases = append(s.releases, m.release)
+	if s.onlyHeld(m.release.settings.Workers) {
+		s.finish(errOnlyHeld)
+		return
+	}
 	r.env = m.env
 	for _, note := range r.to.settings.Notes {
 		r.tell("%s", note)

@@ -298,3 +298,36 @@ func TestListenerOfEventsThatFallsBehindIsToldSo(t *testing.T) {
 		}
 	})
 }
+
+func TestReloadTakesASlotThatIsBeingRecycledAlong(t *testing.T) {
+	for _, moment := range []time.Duration{0, quick.Bake / 2} {
+		supervise(t, quick, serve, func(r *rig) {
+			recycled := make(chan error, 1)
+			go func() { recycled <- r.Recycle(r.t.Context(), control.SlotRequest{Slot: 0}) }()
+			time.Sleep(moment)
+			if err := r.reload(); err != nil {
+				t.Error(err)
+			}
+			<-recycled
+			time.Sleep(time.Minute)
+			r.expect(control.StateServing, 2, 2)
+		})
+	}
+}
+
+func TestHeldSlotsAreNeverAllThatIsLeft(t *testing.T) {
+	supervise(t, quick, serve, func(r *rig) {
+		if err := r.Drain(r.t.Context(), control.SlotRequest{Slot: 0}); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Scale(r.t.Context(), control.ScaleRequest{N: 1}); !errors.Is(err, errOnlyHeld) {
+			t.Errorf("scaled to the held slot: %v", err)
+		}
+		r.settings.Workers = 1
+		if err := r.reload(); !errors.Is(err, errOnlyHeld) {
+			t.Errorf("reloaded to the held slot: %v", err)
+		}
+		time.Sleep(time.Minute)
+		r.expect(control.StateServing, 1)
+	})
+}

@@ -119,6 +119,8 @@ func init() {
 		{replacing, up}:      {proving, (*Supervisor).prove},
 		{replacing, failed}:  {serving, (*Supervisor).replacementFailed},
 		{replacing, died}:    {starting, (*Supervisor).countDeath}, // the replacement is the slot's worker now
+		{replacing, replace}: {replacing, (*Supervisor).startOver},
+		{proving, replace}:   {replacing, (*Supervisor).startOver},
 		{replacing, abandon}: {serving, (*Supervisor).dropNext},
 		{replacing, dismiss}: {empty, (*Supervisor).retireAll},
 
@@ -265,7 +267,9 @@ func (s *Supervisor) delay(sl *slot) {
 }
 
 func (s *Supervisor) startOver(sl *slot) {
+	wanted := sl.release // dropNext returns to that of the one that stays
 	s.dropNext(sl)
+	sl.release = wanted
 	s.spawn(sl)
 }
 

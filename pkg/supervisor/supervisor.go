@@ -637,6 +637,8 @@ func (s *Supervisor) scale(m scaleRequest) error {
 		return errors.New("the service starts or stops: not scaled")
 	case s.job != nil:
 		return errors.New("a reload is under way: not scaled")
+	case s.onlyHeld(n):
+		return errOnlyHeld
 	}
 	s.tell(EventScaled, fmt.Sprintf("from %d to %d workers", len(s.pool.slots), n), nil)
 	s.log.Info("scaling", zap.Int("from", len(s.pool.slots)), zap.Int("to", n))

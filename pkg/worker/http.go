@@ -165,7 +165,7 @@ func (s *httpServer) changed(c net.Conn, state http.ConnState) {
 		s.connsMu.Unlock()
 	}
 	if over {
-		s.left(textAddress(c.RemoteAddr().String()))
+		s.left(c.(*httpConn).peer)
 	}
 }
 
@@ -301,7 +301,7 @@ func (in intake) Accept() (net.Conn, error) {
 		}
 		c, err := in.s.connection(a.fd)
 		if err == nil {
-			return newHTTPConn(in.s, c), nil
+			return newHTTPConn(in.s, c, a.peer), nil
 		}
 		in.s.left(a.peer)
 		in.s.worker.log.Warn("connection not taken", zap.String("listener", in.s.name), zap.Error(err))

@@ -1,8 +1,8 @@
 package worker
 
 import (
-	"io"
 	"net"
+	"net/netip"
 	"sync/atomic"
 	"time"
 )
@@ -17,15 +17,24 @@ type httpConn struct {
 
 	id     uint64
 	opened time.Time
+	peer   netip.Addr // as accept4(2) told
 
 	active  atomic.Int64 // last byte in or out, Unix time in ns
 	in, out atomic.Uint64
 }
 
-func newHTTPConn(s *httpServer, c net.Conn) *httpConn {
-	h := &httpConn{Conn: c, server: s, id: s.lastConn.Add(1), opened: time.Now()}
+func newHTTPConn(s *httpServer, c net.Conn, peer netip.Addr) *httpConn {
+	h := &httpConn{Conn: c, peer: peer, server: s, id: s.lastConn.Add(1), opened: time.Now()}
 	h.active.Store(h.opened.UnixNano())
 	return h
+}
+
+// RemoteAddr is never nil: net's is, if the peer has reset the connection.
+func (c *httpConn) RemoteAddr() net.Addr {
+	if a := c.Conn.RemoteAddr(); a != nil {
+		return a
+	}
+	return &net.TCPAddr{IP: c.peer.AsSlice()}
 }
 
 func (c *httpConn) Read(p []byte) (int, error) {
@@ -41,13 +50,6 @@ func (c *httpConn) Read(p []byte) (int, error) {
 func (c *httpConn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
 	c.wrote(int64(n))
-	return n, err
-}
-
-// ReadFrom lets files leave by sendfile(2), as without this type.
-func (c *httpConn) ReadFrom(r io.Reader) (int64, error) {
-	n, err := io.Copy(c.Conn, r)
-	c.wrote(n)
 	return n, err
 }
 

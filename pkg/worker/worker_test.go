@@ -597,3 +597,26 @@ func TestAcceptFaultsAreClassed(t *testing.T) {
 		}
 	}
 }
+
+func TestHTTPConnectionThatIsResetAtOnceHurtsNobody(t *testing.T) {
+	s := listen(t)
+	reset := func() {
+		c, err := net.Dial("tcp", strings.TrimPrefix(s.Address, "tcp://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.(*net.TCPConn).SetLinger(0)
+		c.Close()
+	}
+	reset() // before anybody accepts: accept(2) has a peer, getpeername(2) none
+	p := serving(t, "http", 0, s)
+	for range 500 {
+		reset()
+	}
+	await(t, "all are taken and gone", func() bool { return p.seat.Accepts.Load() > 0 && p.seat.Connections.Load() == 0 })
+	select {
+	case code := <-p.exited:
+		t.Fatalf("the worker exited with %d: %s", code, p.stderr.String())
+	default:
+	}
+}
