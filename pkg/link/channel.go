@@ -3,6 +3,7 @@ package link
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sync/atomic"
 	"syscall"
@@ -197,7 +198,7 @@ func (c *Channel) take(d datagram) (m Message, ok bool, err error) {
 	}()
 	switch {
 	case errors.Is(d.err, unix.ECONNRESET), d.err == nil && len(d.b) == 0:
-		return Message{}, false, errGone
+		return Message{}, false, io.EOF
 	case d.err != nil:
 		return Message{}, false, fmt.Errorf("link: %w", os.NewSyscallError("recvmsg", d.err))
 	}

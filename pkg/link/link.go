@@ -57,7 +57,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 
@@ -307,6 +306,3 @@ func readAll(what string, fd, limit int) ([]byte, error) {
 		}
 	}
 }
-
-// errGone is io.EOF: the other process has closed its end, or died.
-var errGone = io.EOF
