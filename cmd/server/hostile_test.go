@@ -447,7 +447,10 @@ type closeWriter interface{ CloseWrite() error }
 func neverRead(v *visit) error {
 	from := time.Now()
 	to := from
-	const most = 16 << 20 // in the kernel, on both sides
+	most, err := keptByKernel()
+	if err != nil {
+		return err
+	}
 	for taken := 0; taken < most; {
 		n, err := v.Write(flood[taken%len(flood):][:4<<10])
 		taken += n
@@ -460,6 +463,25 @@ func neverRead(v *visit) error {
 		to = time.Now()
 	}
 	return fmt.Errorf("the server still reads after %d bytes", most)
+}
+
+// keptByKernel returns more bytes than the buffers of a connection, at both
+// ends and in both directions, can grow to: the kernel makes a buffer larger
+// even for one who does not read, if what comes lies in it ill packed.
+func keptByKernel() (int, error) {
+	sum := 0
+	for _, file := range []string{"tcp_rmem", "tcp_wmem"} {
+		text, err := os.ReadFile("/proc/sys/net/ipv4/" + file)
+		if err != nil {
+			return 0, err
+		}
+		var least, initial, most int
+		if _, err := fmt.Sscan(string(text), &least, &initial, &most); err != nil {
+			return 0, fmt.Errorf("%s: %q: %w", file, text, err)
+		}
+		sum += most
+	}
+	return 2*sum + sendLimit + maxMessage, nil
 }
 
 // floodAndReset resets a connection whose queue to send is full.
