@@ -22,6 +22,7 @@ var floors = map[string]int{
 	"pkg/metrics":         0,
 	"pkg/notify":          0,
 	"pkg/reactor":         0,
+	"pkg/rows":            0,
 	"pkg/scoreboard":      0,
 	"pkg/unit":            0,
 	"pkg/wire":            0,

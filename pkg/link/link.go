@@ -18,7 +18,8 @@
 //	5        FDConfig: the configuration of this generation, sealed
 //	6        FDStderr: the service's own standard error
 //	7        FDCrash: a memfd for the runtime's last words
-//	8...     FDListeners: the listening and datagram sockets, in Identity's order
+//	8        FDRows: the table of all connections
+//	9...     FDListeners: the listening and datagram sockets, in Identity's order
 //
 // All of them but 0 to 2 are close-on-exec once Inherit has returned.
 //
@@ -36,12 +37,16 @@
 //	    24    -  body
 //
 //	worker to supervisor     supervisor to worker
-//	Hello    I have started  Accept   take connections
-//	Ready    I could serve   Rearm    watch the listeners anew
-//	Draining I accept        Drain    accept no more, finish, exit
-//	         no more         Stop     exit now, in order
-//	Paused   I accept no     LogLevel log from this level on
-//	         more for now    Gather   tell me this
+//	Hello    I have started, Accept   take connections
+//	         with my inbox   Rearm    watch the listeners anew
+//	Ready    I could serve   Drain    accept no more, hand over, finish, exit
+//	Draining I accept        Stop     exit now, in order
+//	         no more         LogLevel log from this level on
+//	Handed   the hand-off    Gather   tell me this, or do it and tell me
+//	         of a drain is   Peer     another worker, with its inbox,
+//	         over                     or how it is now
+//	Paused   I accept no     PeerGone it is dead
+//	         more for now
 //	Gathered this is it
 //	Readiness the application
 //	         wants no new
@@ -77,7 +82,8 @@ const (
 	FDConfig    = 5
 	FDStderr    = 6
 	FDCrash     = 7
-	FDListeners = 8
+	FDRows      = 8
+	FDListeners = 9
 )
 
 // MaxConfig is the largest configuration that is handed to a worker, in
@@ -159,13 +165,14 @@ type Files struct {
 	Config    int
 	Stderr    int
 	Crash     int
+	Rows      int
 	Listeners []int
 }
 
 // Table returns the descriptors in the order of the worker's numbers, as
 // syscall.ProcAttr wants them.
 func (f Files) Table() []uintptr {
-	t := []int{f.Null, f.Output, f.Output, f.Control, f.Stats, f.Config, f.Stderr, f.Crash}
+	t := []int{f.Null, f.Output, f.Output, f.Control, f.Stats, f.Config, f.Stderr, f.Crash, f.Rows}
 	t = append(t, f.Listeners...)
 	out := make([]uintptr, len(t))
 	for i, fd := range t {
@@ -182,6 +189,7 @@ type Inherited struct {
 	Config  []byte // configuration of the generation
 	Stderr  int
 	Crash   int
+	Rows    int   // for rows.Open
 	Sockets []int // listening sockets, as Identity.Listeners
 }
 
@@ -203,7 +211,7 @@ func Inherit() (*Inherited, error) {
 	if err != nil {
 		return nil, err
 	}
-	in := &Inherited{Identity: id, Stats: FDStats, Stderr: FDStderr, Crash: FDCrash}
+	in := &Inherited{Identity: id, Stats: FDStats, Stderr: FDStderr, Crash: FDCrash, Rows: FDRows}
 	for fd := FDControl; fd < FDListeners+len(id.Listeners); fd++ {
 		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, unix.FD_CLOEXEC); err != nil {
 			return nil, fmt.Errorf("link: %s: fd %d: %w", Env, fd, os.NewSyscallError("fcntl", err))

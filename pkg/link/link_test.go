@@ -103,7 +103,7 @@ func inheritable(t *testing.T) []*os.File {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files := []*os.File{os.NewFile(uintptr(pair[0]), "control"), null, config, null, null, os.NewFile(uintptr(l), "listener")}
+	files := []*os.File{os.NewFile(uintptr(pair[0]), "control"), null, config, null, null, null, os.NewFile(uintptr(l), "listener")}
 	t.Cleanup(func() {
 		unix.Close(pair[1])
 		for _, f := range files {
@@ -143,9 +143,9 @@ func TestBrokenInheritanceIsNamed(t *testing.T) {
 		{"no JSON", Env + "=nonsense", nil, `MAINSTAY_WORKER="nonsense"`},
 		{"other contract", Env + `={"contract":99}`, nil, "contract 99, want 1"},
 		{"incomplete", Env + `={"contract":1,"pool":"worker"}`, nil, "incomplete"},
-		{"listener missing", someone.Environ(nil)[0], func(f []*os.File) []*os.File { return f[:5] }, "fd 8"},
-		{"no listener", someone.Environ(nil)[0], func(f []*os.File) []*os.File { f[5] = f[1]; return f }, `listener "echo": fd 8 is no listening and no datagram socket`},
-		{"no control socket", someone.Environ(nil)[0], func(f []*os.File) []*os.File { f[0] = f[5]; return f }, "fd 3 is no control socket"},
+		{"listener missing", someone.Environ(nil)[0], func(f []*os.File) []*os.File { return f[:6] }, "fd 9"},
+		{"no listener", someone.Environ(nil)[0], func(f []*os.File) []*os.File { f[6] = f[1]; return f }, `listener "echo": fd 9 is no listening and no datagram socket`},
+		{"no control socket", someone.Environ(nil)[0], func(f []*os.File) []*os.File { f[0] = f[6]; return f }, "fd 3 is no control socket"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			files := inheritable(t)
@@ -167,8 +167,8 @@ func TestConfigurationThatIsTooLargeIsRefused(t *testing.T) {
 }
 
 func TestFilesStandAtTheirNumbers(t *testing.T) {
-	got := Files{Null: 10, Output: 11, Control: 13, Stats: 14, Config: 15, Stderr: 16, Crash: 17, Listeners: []int{18, 19}}.Table()
-	want := []uintptr{0: 10, 1: 11, 2: 11, FDControl: 13, FDStats: 14, FDConfig: 15, FDStderr: 16, FDCrash: 17, FDListeners: 18, FDListeners + 1: 19}
+	got := Files{Null: 10, Output: 11, Control: 13, Stats: 14, Config: 15, Stderr: 16, Crash: 17, Rows: 20, Listeners: []int{18, 19}}.Table()
+	want := []uintptr{0: 10, 1: 11, 2: 11, FDControl: 13, FDStats: 14, FDConfig: 15, FDStderr: 16, FDCrash: 17, FDRows: 20, FDListeners: 18, FDListeners + 1: 19}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("table %v, want %v", got, want)
 	}

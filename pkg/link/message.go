@@ -42,9 +42,13 @@ const (
 	kindGather
 	kindGathered
 	kindReadiness
+	kindHanded
+	kindPeer
+	kindPeerGone
 )
 
-// Hello is a worker's first message.
+// Hello is a worker's first message. The descriptor that comes along is the
+// sending end of its inbox, a SOCK_SEQPACKET socket, for its peers.
 type Hello struct {
 	Contract    int    `json:"contract"`
 	Incarnation uint64 `json:"incarnation"`
@@ -59,6 +63,33 @@ type Ready struct{}
 // there any more.
 type Draining struct {
 	Connections int `json:"connections"` // still open
+}
+
+// Handed says that a worker which drains has handed over what it could: the
+// connections that are left are finished here.
+type Handed struct {
+	Given   int           `json:"given"`   // connections that another worker has taken
+	Left    int           `json:"left"`    // that could not move, or were refused
+	Longest time.Duration `json:"longest"` // the longest time for which one stood still
+}
+
+// Peer says that another worker is there, or that it has changed. When it is
+// told for the first time, the sending end of that worker's inbox comes along.
+type Peer struct {
+	Incarnation uint64 `json:"incarnation"`
+	Pool        string `json:"pool"`
+	Slot        int    `json:"slot"`
+	Generation  uint64 `json:"generation"`
+	Seat        int    `json:"seat"`
+	// Serving says that it may be given connections: it was told to accept,
+	// and neither hangs nor drains.
+	Serving bool `json:"serving"`
+}
+
+// PeerGone says that a worker is dead: what it was offered and has not
+// taken, it never will.
+type PeerGone struct {
+	Incarnation uint64 `json:"incarnation"`
 }
 
 // Failed says why a worker is about to exit by itself.
@@ -114,6 +145,12 @@ type Drain struct {
 	Prompt bool `json:"prompt"`
 	// Grace is the time after which what is still open is closed.
 	Grace time.Duration `json:"grace"`
+	// Hand says that the connections are to be handed over first; those that
+	// cannot be are drained.
+	Hand bool `json:"hand,omitempty"`
+	// To is the incarnation that gets them; 0: they are spread over the
+	// peers of this pool that serve.
+	To uint64 `json:"to,omitempty"`
 }
 
 // Stop tells a worker to end its grace now: close everything in order and
@@ -138,6 +175,9 @@ func (Paused) kind() kind    { return kindPaused }
 func (Gather) kind() kind    { return kindGather }
 func (Gathered) kind() kind  { return kindGathered }
 func (Readiness) kind() kind { return kindReadiness }
+func (Handed) kind() kind    { return kindHanded }
+func (Peer) kind() kind      { return kindPeer }
+func (PeerGone) kind() kind  { return kindPeerGone }
 
 // maxReason bounds the reasons of Failed and Readiness so that a message always fits; JSON may
 // write a byte as six.
@@ -217,6 +257,12 @@ func Decode(b []byte) (Message, error) {
 		m.Body, err = decode[Gathered](body)
 	case kindReadiness:
 		m.Body, err = decode[Readiness](body)
+	case kindHanded:
+		m.Body, err = decode[Handed](body)
+	case kindPeer:
+		m.Body, err = decode[Peer](body)
+	case kindPeerGone:
+		m.Body, err = decode[PeerGone](body)
 	default:
 		if flags&flagIgnorable == 0 {
 			err = fmt.Errorf("link: message of unknown kind %d", k)

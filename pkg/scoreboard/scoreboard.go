@@ -36,7 +36,7 @@ import (
 
 const (
 	magic   = 0x594154534e49414d // "MAINSTAY", little endian
-	version = 2
+	version = 3
 )
 
 // MaxSeats is the largest number of seats a board may have.

@@ -57,9 +57,18 @@ type Seat struct {
 	Unready atomic.Uint32
 	_       uint32
 
+	// Hand-offs, as the giver and as the taker of connections.
+
+	HandoffsGiven   atomic.Uint64 // connections that another worker has taken
+	HandoffsTaken   atomic.Uint64 // connections taken from another worker
+	HandoffsRefused atomic.Uint64 // offers of other workers that were refused
+	HandoffsThawed  atomic.Uint64 // connections that were offered and stayed
+	HandoffNS       atomic.Uint64 // time that the given ones stood still, in sum
+	HandoffMaxNS    atomic.Uint64 // the longest of these times
+
 	handler handler
 
-	_ [512 - 25*8 - handlerSize]byte
+	_ [512 - 31*8 - handlerSize]byte
 }
 
 // handlerSize is the size of handler.
@@ -87,6 +96,7 @@ func (s *Seat) Clear() {
 	for _, w := range []*atomic.Uint64{
 		&s.Incarnation, &s.Generation, &s.Accepts, &s.Messages, &s.BytesIn,
 		&s.BytesOut, &s.SendFailures, &s.Panics, &s.Refused, &s.Datagrams, &s.GCCycles, &s.GCPauseNS,
+		&s.HandoffsGiven, &s.HandoffsTaken, &s.HandoffsRefused, &s.HandoffsThawed, &s.HandoffNS, &s.HandoffMaxNS,
 		&s.handler.seq, &s.handler.conn,
 	} {
 		w.Store(0)

@@ -40,6 +40,7 @@ type order struct {
 	identity link.Identity
 	sockets  []activation.Socket
 	stats    int
+	rows     int
 	said     func(link.Body)
 	answered func(g link.Gathered, fd int) // takes over fd; -1: none
 	unknown  func(error)                   // a message could not be understood
@@ -88,7 +89,7 @@ func (l *osLauncher) launch(o order) (process, error) {
 	defer p.Close()
 	files := link.Files{
 		Null: int(l.null.Fd()), Output: int(p.Fd()), Control: far, Stats: o.stats,
-		Config: int(o.release.config.Fd()), Stderr: int(l.stderr.Fd()), Crash: crash,
+		Config: int(o.release.config.Fd()), Stderr: int(l.stderr.Fd()), Crash: crash, Rows: o.rows,
 	}
 	for _, s := range o.sockets {
 		files.Listeners = append(files.Listeners, s.FD)

@@ -12,11 +12,13 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/mainstay-go/mainstay/pkg/activation"
 	"github.com/mainstay-go/mainstay/pkg/control"
 	"github.com/mainstay-go/mainstay/pkg/link"
 	"github.com/mainstay-go/mainstay/pkg/notify"
+	"github.com/mainstay-go/mainstay/pkg/rows"
 	"github.com/mainstay-go/mainstay/pkg/scoreboard"
 )
 
@@ -105,6 +107,7 @@ type Supervisor struct {
 	began       time.Time
 	epoch       uint64
 	board       *scoreboard.Board
+	rows        *rows.Table
 
 	// Owned by Run's goroutine.
 
@@ -171,11 +174,16 @@ func newSupervisor(conf Config, l launcher, makeRelease func(uint64, Settings, s
 	if err != nil {
 		return nil, err
 	}
+	table, err := makeRows()
+	if err != nil {
+		board.Close()
+		return nil, err
+	}
 	s := &Supervisor{
 		conf: conf, log: conf.Log, launcher: l, makeRelease: makeRelease,
 		clock: monotonic, resident: residentBytes,
 		inbox: make(chan message, 64), done: make(chan struct{}),
-		epoch: 1, board: board,
+		epoch: 1, board: board, rows: table,
 		pool: &pool{name: poolName}, current: first, releases: []*release{first}, generations: 1,
 		incarnations: make(map[uint64]*incarnation), questions: make(map[uint64]*question),
 		scraper: newScraper(), hooks: newHooks(conf.Log),
@@ -194,7 +202,21 @@ func (s *Supervisor) Close() error {
 	for _, r := range s.releases {
 		r.close()
 	}
-	return s.board.Close()
+	return errors.Join(s.rows.Close(), s.board.Close())
+}
+
+// maxRowsPerWorker bounds the table of connections: 8 GiB of addresses, of
+// which only what is used costs memory.
+const maxRowsPerWorker = 1 << 18
+
+// makeRows makes the table of connections: room for as many as the files that
+// the largest number of workers may open.
+func makeRows() (*rows.Table, error) {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return nil, fmt.Errorf("supervisor: %w", os.NewSyscallError("getrlimit", err))
+	}
+	return rows.Create(int(min(limit.Max, maxRowsPerWorker)) * MaxWorkers)
 }
 
 // message is what reaches Run's goroutine; this is the closed list.
@@ -508,7 +530,7 @@ func (s *Supervisor) launch(inc *incarnation) (process, error) {
 		id.Listeners = append(id.Listeners, link.Listener{Name: sock.Name, Address: sock.Address})
 	}
 	return s.launcher.launch(order{
-		release: inc.release, identity: id, sockets: s.conf.Sockets, stats: s.board.FD(),
+		release: inc.release, identity: id, sockets: s.conf.Sockets, stats: s.board.FD(), rows: s.rows.FD(),
 		said:    func(b link.Body) { s.post(incarnationSaid{inc, b}) },
 		unknown: func(err error) { s.post(incarnationBroke{inc, err}) },
 		exited:  func(e Exit) { s.post(incarnationExited{inc, e}) },

@@ -27,6 +27,7 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/link"
 	"github.com/mainstay-go/mainstay/pkg/metrics"
+	"github.com/mainstay-go/mainstay/pkg/rows"
 	"github.com/mainstay-go/mainstay/pkg/scoreboard"
 	"github.com/mainstay-go/mainstay/pkg/wire/text"
 )
@@ -302,6 +303,10 @@ func spawn(t *testing.T, name string, slot int, sockets ...activation.Socket) *p
 		t.Fatal(err)
 	}
 	p.seat = board.Seat(0)
+	table, err := rows.Create(1 << 10)
+	if err != nil {
+		t.Fatal(err)
+	}
 	config, err := link.ConfigFile([]byte("{}"))
 	if err != nil {
 		t.Fatal(err)
@@ -322,7 +327,7 @@ func spawn(t *testing.T, name string, slot int, sockets ...activation.Socket) *p
 	p.cmd.Env = id.Environ(append(os.Environ(), helperEnv+"="+name, "GORACE=atexit_sleep_ms=0"))
 	p.cmd.Stdout = p.output
 	p.cmd.Stderr = p.output
-	files := []int{far, board.FD(), int(config.Fd()), int(stderr.Fd()), crash}
+	files := []int{far, board.FD(), int(config.Fd()), int(stderr.Fd()), crash, table.FD()}
 	for _, s := range sockets {
 		files = append(files, s.FD)
 	}
@@ -369,6 +374,7 @@ func spawn(t *testing.T, name string, slot int, sockets ...activation.Socket) *p
 		wg.Wait()
 		p.channel.Close()
 		board.Close()
+		table.Close()
 		if t.Failed() {
 			t.Logf("worker %d wrote:\n%s%s", slot, p.output, p.stderr)
 		}
