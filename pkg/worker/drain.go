@@ -26,6 +26,8 @@ type terms struct {
 	prompt bool          // close connections between two messages
 	grace  time.Duration // for all of it
 	hasten bool          // the grace is over
+	hand   bool          // hand the connections over first
+	to     uint64        // to this incarnation; 0: to all that serve
 }
 
 // drain is a worker on its way out. The loop owns it.
@@ -43,6 +45,7 @@ type drain struct {
 	servers  int            // HTTP servers that have not ended
 	packets  int            // datagram sockets with replies that wait
 	stopping bool
+	exodus   *exodus // nil: nothing was handed over
 }
 
 // expire makes Run return. Any goroutine may call it.
@@ -133,6 +136,9 @@ func (d *drain) on(t terms) {
 		mode = conn.DrainPrompt
 	}
 	w.set.Drain(mode, t.grace, func() { d.conns = true; d.progress() })
+	if t.hand {
+		d.handOver(t)
+	}
 	for _, s := range w.servers {
 		s.drain(t.prompt, t.grace)
 	}

@@ -247,9 +247,16 @@ type proc struct {
 	said    chan link.Body
 	answers chan gathered
 	seat    *scoreboard.Seat
-	output  *syncBuffer // what it wrote before it was ready
-	stderr  *syncBuffer
-	exited  chan int // exit code; -1: by signal
+	cluster *cluster
+	inbox   int // sending end
+
+	incarnation uint64
+	slot        int
+	generation  uint64
+
+	output *syncBuffer // what it wrote before it was ready
+	stderr *syncBuffer
+	exited chan int // exit code; -1: by signal
 }
 
 // syncBuffer collects what a process writes.
@@ -282,13 +289,46 @@ func listenOn(t *testing.T, url string) activation.Socket {
 	return s
 }
 
+// cluster is what the workers of a service share.
+type cluster struct {
+	t     *testing.T
+	board *scoreboard.Board
+	table *rows.Table
+	last  uint64 // incarnation
+	procs []*proc
+}
+
+func newCluster(t *testing.T) *cluster {
+	t.Helper()
+	board, err := scoreboard.Create(16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	table, err := rows.Create(1 << 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { board.Close(); table.Close() })
+	return &cluster{t: t, board: board, table: table}
+}
+
 // spawn starts the helper of that name as a worker, which has said hello when
 // spawn returns.
 func spawn(t *testing.T, name string, slot int, sockets ...activation.Socket) *proc {
 	t.Helper()
-	p := &proc{t: t, said: make(chan link.Body, 64), answers: make(chan gathered, 64), output: new(syncBuffer), stderr: new(syncBuffer), exited: make(chan int, 1)}
+	return newCluster(t).spawn(name, slot, 7, sockets...)
+}
+
+// spawn starts a worker of a generation. It has said hello when spawn returns,
+// and the others have heard of it.
+func (cl *cluster) spawn(name string, slot int, generation uint64, sockets ...activation.Socket) *proc {
+	t := cl.t
+	t.Helper()
+	cl.last++
+	p := &proc{t: t, cluster: cl, incarnation: cl.last, slot: slot, generation: generation, inbox: -1, said: make(chan link.Body, 64), answers: make(chan gathered, 64), output: new(syncBuffer), stderr: new(syncBuffer), exited: make(chan int, 1)}
 	id := link.Identity{
-		Contract: link.Contract, Service: "test", Pool: "worker", Slot: slot, Incarnation: uint64(slot) + 1, Generation: 7, Epoch: 1,
+		Contract: link.Contract, Service: "test", Pool: "worker", Slot: slot,
+		Incarnation: p.incarnation, Generation: generation, Epoch: 1, Seat: int(p.incarnation) - 1,
 	}
 	for _, s := range sockets {
 		id.Listeners = append(id.Listeners, link.Listener{Name: s.Name, Address: s.Address})
@@ -298,15 +338,8 @@ func spawn(t *testing.T, name string, slot int, sockets ...activation.Socket) *p
 		t.Fatal(err)
 	}
 	p.channel = channel
-	board, err := scoreboard.Create(1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.seat = board.Seat(0)
-	table, err := rows.Create(1 << 10)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p.seat = cl.board.Seat(id.Seat)
+	p.seat.Incarnation.Store(p.incarnation)
 	config, err := link.ConfigFile([]byte("{}"))
 	if err != nil {
 		t.Fatal(err)
@@ -327,7 +360,7 @@ func spawn(t *testing.T, name string, slot int, sockets ...activation.Socket) *p
 	p.cmd.Env = id.Environ(append(os.Environ(), helperEnv+"="+name, "GORACE=atexit_sleep_ms=0"))
 	p.cmd.Stdout = p.output
 	p.cmd.Stderr = p.output
-	files := []int{far, board.FD(), int(config.Fd()), int(stderr.Fd()), crash, table.FD()}
+	files := []int{far, cl.board.FD(), int(config.Fd()), int(stderr.Fd()), crash, cl.table.FD()}
 	for _, s := range sockets {
 		files = append(files, s.FD)
 	}
@@ -357,9 +390,14 @@ func spawn(t *testing.T, name string, slot int, sockets ...activation.Socket) *p
 			if err != nil {
 				return
 			}
-			if m.FD >= 0 {
-				p.gathered(m)
-				continue
+			switch m.Body.(type) {
+			case link.Gathered:
+				if m.FD >= 0 {
+					p.gathered(m)
+					continue
+				}
+			case link.Hello:
+				p.inbox = m.FD
 			}
 			p.said <- m.Body
 		}
@@ -373,14 +411,46 @@ func spawn(t *testing.T, name string, slot int, sockets ...activation.Socket) *p
 		p.channel.Interrupt()
 		wg.Wait()
 		p.channel.Close()
-		board.Close()
-		table.Close()
+		unix.Close(p.inbox)
 		if t.Failed() {
 			t.Logf("worker %d wrote:\n%s%s", slot, p.output, p.stderr)
 		}
 	})
-	if hello := expect[link.Hello](p); hello.Incarnation != id.Incarnation || hello.Generation != 7 || hello.Build != "test" {
-		t.Fatalf("hello is %+v", hello)
+	if hello := expect[link.Hello](p); hello.Incarnation != id.Incarnation || hello.Generation != generation || hello.Build != "test" || p.inbox < 0 {
+		t.Fatalf("hello is %+v, inbox %d", hello, p.inbox)
+	}
+	for _, other := range cl.procs {
+		other.meet(p, false)
+		p.meet(other, true)
+	}
+	cl.procs = append(cl.procs, p)
+	return p
+}
+
+// meet tells p of another worker.
+func (p *proc) meet(other *proc, serving bool) {
+	p.t.Helper()
+	m := link.Peer{
+		Incarnation: other.incarnation, Pool: "worker", Slot: other.slot, Generation: other.generation,
+		Seat: int(other.incarnation) - 1, Serving: serving,
+	}
+	if err := p.channel.SendFile(m, other.inbox); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// serve has p accept and tells the others.
+func (p *proc) serve() *proc {
+	p.t.Helper()
+	expect[link.Ready](p)
+	p.tell(link.Accept{})
+	p.awaitState(link.StateServing)
+	for _, other := range p.cluster.procs {
+		if other != p {
+			other.tell(link.Peer{
+				Incarnation: p.incarnation, Pool: "worker", Slot: p.slot, Generation: p.generation, Seat: int(p.incarnation) - 1, Serving: true,
+			})
+		}
 	}
 	return p
 }
@@ -388,11 +458,7 @@ func spawn(t *testing.T, name string, slot int, sockets ...activation.Socket) *p
 // serving starts a worker that accepts.
 func serving(t *testing.T, name string, slot int, sockets ...activation.Socket) *proc {
 	t.Helper()
-	p := spawn(t, name, slot, sockets...)
-	expect[link.Ready](p)
-	p.tell(link.Accept{})
-	p.awaitState(link.StateServing)
-	return p
+	return spawn(t, name, slot, sockets...).serve()
 }
 
 // expect waits for the worker's next message, which is to be a T.

@@ -106,6 +106,8 @@ type Worker struct {
 	set       *conn.Set
 	pool      *conn.Pool
 	stderr    int
+	board     *scoreboard.Board
+	inbox     int // its sending end, until Hello
 	listeners []*listener
 	packets   []*packets
 	servers   []*httpServer
@@ -123,6 +125,8 @@ type Worker struct {
 	drain     *drain // from the first Drain on
 	evidence  evidence
 	readiness readiness
+	peers     peers
+	ends      *handoff.Endpoint
 
 	background background
 
@@ -216,7 +220,7 @@ func prepare(in *link.Inherited, conf Config) (*Worker, error) {
 	if in.Seat >= board.Seats() {
 		return nil, fmt.Errorf("worker: seat %d of a scoreboard with %d", in.Seat, board.Seats())
 	}
-	w.seat = board.Seat(in.Seat)
+	w.board, w.seat = board, board.Seat(in.Seat)
 	w.pool = conn.NewPool(w.conf.PoolSize)
 	if w.loop, err = reactor.New(reactor.Options{OnTurn: w.turned}); err != nil {
 		return nil, fmt.Errorf("worker: %w", err)
@@ -389,7 +393,7 @@ func (w *Worker) listen() {
 		m, err := w.control.Recv()
 		switch {
 		case err == nil:
-			w.told(m.Body)
+			w.told(m)
 		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, os.ErrClosed):
 			return
 		case errors.Is(err, io.EOF):
@@ -405,8 +409,8 @@ func (w *Worker) listen() {
 	}
 }
 
-func (w *Worker) told(body link.Body) {
-	switch m := body.(type) {
+func (w *Worker) told(message link.Message) {
+	switch m := message.Body.(type) {
 	case link.Accept:
 		w.post(w.accept)
 	case link.Rearm:
@@ -419,13 +423,22 @@ func (w *Worker) told(body link.Body) {
 			}
 		})
 	case link.Drain:
-		w.leave(terms{prompt: m.Prompt, grace: m.Grace})
+		w.leave(terms{prompt: m.Prompt, grace: m.Grace, hand: m.Hand, to: m.To})
+	case link.Peer:
+		fd := message.FD
+		message.FD = -1
+		w.post(func() { w.peers.told(m, fd) })
+	case link.PeerGone:
+		w.post(func() { w.peers.gone(m.Incarnation) })
 	case link.Stop:
 		w.leave(terms{prompt: true, hasten: true})
 	case link.Gather:
 		go w.answer(m)
 	case link.LogLevel:
 		w.setLevel(m.Level)
+	}
+	if message.FD >= 0 {
+		unix.Close(message.FD) // of a kind that should have none
 	}
 }
 

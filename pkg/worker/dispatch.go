@@ -1,0 +1,112 @@
+package worker
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+)
+
+// Dispatch says which worker serves a listener's new connections.
+type Dispatch string
+
+const (
+	// DispatchShared leaves a connection with the worker that has accepted
+	// it: one that waits and is woken by the kernel.
+	DispatchShared Dispatch = "shared"
+
+	// DispatchRoundRobin gives each worker one in turn.
+	DispatchRoundRobin Dispatch = "round-robin"
+
+	// DispatchLeastConnections gives it to the worker with the fewest.
+	DispatchLeastConnections Dispatch = "least-connections"
+
+	// DispatchHashIP gives all of an address, in IPv6 of a network of 64
+	// bits, to one worker.
+	DispatchHashIP Dispatch = "hash-ip"
+
+	// DispatchHashID gives all that the application binds to an ID to one
+	// worker, from then on.
+	DispatchHashID Dispatch = "hash-id"
+)
+
+// Check says what is wrong with a Dispatch; the empty one is DispatchShared.
+func (d Dispatch) Check() error {
+	switch d {
+	case "", DispatchShared, DispatchRoundRobin, DispatchLeastConnections, DispatchHashIP, DispatchHashID:
+		return nil
+	}
+	return fmt.Errorf("%q, want %s, %s, %s, %s or %s", string(d),
+		DispatchShared, DispatchRoundRobin, DispatchLeastConnections, DispatchHashIP, DispatchHashID)
+}
+
+// dispatcher finds the worker for a new connection. The loop owns it.
+type dispatcher struct {
+	w    *Worker
+	mode Dispatch
+	turn int // of round-robin
+}
+
+// target returns the peer that is to serve a connection that was accepted
+// here; nil: it stays.
+func (d *dispatcher) target(peer netip.Addr) *peer {
+	w := d.w
+	switch d.mode {
+	case DispatchRoundRobin:
+		return d.nextInTurn()
+	case DispatchLeastConnections:
+		if p := w.peers.idlest(nil); p != nil && p.seat.Connections.Load() < w.seat.Connections.Load() {
+			return p
+		}
+	case DispatchHashIP:
+		if peer.IsValid() {
+			b := networkOf(peer).As16()
+			return w.peers.byHash(binary.BigEndian.Uint64(b[:8]) ^ binary.BigEndian.Uint64(b[8:])*0x9e3779b97f4a7c15)
+		}
+	}
+	return nil
+}
+
+// nextInTurn is the next of the workers that take connections, this one
+// included, which is nil.
+func (d *dispatcher) nextInTurn() *peer {
+	list := d.w.peers.list
+	for range list {
+		d.turn = (d.turn + 1) % (len(list) + 1)
+		if d.turn == len(list) {
+			return nil
+		}
+		if p := list[d.turn]; p.takes() {
+			return p
+		}
+	}
+	return nil
+}
+
+// byHash returns the worker for a key: of all that take connections the one
+// with the highest score for it, so that the end of one moves only what it
+// had. nil is this worker itself.
+func (p *peers) byHash(key uint64) (found *peer) {
+	best := uint64(0)
+	if p.w.takes() {
+		best = score(key, p.w.id.Slot)
+	}
+	for _, other := range p.list {
+		if s := score(key, other.Slot); s > best && other.takes() {
+			found, best = other, s
+		}
+	}
+	return found
+}
+
+// score is the rank of a slot for a key (rendezvous hashing). It is the same
+// in all workers.
+func score(key uint64, slot int) uint64 {
+	x := key ^ uint64(slot+1)*0x9e3779b97f4a7c15
+	// The finalizer of SplitMix64: every bit of the key changes half of the result.
+	x ^= x >> 30
+	x *= 0xbf58476d1ce4e5b9
+	x ^= x >> 27
+	x *= 0x94d049bb133111eb
+	return x ^ x>>31 | 1
+}
+

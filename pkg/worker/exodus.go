@@ -1,0 +1,163 @@
+package worker
+
+import (
+	"time"
+
+	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/handoff"
+)
+
+// window is how many connections of an exodus are under way at a time: each
+// of them stands still until all before it have been taken.
+const window = 256
+
+// exodus hands over connections, a window at a time. The loop owns it.
+//
+// An idle connection is frozen at the end of the turn in which that was
+// asked for. One in a callback is frozen when that has returned; it does not
+// hold up the others.
+type exodus struct {
+	w      *Worker
+	target func(onTheWay map[uint64]int) *peer // who gets the next one; nil: nobody can
+	ended  func(moved)
+
+	ids      []uint64       // still to be asked
+	asked    int            // that are not frozen yet
+	fresh    int            // of asked, those of this turn
+	offered  int            // frozen, and neither taken nor thawed
+	onTheWay map[uint64]int // offered, by taker
+	frozen   map[uint64][]handoff.Unit
+	stepping bool // step is to come
+	result   moved
+}
+
+// moved is what came of an exodus.
+type moved struct {
+	Given   int
+	Left    int
+	Refused int
+	Longest time.Duration // the longest time for which one stood still
+}
+
+// begin starts to hand over the connections with these IDs. ended is called
+// once, on the loop, when nothing more is to come.
+func (w *Worker) begin(ids []uint64, target func(map[uint64]int) *peer, ended func(moved)) *exodus {
+	e := &exodus{
+		w: w, target: target, ended: ended, ids: ids,
+		onTheWay: make(map[uint64]int), frozen: make(map[uint64][]handoff.Unit),
+	}
+	e.later()
+	return e
+}
+
+// add has more connections handed over, some of which may be under way.
+func (e *exodus) add(ids []uint64) {
+	e.ids = append(e.ids, ids...)
+	e.later()
+}
+
+// later has step called at the end of the turn.
+func (e *exodus) later() {
+	if !e.stepping {
+		e.stepping = true
+		e.w.loop.NextTurn(e.step)
+	}
+}
+
+// step offers what was frozen, and asks for as many as the window has room
+// for.
+func (e *exodus) step() {
+	e.stepping = false
+	e.fresh = 0
+	for to, units := range e.frozen {
+		delete(e.frozen, to)
+		e.offer(to, units)
+	}
+	for len(e.ids) > 0 && e.offered+e.fresh < window {
+		id := e.ids[0]
+		e.ids = e.ids[1:]
+		if c := e.w.set.Get(id); c != nil {
+			e.ask(c)
+		}
+	}
+	switch {
+	case e.fresh > 0:
+		e.later()
+	case len(e.ids) == 0 && e.asked == 0 && e.offered == 0 && len(e.frozen) == 0 && e.ended != nil:
+		ended := e.ended
+		e.ended = nil
+		ended(e.result)
+	}
+}
+
+// ask has one connection frozen.
+func (e *exodus) ask(c *conn.Conn) {
+	e.asked++
+	e.fresh++
+	e.w.set.Freeze(c, func(f *conn.Frozen, err error) {
+		e.asked--
+		e.later()
+		if err != nil {
+			return // it is over, is pinned, or moves already: it is counted in the end
+		}
+		e.place(f)
+	})
+}
+
+// place finds a taker for a connection.
+func (e *exodus) place(f *conn.Frozen) {
+	to := e.target(e.onTheWay)
+	unit := handoff.Unit{First: f}
+	n := 1
+	if p := f.Partner(); p != nil {
+		unit.Second = p
+		n = 2
+	}
+	if to == nil {
+		e.result.Left += n
+		f.Thaw()
+		return
+	}
+	e.offered += n
+	e.onTheWay[to.Incarnation] += n
+	e.frozen[to.Incarnation] = append(e.frozen[to.Incarnation], unit)
+}
+
+// offer gives what was frozen to its taker.
+func (e *exodus) offer(to uint64, units []handoff.Unit) {
+	n := 0
+	for _, u := range units {
+		n++
+		if u.Second != nil {
+			n++
+		}
+	}
+	e.w.ends.Give(to, uint8(e.w.reasonFor(to)), units, func(o handoff.Outcome) {
+		e.offered -= n
+		e.onTheWay[to] -= n
+		e.result.Given += o.Given
+		e.result.Left += o.Thawed
+		e.result.Refused += o.Refused
+		e.result.Longest = max(e.result.Longest, o.Longest)
+		e.w.count(o)
+		e.later()
+	})
+}
+
+// count tells the seat what came of an offer.
+func (w *Worker) count(o handoff.Outcome) {
+	w.seat.HandoffsGiven.Add(uint64(o.Given))
+	w.seat.HandoffsThawed.Add(uint64(o.Thawed))
+	w.seat.HandoffNS.Add(uint64(o.Stalled))
+	if ns := uint64(o.Longest); ns > w.seat.HandoffMaxNS.Load() {
+		w.seat.HandoffMaxNS.Store(ns)
+	}
+}
+
+// reasonFor is what OnAdopt is told by the taker.
+func (w *Worker) reasonFor(to uint64) conn.Reason {
+	if p := w.peers.all[to]; p != nil && p.Generation != w.id.Generation {
+		return conn.Reload
+	}
+	return conn.Move
+}

@@ -1,0 +1,135 @@
+package worker
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/link"
+)
+
+// handOver is the part of a drain in which the connections go to others.
+func (d *drain) handOver(t terms) {
+	w := d.w
+	target := func(onTheWay map[uint64]int) *peer { return w.peers.idlest(onTheWay) }
+	if t.to != 0 {
+		target = func(map[uint64]int) *peer { return w.peers.of(t.to) }
+	}
+	var ids []uint64
+	w.set.Each(func(c *conn.Conn) { ids = append(ids, c.ID()) })
+	if d.exodus != nil && d.exodus.ended != nil {
+		d.exodus.target = target
+		d.exodus.add(ids)
+		return
+	}
+	d.exodus = w.begin(ids, target, func(m moved) {
+		m.Left = w.set.Len()
+		w.send(link.Handed{Given: m.Given, Left: m.Left, Longest: m.Longest})
+		w.log.Info("handed over", zap.Int("given", m.Given), zap.Int("left", m.Left), zap.Duration("longest", m.Longest))
+	})
+}
+
+// moveTo is what the application has asked for by Conn.MoveTo. Loop only.
+func (w *Worker) moveTo(c *conn.Conn, slot int) {
+	if slot == w.id.Slot && w.drain == nil {
+		return
+	}
+	p := w.peers.at(slot)
+	if p == nil {
+		w.log.Debug("connection not moved: nobody serves in that slot", zap.Uint64("conn", c.ID()), zap.Int("slot", slot))
+		return
+	}
+	w.begin([]uint64{c.ID()}, func(map[uint64]int) *peer { return w.peers.of(p.Incarnation) }, func(moved) {})
+}
+
+// tellMove answers the question "move": it moves one connection.
+func (w *Worker) tellMove(arg json.RawMessage) ([]byte, error) {
+	var r link.MoveRequest
+	if err := json.Unmarshal(arg, &r); err != nil {
+		return nil, fmt.Errorf("worker: move: %w", err)
+	}
+	result, err := w.moveSome(func() ([]uint64, error) {
+		switch c := w.set.Get(r.Conn); {
+		case c == nil:
+			return nil, fmt.Errorf("connection %d is not here", r.Conn)
+		case !c.Movable():
+			return nil, fmt.Errorf("connection %d: %w", r.Conn, conn.ErrPinned)
+		}
+		return []uint64{r.Conn}, nil
+	}, []uint64{r.To})
+	if err != nil {
+		return nil, err
+	}
+	if result.Given == 0 {
+		return nil, fmt.Errorf("connection %d stays: it has ended, or the other worker has refused it", r.Conn)
+	}
+	return json.Marshal(link.GiveResult{Given: result.Given, Longest: result.Longest})
+}
+
+// tellGive answers the question "give": it moves so many connections to
+// others.
+func (w *Worker) tellGive(arg json.RawMessage) ([]byte, error) {
+	var r link.GiveRequest
+	if err := json.Unmarshal(arg, &r); err != nil {
+		return nil, fmt.Errorf("worker: give: %w", err)
+	}
+	result, err := w.moveSome(func() (ids []uint64, err error) {
+		w.set.Each(func(c *conn.Conn) {
+			if len(ids) < r.Count && c.Movable() {
+				ids = append(ids, c.ID())
+			}
+		})
+		return ids, nil
+	}, r.To)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(link.GiveResult{Given: result.Given, Thawed: result.Left, Refused: result.Refused, Longest: result.Longest})
+}
+
+// errStillMoving says that a hand-off goes on, for which nobody waits longer.
+var errStillMoving = errors.New("worker: it is not over yet: a callback has to return first")
+
+// moveSome hands over connections that which, on the loop, finds, to the given
+// incarnations in turn, and waits for the result.
+func (w *Worker) moveSome(which func() ([]uint64, error), to []uint64) (moved, error) {
+	done := make(chan moved, 1)
+	var refused error
+	err := w.OnLoop(func() {
+		var ids []uint64
+		if ids, refused = which(); refused != nil {
+			return
+		}
+		next := 0
+		target := func(map[uint64]int) *peer {
+			for range to {
+				next++
+				if p := w.peers.of(to[next%len(to)]); p != nil {
+					return p
+				}
+			}
+			return nil
+		}
+		if len(to) == 0 || target(nil) == nil {
+			refused = fmt.Errorf("no worker takes connections, of those asked for")
+			return
+		}
+		w.begin(ids, target, func(m moved) { done <- m })
+	})
+	if err == nil {
+		err = refused
+	}
+	if err != nil {
+		return moved{}, err
+	}
+	select {
+	case m := <-done:
+		return m, nil
+	case <-time.After(answerTimeout):
+		return moved{}, errStillMoving
+	}
+}
