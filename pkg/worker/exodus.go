@@ -148,7 +148,6 @@ func (e *exodus) offer(to uint64, units []handoff.Unit) {
 func (w *Worker) count(o handoff.Outcome) {
 	w.seat.HandoffsGiven.Add(uint64(o.Given))
 	w.seat.HandoffsThawed.Add(uint64(o.Thawed))
-	w.seat.HandoffNS.Add(uint64(o.Stalled))
 	if ns := uint64(o.Longest); ns > w.seat.HandoffMaxNS.Load() {
 		w.seat.HandoffMaxNS.Store(ns)
 	}

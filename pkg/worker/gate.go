@@ -85,18 +85,30 @@ func (g *gate) admit(peer unix.Sockaddr, now time.Duration) bool {
 	return false
 }
 
+// adopt is admit for a connection that was accepted elsewhere: it has passed
+// the rate of accepts there.
+func (g *gate) adopt(peer netip.Addr) bool {
+	if g == nil {
+		return true
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	network := networkOf(peer)
+	if g.excessLocked(network) != "" {
+		return false
+	}
+	g.enterLocked(network)
+	return true
+}
+
 // refusal takes a connection into account, or says why not.
 func (g *gate) refusal(peer netip.Addr, now time.Duration) string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	l := g.limits
-	if l.Connections > 0 && g.open >= l.Connections {
-		return fmt.Sprintf("max_connections, %d, are open", l.Connections)
+	if why := g.excessLocked(peer); why != "" {
+		return why
 	}
-	if l.PerPeer > 0 && peer.IsValid() && g.peers[peer] >= l.PerPeer {
-		return fmt.Sprintf("max_connections_per_peer, %d, are open from its address", l.PerPeer)
-	}
-	if l.Rate > 0 {
+	if l := g.limits; l.Rate > 0 {
 		g.tokens = min(float64(l.Burst), g.tokens+(now-g.filled).Seconds()*float64(l.Rate))
 		g.filled = now
 		if g.tokens < 1 {
@@ -104,11 +116,28 @@ func (g *gate) refusal(peer netip.Addr, now time.Duration) string {
 		}
 		g.tokens--
 	}
-	g.open++
-	if l.PerPeer > 0 && peer.IsValid() {
-		g.peers[peer]++
+	g.enterLocked(peer)
+	return ""
+}
+
+// excessLocked says which limit of open connections is reached. It needs mu.
+func (g *gate) excessLocked(peer netip.Addr) string {
+	l := g.limits
+	if l.Connections > 0 && g.open >= l.Connections {
+		return fmt.Sprintf("max_connections, %d, are open", l.Connections)
+	}
+	if l.PerPeer > 0 && peer.IsValid() && g.peers[peer] >= l.PerPeer {
+		return fmt.Sprintf("max_connections_per_peer, %d, are open from its address", l.PerPeer)
 	}
 	return ""
+}
+
+// enterLocked takes a connection into account. It needs mu.
+func (g *gate) enterLocked(peer netip.Addr) {
+	g.open++
+	if g.limits.PerPeer > 0 && peer.IsValid() {
+		g.peers[peer]++
+	}
 }
 
 // left takes back admit; peer has the zero Addr on a unix socket. Any

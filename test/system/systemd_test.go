@@ -28,6 +28,7 @@ var tests = []struct {
 	{"ReloadWithBrokenConfigurationChangesNothing", reloadWithBrokenConfigurationChangesNothing},
 	{"DropInChangesTheNumberOfWorkersAtReload", dropInChangesTheNumberOfWorkersAtReload},
 	{"RestartUnderTrafficLosesNobody", restartUnderTrafficLosesNobody},
+	{"OpenConnectionsLiveThroughReloadMoveAndScale", openConnectionsLiveThroughReloadMoveAndScale},
 
 	{"KilledWorkerIsRespawnedAndTheOthersAreUntouched", killedWorkerIsRespawnedAndTheOthersAreUntouched},
 	{"WorkerThatDiesAtOnceIsBackedOffFrom", workerThatDiesAtOnceIsBackedOffFrom},

@@ -1,6 +1,7 @@
 // Command probe is the service of the tests on real systemd that need more
 // than one program: it tells a version, counts the starts of its workers, logs
-// as many lines as a line "log N" asks for, is ready or not when a line "ready"
+// as many lines as a line "log N" asks for, answers who talks to it with its
+// pid and the line, is ready or not when a line "ready"
 // or "unready" says so, and its workers misbehave if they
 // are built or told so.
 //
@@ -8,6 +9,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net/http"
@@ -20,6 +22,7 @@ import (
 
 	"github.com/mainstay-go/mainstay/pkg/link"
 	"github.com/mainstay-go/mainstay/pkg/service"
+	"github.com/mainstay-go/mainstay/test/talk"
 )
 
 // Set by the linker.
@@ -63,6 +66,10 @@ func main() {
 	s.Listen("text-echo", "", service.Text[none]{
 		OnMessage: func(c *service.Conn[none], line []byte) {
 			lines.Inc()
+			if bytes.HasPrefix(line, []byte(talk.Prefix)) {
+				c.Send(fmt.Appendf(nil, "%d %s", os.Getpid(), line))
+				return
+			}
 			switch string(line) {
 			case "ready":
 				worker.SetReady(true, "")
