@@ -1,22 +1,118 @@
 package handoff
 
 import (
+	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
+const (
+	// readBudget is how many messages are read at most in one call of
+	// Readable: the connections that are served already have their turn.
+	readBudget = 8
+
+	// goneBudget bounds what is read before a death is acted on. No inbox
+	// holds so many messages.
+	goneBudget = 1 << 16
+
+	// A message that does not fit into an inbox is tried again after firstRetry,
+	// then after twice the time each, up to lastRetry.
+	firstRetry = time.Millisecond
+	lastRetry  = 64 * time.Millisecond
+
+	// maxUnknown bounds the peers that are known by their offers only.
+	maxUnknown = 64
+
+	// keepBuffer is the largest buffer that is kept for the next batch.
+	keepBuffer = 1 << 20
+)
+
 // Endpoint is a process's part in all hand-offs, as giver and as taker. All
-// its methods are for the loop only.
+// its methods are for the loop only. What it calls, of Outgoing, Incoming,
+// Options and done, may call Give and Room, and no other method.
 type Endpoint struct {
+	// Set once in New.
+
 	options Options
+	kernel  kernel
+	step    func(point) // told of every step; nil but in tests
+
+	// Both as giver and taker.
+
 	peers   map[uint64]*peer
+	unknown int // peers without an inbox
+	closed  bool
+	busy    int // calls that are under way: the outermost settles
+	timer   struct {
+		at   time.Duration
+		stop func() // nil: it is not set
+	}
+
+	// As giver.
+
+	batches uint64  // how many were made
+	over    []*call // of Give, done not called yet
+	message []byte  // that is being made
+	fds     []int   // of it
+	spare   []*batch
+
+	// As taker.
+
+	waits    []*wait // for tails, oldest first
+	inbox    []byte  // what was received last
+	received [maxDescriptors]int
+	records  []record
+	entrants []entrant
+	body     []byte // from a memfd
 }
 
 // peer is another process.
 type peer struct {
-	slot int
-	fd   int // sending end of its inbox; -1: not known yet
+	incarnation uint64
+	slot        int
+	inbox       int  // sending end; -1: not known yet
+	limit       int  // of a message there
+	broken      bool // nobody receives there any more
+
+	// What waits for room in the inbox: out before what is in batches.
+	out   [][]byte
+	retry time.Duration // when it is tried again; 0: nothing waits
+	pause time.Duration // between the last two tries
+
+	queue  []parcel // for which the window has no room
+	queued int      // connections in it
+	sent   []*batch // offered and not decided, in order; the last may wait for room
+	late   []uint64 // batches decided without an answer, which may still be read
+	moved  []second // seconds of pairs that were moved for a peer that had not done it
+}
+
+// point is a step at which tests end or stop a process.
+type point uint8
+
+const (
+	pointOffer     point = iota + 1 // giver: before a row is offered
+	pointSend                       // giver: before the offer is sent
+	pointSent                       // giver: the offer is sent
+	pointDecide                     // giver: before a row is looked at
+	pointLeft                       // giver: a connection has left
+	pointTails                      // giver: before tails are sent
+	pointTold                       // giver: they are sent
+	pointRead                       // taker: an offer was read
+	pointCommit                     // taker: before a commit
+	pointHalf                       // taker: the first of a pair is committed
+	pointCommitted                  // taker: after a commit
+	pointAnswer                     // taker: before the answer
+	pointAnswered                   // taker: before the first is served
+	pointServed                     // taker: all are served
+	points
+)
+
+func (e *Endpoint) at(p point) {
+	if e.step != nil {
+		e.step(p)
+	}
 }
 
 // New makes an Endpoint, which the caller ends by Close. It fails if Inbox is
@@ -25,83 +121,318 @@ func New(o Options) (*Endpoint, error) {
 	if typ, err := unix.GetsockoptInt(o.Inbox, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || typ != unix.SOCK_SEQPACKET {
 		return nil, fmt.Errorf("handoff: fd %d is no inbox (SOCK_SEQPACKET)", o.Inbox)
 	}
+	return newEndpoint(o, new(system)), nil
+}
+
+func newEndpoint(o Options, k kernel) *Endpoint {
 	if o.Deadline <= 0 {
 		o.Deadline = DefaultDeadline
 	}
 	if o.TailWait <= 0 {
 		o.TailWait = DefaultTailWait
 	}
-	return &Endpoint{options: o, peers: make(map[uint64]*peer)}, nil
+	return &Endpoint{options: o, kernel: k, peers: make(map[uint64]*peer), inbox: make([]byte, maxMessage)}
 }
 
 // Peer makes another process known to which Give may give, or changes its
 // slot. fd is the sending end of its inbox; the Endpoint takes it over and
 // closes the one it had. A negative fd leaves the one it has.
 func (e *Endpoint) Peer(incarnation uint64, slot, fd int) {
+	if e.closed {
+		if fd >= 0 {
+			e.kernel.close(fd)
+		}
+		return
+	}
+	defer e.enter().leave()
 	p := e.peers[incarnation]
 	if p == nil {
-		p = &peer{fd: -1}
-		e.peers[incarnation] = p
+		p = e.meet(incarnation)
 	}
 	p.slot = slot
-	if fd >= 0 {
-		if p.fd >= 0 {
-			unix.Close(p.fd)
-		}
-		p.fd = fd
+	if fd < 0 {
+		return
 	}
+	if p.inbox >= 0 {
+		e.kernel.close(p.inbox)
+	} else {
+		e.unknown--
+	}
+	p.inbox, p.limit = fd, e.kernel.limit(fd)
+	e.flush(p)
+}
+
+// meet makes a peer whose inbox is not known yet.
+func (e *Endpoint) meet(incarnation uint64) *peer {
+	p := &peer{incarnation: incarnation, inbox: -1}
+	e.peers[incarnation] = p
+	e.unknown++
+	return p
 }
 
 // Gone says that a process is dead: what it was offered and has not taken, it
 // never will, and no tails will come from it any more than have come. What it
 // was given is over. Its descriptor is closed.
 func (e *Endpoint) Gone(incarnation uint64) {
-	if p := e.peers[incarnation]; p != nil && p.fd >= 0 {
-		unix.Close(p.fd)
+	if e.closed {
+		return
+	}
+	defer e.enter().leave()
+	// Its last words are in the inbox already: after them nothing comes.
+	_ = e.read(goneBudget)
+	e.abandonTails(incarnation)
+	p := e.peers[incarnation]
+	if p == nil {
+		return
 	}
 	delete(e.peers, incarnation)
+	e.endOffers(p, ErrPeerGone)
+	for _, s := range p.moved {
+		if s.row.Move(s.id, incarnation, e.options.Self) {
+			e.options.Free(s.id)
+		}
+	}
+	if p.inbox >= 0 {
+		e.kernel.close(p.inbox)
+	} else {
+		e.unknown--
+	}
 }
 
 // Room returns how many connections Give would offer to a peer at once, the
 // window being open; more would wait. It returns 0 if the peer is unknown,
 // dead or late.
-func (e *Endpoint) Room(to uint64) int { return 0 }
-
-// Give gives units, which stand still, to another process. why comes out as
-// Offer.Why. done, which may be nil, is called once, when the fate of all is
-// known: at the latest a little after Options.Deadline, at the earliest before
-// Give returns. Thaw, Left and done may call Give and Room, and no other
-// method. The slice stays the caller's.
-//
-// What does not fit into the window waits, standing still: a caller freezes
-// Room connections, gives them, and goes on when done is called.
-func (e *Endpoint) Give(to uint64, why uint8, units []Unit, done func(Outcome)) {
-	o := Outcome{Err: ErrUnknownPeer}
-	for _, u := range units {
-		for _, c := range []Outgoing{u.First, u.Second} {
-			if c != nil {
-				o.Thawed++
-				o.Longest = max(o.Longest, e.options.Now()-c.Since())
-				c.Thaw()
-			}
-		}
+func (e *Endpoint) Room(to uint64) int {
+	p := e.peers[to]
+	if p == nil || p.excluded() != nil {
+		return 0
 	}
-	if done != nil {
-		done(o)
-	}
+	return max(0, (Window-len(p.sent))*BatchConnections-p.queued)
 }
 
 // Readable reads messages from the inbox until it is empty or a budget is
-// used up, so it is to be called as long as the inbox is readable.
-func (e *Endpoint) Readable() {}
+// used up, so it is to be called as long as the inbox is readable. It returns
+// io.EOF if nobody has a sending end any more, and recvmsg(2)'s error if the
+// inbox is broken: the caller stops watching it then.
+func (e *Endpoint) Readable() error {
+	if e.closed {
+		return nil
+	}
+	defer e.enter().leave()
+	return e.read(readBudget)
+}
+
+// read handles at most so many messages.
+func (e *Endpoint) read(budget int) error {
+	for range budget {
+		n, nfds, truncated, err := e.kernel.receive(e.options.Inbox, e.inbox, e.received[:])
+		if errors.Is(err, unix.EAGAIN) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		fds := e.received[:nfds]
+		if err := e.handle(e.inbox[:n], fds, truncated); err != nil {
+			e.options.Trouble(err)
+		}
+		for _, fd := range fds {
+			if fd >= 0 { // not taken over by anyone
+				e.kernel.close(fd)
+			}
+		}
+	}
+	return nil
+}
+
+// handle acts on a message. Descriptors that are kept are replaced by -1 in
+// fds. An error says what was wrong with the message.
+func (e *Endpoint) handle(m []byte, fds []int, truncated bool) error {
+	h, rest, err := parse(m)
+	switch {
+	case err != nil:
+		return err
+	case h.from == e.options.Self:
+		return fmt.Errorf("handoff: message of kind %d from %d, which is this process", h.kind, h.from)
+	case h.version != version && h.kind == kindOffer:
+		e.refuse(h, Version)
+		return fmt.Errorf("handoff: offer from %d: version %d, want %d", h.from, h.version, version)
+	case h.version != version:
+		return fmt.Errorf("handoff: message of kind %d from %d: version %d, want %d", h.kind, h.from, h.version, version)
+	}
+	switch h.kind {
+	case kindOffer:
+		return e.onOffer(h, rest, fds, truncated)
+	case kindAnswer:
+		return e.onAnswer(h, rest)
+	case kindTails:
+		return e.onTails(h, rest)
+	}
+	return fmt.Errorf("handoff: message of unknown kind %d from %d", h.kind, h.from)
+}
 
 // Close ends the hand-offs that are under way: what is offered and not taken
 // is thawed, who waits for a tail goes on without. It closes the inbox and
-// what Peer has taken over. Nothing may be called afterwards but Give, which
-// thaws.
+// what Peer has taken over. Give thaws from now on; the other methods do
+// nothing.
 func (e *Endpoint) Close() {
-	for incarnation := range e.peers {
-		e.Gone(incarnation)
+	if e.closed {
+		return
 	}
-	unix.Close(e.options.Inbox)
+	defer e.enter().leave()
+	e.closed = true
+	for incarnation, p := range e.peers {
+		e.abandonTails(incarnation)
+		e.endOffers(p, ErrClosed)
+		if p.inbox >= 0 {
+			e.kernel.close(p.inbox)
+		}
+	}
+	clear(e.peers)
+	e.kernel.close(e.options.Inbox)
+}
+
+// enter begins what leave ends: the outermost of the calls that are under
+// way does what these have left to do.
+func (e *Endpoint) enter() *Endpoint {
+	e.busy++
+	return e
+}
+
+func (e *Endpoint) leave() {
+	if e.busy > 1 {
+		e.busy--
+		return
+	}
+	for again := true; again; {
+		again = false
+		for len(e.over) > 0 {
+			c := e.over[0]
+			e.over = e.over[1:]
+			if c.done != nil {
+				c.done(c.outcome)
+			}
+		}
+		for _, p := range e.peers {
+			if e.pump(p) {
+				again = true
+			}
+		}
+		again = again || len(e.over) > 0
+	}
+	e.over = nil
+	e.busy--
+	e.arm()
+}
+
+// arm sets the timer to the next deadline.
+func (e *Endpoint) arm() {
+	next := time.Duration(-1)
+	due := func(at time.Duration) {
+		if next < 0 || at < next {
+			next = at
+		}
+	}
+	for _, p := range e.peers {
+		if p.retry > 0 {
+			due(p.retry)
+		}
+		if len(p.sent) > 0 {
+			due(p.sent[0].by)
+		}
+		if len(p.queue) > 0 {
+			due(p.queue[0].by)
+		}
+	}
+	if len(e.waits) > 0 {
+		due(e.waits[0].by)
+	}
+	// One that is early is left alone: it finds nothing to do and sets itself
+	// anew. Deadlines move with every batch, and most never come.
+	if e.timer.stop != nil && (next < 0 || e.timer.at > next || e.closed) {
+		e.timer.stop()
+		e.timer.stop = nil
+	}
+	if e.timer.stop == nil && next >= 0 && !e.closed {
+		e.timer.at = next
+		e.timer.stop = e.options.After(max(0, next-e.options.Now()), e.tick)
+	}
+}
+
+// tick acts on the deadlines that have come.
+func (e *Endpoint) tick() {
+	e.timer.stop = nil
+	defer e.enter().leave()
+	// A loop that was held up has the answers in its inbox.
+	_ = e.read(readBudget)
+	now := e.options.Now()
+	for _, p := range e.peers {
+		if p.retry > 0 && p.retry <= now {
+			e.flush(p)
+		}
+		e.expire(p, now)
+	}
+	for len(e.waits) > 0 && e.waits[0].by <= now {
+		w := e.waits[0]
+		e.endWait(w)
+		e.options.Trouble(fmt.Errorf("handoff: batch %d from %d: no tails after %v", w.batch, w.from, e.options.TailWait))
+	}
+}
+
+// tell sends a message that no deadline revokes, now or later.
+func (e *Endpoint) tell(p *peer, m []byte) {
+	if p.broken {
+		return
+	}
+	if p.inbox >= 0 && len(p.out) == 0 {
+		err := e.kernel.send(p.inbox, m, nil)
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, errFull) {
+			e.breakOff(p, err)
+			return
+		}
+	}
+	p.out = append(p.out, append([]byte(nil), m...))
+	e.postpone(p)
+}
+
+// postpone sets the time for trying again what did not fit.
+func (e *Endpoint) postpone(p *peer) {
+	if p.inbox >= 0 {
+		p.pause = min(max(2*p.pause, firstRetry), lastRetry)
+		p.retry = e.options.Now() + p.pause
+	}
+}
+
+// flush tries again what did not fit.
+func (e *Endpoint) flush(p *peer) {
+	p.retry = 0
+	for len(p.out) > 0 {
+		err := e.kernel.send(p.inbox, p.out[0], nil)
+		switch {
+		case errors.Is(err, errFull):
+			e.postpone(p)
+			return
+		case err != nil:
+			e.breakOff(p, err)
+			return
+		}
+		p.out = p.out[1:]
+		p.pause = 0
+	}
+	p.out = nil
+	if b := p.waiting(); b != nil {
+		e.send(p, b, b.unsent)
+	}
+}
+
+// breakOff gives up a peer whose inbox is no more: nothing in it will be
+// read.
+func (e *Endpoint) breakOff(p *peer, err error) {
+	p.broken = true
+	p.out, p.retry = nil, 0
+	e.options.Trouble(fmt.Errorf("handoff: inbox of %d: %w", p.incarnation, err))
+	e.endOffers(p, ErrPeerGone)
 }

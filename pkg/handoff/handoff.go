@@ -60,23 +60,23 @@
 //
 // An offer has for each connection, in the order of the descriptors:
 //
-//	     0    8  ID
-//	     8    8  when it was stopped, CLOCK_MONOTONIC in nanoseconds
-//	    16    4  length of the body
-//	    20    1  why it moves
-//	    21    1  flags; bit 0: the body lies in the memfd, 8 bytes say where;
-//	             bit 1: it is the other end of a pipe with the one before
-//	    22    2  zero
-//	    24    -  the body, or its 8 bytes of offset
+//	 0    8  ID
+//	 8    8  when it was stopped, CLOCK_MONOTONIC in nanoseconds
+//	16    4  length of the body
+//	20    1  why it moves
+//	21    1  flags; bit 0: the body lies in the memfd, 8 bytes say where;
+//	         bit 1: it is the other end of a pipe with the one before
+//	22    2  zero
+//	24    -  the body, or its 8 bytes of offset
 //
 // An answer has one byte for each connection: zero, it is taken, or a Refusal.
 // Tails have for each connection that has a tail, and for each piece of one
 // that is longer than a message:
 //
-//	     0    2  place in the batch
-//	     2    2  bit 0: more of it follows
-//	     4    4  length
-//	     8    -  the tail
+//	0    2  place in the batch
+//	2    2  bit 0: more of it follows
+//	4    4  length
+//	8    -  the tail
 //
 // Start reading at Endpoint, then give.go and take.go.
 package handoff

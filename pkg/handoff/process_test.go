@@ -1,0 +1,5 @@
+package handoff
+
+const roleEnv = "HANDOFF_TEST_ROLE"
+
+func play(role string) int { return 1 }
