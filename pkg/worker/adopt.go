@@ -21,7 +21,10 @@ func (w *Worker) openRows(in *link.Inherited) (inbox int, err error) {
 	if err != nil {
 		return -1, fmt.Errorf("worker: %w", err)
 	}
-	w.rows = table.Allocator(in.Incarnation)
+	// It is never closed: whatever still runs when the process exits may look
+	// at the rows.
+	alloc := table.Allocator(in.Incarnation)
+	w.set = conn.NewSet(w.loop, alloc)
 	receiving, sending, err := handoff.Pair()
 	if err != nil {
 		return -1, fmt.Errorf("worker: %w", err)
@@ -30,7 +33,7 @@ func (w *Worker) openRows(in *link.Inherited) (inbox int, err error) {
 	w.ends, err = handoff.New(handoff.Options{
 		Self: in.Incarnation, Table: table, Inbox: receiving,
 		Adopt: w.adopt, Join: func(a, b handoff.Incoming) { a.(*adopted).Join(b.(*adopted).Adopted) },
-		Free: w.rows.Free, Trouble: w.handoffTrouble,
+		Free: alloc.Free, Trouble: w.handoffTrouble,
 		Now: w.loop.Clock,
 		After: func(d time.Duration, f func()) func() {
 			t := w.loop.After(d, f)
@@ -94,7 +97,7 @@ func (w *Worker) tryAdopt(o handoff.Offer) (*adopted, error) {
 	}
 	a, err := w.set.Adopt(o.FD, o.ID, o.Row, w.connsOf, o.Body)
 	switch {
-	case errors.Is(err, conn.ErrUnknownListener):
+	case errors.Is(err, conn.ErrListener):
 		return nil, fmt.Errorf("%w: %w", handoff.UnknownListener, err)
 	case errors.Is(err, conn.ErrStateVersion):
 		return nil, fmt.Errorf("%w: %w", handoff.Version, err)

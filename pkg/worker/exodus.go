@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"errors"
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
@@ -37,7 +38,18 @@ type moved struct {
 	Left    int
 	Refused int
 	Longest time.Duration // the longest time for which one stood still
+	Err     error         // why the first of those stayed that did
 }
+
+// stays takes note of connections that were not given, and of why.
+func (m *moved) stays(n int, why error) {
+	m.Left += n
+	if m.Err == nil {
+		m.Err = why
+	}
+}
+
+var errNobody = errors.New("no worker takes connections")
 
 // begin starts to hand over the connections with these IDs. ended is called
 // once, on the loop, when nothing more is to come.
@@ -98,7 +110,8 @@ func (e *exodus) ask(c *conn.Conn) {
 		e.asked--
 		e.later()
 		if err != nil {
-			return // it is over, is pinned, or moves already: it is counted in the end
+			e.result.stays(1, err)
+			return
 		}
 		e.place(f)
 	})
@@ -114,8 +127,11 @@ func (e *exodus) place(f *conn.Frozen) {
 		n = 2
 	}
 	if to == nil {
-		e.result.Left += n
+		e.result.stays(n, errNobody)
 		f.Thaw()
+		if p := f.Partner(); p != nil {
+			p.Thaw()
+		}
 		return
 	}
 	e.offered += n
@@ -136,8 +152,8 @@ func (e *exodus) offer(to uint64, units []handoff.Unit) {
 		e.offered -= n
 		e.onTheWay[to] -= n
 		e.result.Given += o.Given
-		e.result.Left += o.Thawed
 		e.result.Refused += o.Refused
+		e.result.stays(o.Thawed+o.Refused, o.Err)
 		e.result.Longest = max(e.result.Longest, o.Longest)
 		e.w.count(o)
 		e.later()

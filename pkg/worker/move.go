@@ -53,11 +53,8 @@ func (w *Worker) tellMove(arg json.RawMessage) ([]byte, error) {
 		return nil, fmt.Errorf("worker: move: %w", err)
 	}
 	result, err := w.moveSome(func() ([]uint64, error) {
-		switch c := w.set.Get(r.Conn); {
-		case c == nil:
+		if w.set.Get(r.Conn) == nil {
 			return nil, fmt.Errorf("connection %d is not here", r.Conn)
-		case !c.Movable():
-			return nil, fmt.Errorf("connection %d: %w", r.Conn, conn.ErrPinned)
 		}
 		return []uint64{r.Conn}, nil
 	}, []uint64{r.To})
@@ -65,7 +62,7 @@ func (w *Worker) tellMove(arg json.RawMessage) ([]byte, error) {
 		return nil, err
 	}
 	if result.Given == 0 {
-		return nil, fmt.Errorf("connection %d stays: it has ended, or the other worker has refused it", r.Conn)
+		return nil, fmt.Errorf("connection %d stays: %w", r.Conn, result.Err)
 	}
 	return json.Marshal(link.GiveResult{Given: result.Given, Longest: result.Longest})
 }
@@ -79,7 +76,7 @@ func (w *Worker) tellGive(arg json.RawMessage) ([]byte, error) {
 	}
 	result, err := w.moveSome(func() (ids []uint64, err error) {
 		w.set.Each(func(c *conn.Conn) {
-			if len(ids) < r.Count && c.Movable() {
+			if len(ids) < r.Count && !w.connsOf(c.Listener()).Pinned {
 				ids = append(ids, c.ID())
 			}
 		})

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/handoff"
 	"github.com/mainstay-go/mainstay/pkg/link"
 	"github.com/mainstay-go/mainstay/pkg/metrics"
 	"github.com/mainstay-go/mainstay/pkg/reactor"
@@ -107,7 +108,7 @@ type Worker struct {
 	pool      *conn.Pool
 	stderr    int
 	board     *scoreboard.Board
-	inbox     int // its sending end, until Hello
+	gates     map[string]*gate // by listener; nil: all are taken
 	listeners []*listener
 	packets   []*packets
 	servers   []*httpServer
@@ -225,14 +226,20 @@ func prepare(in *link.Inherited, conf Config) (*Worker, error) {
 	if w.loop, err = reactor.New(reactor.Options{OnTurn: w.turned}); err != nil {
 		return nil, fmt.Errorf("worker: %w", err)
 	}
-	w.set = conn.NewSet(w.loop)
+	inbox, err := w.openRows(in)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(inbox) // the supervisor has it then
 	if err := w.makeListeners(in); err != nil {
 		return nil, err
 	}
 	w.Tell("connections", w.tellConnections)
+	w.Tell("move", w.tellMove)
+	w.Tell("give", w.tellGive)
 	w.enter(link.StateStarting)
 	hello := link.Hello{Contract: link.Contract, Incarnation: in.Incarnation, Generation: in.Generation, Build: w.conf.Build}
-	if err := w.control.Send(hello); err != nil {
+	if err := w.control.SendFile(hello, inbox); err != nil {
 		return nil, fmt.Errorf("worker: %w", err)
 	}
 	return w, nil
@@ -305,6 +312,7 @@ func noteCrashes(fd int) error {
 // makeListeners pairs the inherited sockets with what is to be served on
 // them.
 func (w *Worker) makeListeners(in *link.Inherited) error {
+	w.gates = make(map[string]*gate)
 	byName := make(map[string]*Listener, len(w.conf.Listeners))
 	for i := range w.conf.Listeners {
 		byName[w.conf.Listeners[i].Name] = &w.conf.Listeners[i]
@@ -326,6 +334,7 @@ func (w *Worker) makeListeners(in *link.Inherited) error {
 		}
 		l := &listener{worker: w, name: c.Name, fd: in.Sockets[i], isTCP: isTCP(in.Sockets[i])}
 		l.gate = w.newGate(c.Name, c.Accept)
+		w.gates[c.Name] = l.gate
 		if c.Conn != nil {
 			l.conns = w.configure(c, l.gate)
 		} else {
@@ -339,7 +348,7 @@ func (w *Worker) makeListeners(in *link.Inherited) error {
 
 func (w *Worker) configure(l *Listener, g *gate) *conn.Config {
 	c := *l.Conn
-	c.Listener, c.Pool, c.Seat, c.Event = l.Name, w.pool, w.seat, w.connEvent
+	c.Listener, c.Pool, c.Seat, c.Event, c.Move = l.Name, w.pool, w.seat, w.connEvent, w.moveTo
 	c.Released = nil
 	if g != nil {
 		c.Released = func(c *conn.Conn) { g.left(textAddress(c.Peer())) }

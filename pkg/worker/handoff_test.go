@@ -1,0 +1,310 @@
+package worker
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mainstay-go/mainstay/pkg/activation"
+	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/link"
+	"github.com/mainstay-go/mainstay/test/talk"
+)
+
+// talker answers a line with the worker's slot and generation, and the line.
+type talker struct {
+	conn.NopHandler
+	name string
+}
+
+func (h talker) OnMessage(c *conn.Conn, m []byte) {
+	switch line := string(m); {
+	case strings.HasPrefix(line, "to "):
+		var slot int
+		fmt.Sscanf(line, "to %d", &slot)
+		c.MoveTo(slot)
+	case line == "wait":
+		<-time.After(300 * time.Millisecond)
+		c.Send([]byte("waited"))
+	default:
+		c.Send(fmt.Appendf(nil, "%s %s", h.name, m))
+	}
+}
+
+func (h talker) OnAdopt(c *conn.Conn, why conn.Reason) {
+	if c.Value() == "told" {
+		c.Send(fmt.Appendf(nil, "adopted: %v", why))
+	}
+}
+
+// talkTo has clients talk to a socket.
+func talkTo(t *testing.T, s activation.Socket, clients int) *talk.Group {
+	t.Helper()
+	g, err := talk.Start(func() (net.Conn, error) { return dialSocket(s) }, talk.Options{Clients: clients, Pause: 10 * time.Millisecond, Limit: patience})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { g.Stop() })
+	return g
+}
+
+func dialSocket(s activation.Socket) (net.Conn, error) {
+	return net.Dial("tcp", strings.TrimPrefix(s.Address, "tcp://"))
+}
+
+// nobodyLost ends the talk and the test if a client has lost anything.
+func nobodyLost(t *testing.T, g *talk.Group) talk.Report {
+	t.Helper()
+	r := g.Stop()
+	t.Log(r)
+	if err := r.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestDrainHandsOverToTheSuccessor(t *testing.T) {
+	for _, name := range []string{"talker", "talker on the pool"} {
+		t.Run(name, func(t *testing.T) {
+			s := listen(t)
+			cl := newCluster(t)
+			old := cl.spawn(name, 0, 1, s).serve()
+			g := talkTo(t, s, 200)
+			next := cl.spawn(name, 0, 2, s).serve()
+			old.tell(link.Drain{Grace: patience, Hand: true, To: next.incarnation})
+			expect[link.Draining](old)
+			handed := expect[link.Handed](old)
+			if handed.Given != 200 || handed.Left != 0 || handed.Longest <= 0 {
+				t.Errorf("handed over: %+v, want all 200", handed)
+			}
+			old.awaitExit(0)
+			await(t, "all to be served by the successor", func() bool { return g.Report().Servers["0/2 "] > 400 })
+			if r := nobodyLost(t, g); r.Changes != 200 {
+				t.Errorf("%d clients have changed their server, want 200", r.Changes)
+			}
+			if given, taken := old.seat.HandoffsGiven.Load(), next.seat.HandoffsTaken.Load(); given != 200 || taken != 200 {
+				t.Errorf("given %d, taken %d, want 200", given, taken)
+			}
+			if n := next.seat.Connections.Load(); n != 200 {
+				t.Errorf("the successor counts %d connections, want 200", n)
+			}
+		})
+	}
+}
+
+func TestConnectionsGoRoundAndRoundAndNobodyIsLost(t *testing.T) {
+	s := listen(t)
+	cl := newCluster(t)
+	workers := []*proc{cl.spawn("talker on the pool", 0, 1, s).serve(), cl.spawn("talker", 1, 1, s).serve(), cl.spawn("talker", 2, 1, s).serve()}
+	g := talkTo(t, s, 100)
+	rounds := 30
+	if testing.Short() {
+		rounds = 5
+	}
+	for round := range rounds {
+		from, to := workers[round%3], workers[(round+1)%3]
+		arg, _ := json.Marshal(link.GiveRequest{Count: 1000, To: []uint64{to.incarnation}})
+		from.tell(link.Gather{ID: uint64(round) + 1, What: "give", Arg: arg})
+		a := from.answer()
+		var r link.GiveResult
+		if err := json.Unmarshal(a.text, &r); err != nil || a.Error != "" {
+			t.Fatalf("round %d: %v %q %q", round, err, a.Error, a.text)
+		}
+	}
+	if r := nobodyLost(t, g); r.Changes < 100 {
+		t.Errorf("clients have changed their server %d times", r.Changes)
+	}
+	open := int64(0)
+	for _, w := range workers {
+		open += w.seat.Connections.Load()
+	}
+	if open > 100 {
+		t.Errorf("the workers count %d connections, want at most 100", open)
+	}
+}
+
+func TestApplicationMovesAConnection(t *testing.T) {
+	s := listen(t)
+	cl := newCluster(t)
+	cl.spawn("talker", 0, 1, s).serve()
+	c, err := dialSocket(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	exchange(t, c, "here?\n", "0/1 here?\n")
+	cl.spawn("talker", 1, 1, s).serve()
+	// What follows at once is read by whoever has the connection then.
+	if _, err := c.Write([]byte("to 1\n")); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the other worker to have it", func() bool {
+		c.SetDeadline(time.Now().Add(patience))
+		return ask(t, c, "there?") == "1/1 there?"
+	})
+	// To a slot where nobody is it does not go.
+	exchange(t, c, "to 7\nstill?\n", "1/1 still?\n")
+}
+
+func TestConnectionInACallbackIsHandedOverWhenThatHasReturned(t *testing.T) {
+	s := listen(t)
+	cl := newCluster(t)
+	old := cl.spawn("talker on the pool", 0, 1, s).serve()
+	c, err := dialSocket(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	exchange(t, c, "here?\n", "0/1 here?\n")
+	if _, err := c.Write([]byte("wait\nand who?\n")); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the callback to run", func() bool { return old.seat.PoolRunning.Load() > 0 })
+	next := cl.spawn("talker", 0, 2, s).serve()
+	old.tell(link.Drain{Grace: patience, Hand: true, To: next.incarnation})
+	expect[link.Draining](old)
+	if got := readLine(t, c); got != "waited" {
+		t.Fatalf("got %q", got)
+	}
+	if got := readLine(t, c); got != "0/1 and who?" && got != "0/2 and who?" {
+		t.Fatalf("got %q", got)
+	}
+	if handed := expect[link.Handed](old); handed.Given != 1 {
+		t.Errorf("handed over: %+v", handed)
+	}
+	exchange(t, c, "here?\n", "0/2 here?\n")
+	old.awaitExit(0)
+}
+
+func TestPinnedConnectionsAreDrainedAndOthersMove(t *testing.T) {
+	s, pinned := listen(t), listenOn(t, "tcp://127.0.0.1:0")
+	pinned.Name = "pinned"
+	cl := newCluster(t)
+	old := cl.spawn("talker", 0, 1, s, pinned).serve()
+	c, err := dialSocket(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	p, err := dialSocket(pinned)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	exchange(t, c, "here?\n", "0/1 here?\n")
+	exchange(t, p, "here?\n", "0/1 here?\n")
+	next := cl.spawn("talker", 0, 2, s, pinned).serve()
+	old.tell(link.Drain{Grace: patience, Hand: true, To: next.incarnation})
+	expect[link.Draining](old)
+	if handed := expect[link.Handed](old); handed.Given != 1 || handed.Left != 1 {
+		t.Errorf("handed over: %+v, want one of two", handed)
+	}
+	exchange(t, c, "here?\n", "0/2 here?\n")
+	exchange(t, p, "here?\n", "0/1 here?\n")
+	p.Close()
+	old.awaitExit(0)
+}
+
+func TestNewcomersAreDispatched(t *testing.T) {
+	for _, tt := range []struct {
+		mode Dispatch
+		want func(n [3]int64) bool
+	}{
+		{DispatchRoundRobin, func(n [3]int64) bool { return n[0] >= 25 && n[1] >= 25 && n[2] >= 25 }},
+		{DispatchLeastConnections, func(n [3]int64) bool { return n[0] >= 25 && n[1] >= 25 && n[2] >= 25 }},
+		{DispatchHashIP, func(n [3]int64) bool { return n[0] == 90 || n[1] == 90 || n[2] == 90 }},
+	} {
+		t.Run(string(tt.mode), func(t *testing.T) {
+			s := listen(t)
+			cl := newCluster(t)
+			var workers []*proc
+			for slot := range 3 {
+				workers = append(workers, cl.spawn("dispatch "+string(tt.mode), slot, 1, s).serve())
+			}
+			g := talkTo(t, s, 90)
+			var n [3]int64
+			count := func() int64 {
+				for i, w := range workers {
+					n[i] = w.seat.Connections.Load()
+				}
+				return n[0] + n[1] + n[2]
+			}
+			await(t, "all to be counted", func() bool { return count() == 90 })
+			if !tt.want(n) {
+				t.Errorf("the workers have %v connections", n)
+			}
+			// Those that a dead worker would get go to the others.
+			workers[1].signal(unix.SIGSTOP)
+			for _, w := range []*proc{workers[0], workers[2]} {
+				w.tell(link.Peer{Incarnation: workers[1].incarnation, Pool: "worker", Slot: 1, Generation: 1, Seat: int(workers[1].incarnation) - 1})
+				w.tell(link.Rearm{})
+			}
+			more := talkTo(t, s, 30)
+			more.Stop()
+			workers[1].signal(unix.SIGCONT)
+			nobodyLost(t, g)
+			nobodyLost(t, more)
+		})
+	}
+}
+
+func TestApplicationBindsConnectionsToAnID(t *testing.T) {
+	s := listen(t)
+	cl := newCluster(t)
+	for slot := range 3 {
+		cl.spawn("dispatch hash-id", slot, 1, s).serve()
+	}
+	servers := make(map[string]bool)
+	for room := range 20 {
+		var names []string
+		for range 4 {
+			c, err := dialSocket(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			fmt.Fprintf(c, "bind %d\n", room)
+			readLine(t, c) // OnAdopt's, or that of the worker where it stays
+			names = append(names, ask(t, c, "who?"))
+		}
+		for _, name := range names {
+			if name != names[0] {
+				t.Errorf("room %d is in several workers: %q", room, names)
+			}
+		}
+		servers[names[0]] = true
+	}
+	if len(servers) != 3 {
+		t.Errorf("20 rooms are in %d workers, want all 3", len(servers))
+	}
+}
+
+// ask sends a line and returns the one that comes.
+func ask(t *testing.T, c net.Conn, line string) string {
+	t.Helper()
+	if _, err := fmt.Fprintln(c, line); err != nil {
+		t.Fatal(err)
+	}
+	return readLine(t, c)
+}
+
+// readLine reads no more than a line.
+func readLine(t *testing.T, c net.Conn) string {
+	t.Helper()
+	c.SetReadDeadline(time.Now().Add(patience))
+	var line []byte
+	for b := make([]byte, 1); ; {
+		if _, err := c.Read(b); err != nil {
+			t.Fatalf("after %q: %v", line, err)
+		}
+		if b[0] == '\n' {
+			return string(line)
+		}
+		line = append(line, b[0])
+	}
+}
