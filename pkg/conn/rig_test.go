@@ -36,7 +36,7 @@ func newRig(t testing.TB) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.set = NewSet(r.loop)
+	r.set = NewSet(r.loop, nil)
 	ended := make(chan error, 1)
 	go func() { ended <- r.loop.Run() }()
 	t.Cleanup(func() {
@@ -47,6 +47,9 @@ func newRig(t testing.TB) *rig {
 			t.Errorf("Run: %v", err)
 		}
 		r.loop.Close()
+		if err := r.set.Close(); err != nil {
+			t.Error(err)
+		}
 		for name, got := range map[string]int64{
 			"Connections": r.seat.Connections.Load(),
 			"QueueBytes":  r.seat.QueueBytes.Load(),
@@ -222,6 +225,7 @@ func expectEnd(t testing.TB, nc net.Conn) string {
 // funcs is a Handler made of functions, of which any may be nil.
 type funcs struct {
 	connect func(*Conn)
+	adopt   func(*Conn, Reason)
 	message func(*Conn, []byte)
 	full    func(*Conn)
 	drain   func(*Conn)
@@ -232,6 +236,12 @@ type funcs struct {
 func (f funcs) OnConnect(c *Conn) {
 	if f.connect != nil {
 		f.connect(c)
+	}
+}
+
+func (f funcs) OnAdopt(c *Conn, why Reason) {
+	if f.adopt != nil {
+		f.adopt(c, why)
 	}
 }
 

@@ -28,7 +28,7 @@ func serve(t *testing.T, p Protocol) net.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	set := conn.NewSet(loop)
+	set := conn.NewSet(loop, nil)
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -55,6 +55,9 @@ func serve(t *testing.T, p Protocol) net.Conn {
 		}
 		pool.Close()
 		loop.Close()
+		if err := set.Close(); err != nil {
+			t.Error(err)
+		}
 	})
 	return c
 }

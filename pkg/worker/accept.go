@@ -44,6 +44,8 @@ type listener struct {
 	http   *httpServer  // or this
 	gate   *gate        // nil: all are taken
 
+	dispatch dispatcher
+
 	token   reactor.Token
 	state   listening
 	said    bool           // the supervisor knows of this pause
@@ -267,7 +269,13 @@ func (l *listener) take(fd int, peer unix.Sockaddr) {
 		l.http.take(fd, peer)
 		return
 	}
-	if _, err := l.worker.set.Accepted(fd, peer, l.conns); err != nil {
+	var err error
+	if to := l.dispatch.target(addressOf(peer)); to != nil {
+		err = l.worker.dispatchTo(to, fd, peer, l.conns)
+	} else {
+		_, err = l.worker.set.Accepted(fd, peer, l.conns)
+	}
+	if err != nil {
 		l.gate.left(addressOf(peer))
 		l.worker.log.Warn("connection not taken", zap.String("listener", l.name), zap.Error(err))
 	}

@@ -29,6 +29,7 @@ func (w *Worker) openRows(in *link.Inherited) (inbox int, err error) {
 	if err != nil {
 		return -1, fmt.Errorf("worker: %w", err)
 	}
+	w.dispatched = make(map[uint64][]handoff.Unit)
 	w.peers = peers{w: w, all: make(map[uint64]*peer)}
 	w.ends, err = handoff.New(handoff.Options{
 		Self: in.Incarnation, Table: table, Inbox: receiving,

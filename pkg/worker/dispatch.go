@@ -4,6 +4,11 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/handoff"
 )
 
 // Dispatch says which worker serves a listener's new connections.
@@ -50,6 +55,9 @@ type dispatcher struct {
 // here; nil: it stays.
 func (d *dispatcher) target(peer netip.Addr) *peer {
 	w := d.w
+	if w == nil {
+		return nil
+	}
 	switch d.mode {
 	case DispatchRoundRobin:
 		return d.nextInTurn()
@@ -110,3 +118,32 @@ func score(key uint64, slot int) uint64 {
 	return x ^ x>>31 | 1
 }
 
+// dispatchTo gives a connection that was just accepted to a peer. If that does
+// not take it, it is served here. It fails as conn.Set.Arrived does.
+func (w *Worker) dispatchTo(to *peer, fd int, from unix.Sockaddr, conns *conn.Config) error {
+	return w.set.Arrived(fd, from, conns, func(f *conn.Frozen, err error) {
+		if err != nil {
+			return // it has ended already
+		}
+		w.dispatched[to.Incarnation] = append(w.dispatched[to.Incarnation], handoff.Unit{First: f})
+		if len(w.dispatched) == 1 && len(w.dispatched[to.Incarnation]) == 1 {
+			w.loop.NextTurn(w.giveDispatched)
+		}
+	})
+}
+
+// giveDispatched gives what was accepted in a turn, in as few batches as can
+// be.
+func (w *Worker) giveDispatched() {
+	for to, units := range w.dispatched {
+		delete(w.dispatched, to)
+		w.ends.Give(to, uint8(conn.Move), units, w.count)
+	}
+}
+
+// bound moves a connection to the worker that has all of an ID. Loop only.
+func (w *Worker) bound(c *conn.Conn, id uint64) {
+	if to := w.peers.byHash(id); to != nil {
+		w.begin([]uint64{c.ID()}, func(map[uint64]int) *peer { return w.peers.of(to.Incarnation) }, func(moved) {})
+	}
+}

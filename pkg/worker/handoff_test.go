@@ -3,6 +3,7 @@ package worker
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"testing"
@@ -28,17 +29,16 @@ func (h talker) OnMessage(c *conn.Conn, m []byte) {
 		var slot int
 		fmt.Sscanf(line, "to %d", &slot)
 		c.MoveTo(slot)
+	case strings.HasPrefix(line, "bind "):
+		var room uint64
+		fmt.Sscanf(line, "bind %d", &room)
+		c.Bind(room)
+		c.Send([]byte("bound"))
 	case line == "wait":
 		<-time.After(300 * time.Millisecond)
 		c.Send([]byte("waited"))
 	default:
 		c.Send(fmt.Appendf(nil, "%s %s", h.name, m))
-	}
-}
-
-func (h talker) OnAdopt(c *conn.Conn, why conn.Reason) {
-	if c.Value() == "told" {
-		c.Send(fmt.Appendf(nil, "adopted: %v", why))
 	}
 }
 
@@ -84,14 +84,14 @@ func TestDrainHandsOverToTheSuccessor(t *testing.T) {
 			}
 			old.awaitExit(0)
 			await(t, "all to be served by the successor", func() bool { return g.Report().Servers["0/2 "] > 400 })
-			if r := nobodyLost(t, g); r.Changes != 200 {
-				t.Errorf("%d clients have changed their server, want 200", r.Changes)
-			}
 			if given, taken := old.seat.HandoffsGiven.Load(), next.seat.HandoffsTaken.Load(); given != 200 || taken != 200 {
 				t.Errorf("given %d, taken %d, want 200", given, taken)
 			}
 			if n := next.seat.Connections.Load(); n != 200 {
 				t.Errorf("the successor counts %d connections, want 200", n)
+			}
+			if r := nobodyLost(t, g); r.Changes != 200 {
+				t.Errorf("%d clients have changed their server, want 200", r.Changes)
 			}
 		})
 	}
@@ -145,7 +145,7 @@ func TestApplicationMovesAConnection(t *testing.T) {
 	}
 	await(t, "the other worker to have it", func() bool {
 		c.SetDeadline(time.Now().Add(patience))
-		return ask(t, c, "there?") == "1/1 there?"
+		return reply(t, c, "there?") == "1/1 there?"
 	})
 	// To a slot where nobody is it does not go.
 	exchange(t, c, "to 7\nstill?\n", "1/1 still?\n")
@@ -168,10 +168,10 @@ func TestConnectionInACallbackIsHandedOverWhenThatHasReturned(t *testing.T) {
 	next := cl.spawn("talker", 0, 2, s).serve()
 	old.tell(link.Drain{Grace: patience, Hand: true, To: next.incarnation})
 	expect[link.Draining](old)
-	if got := readLine(t, c); got != "waited" {
+	if got := nextLine(t, c); got != "waited" {
 		t.Fatalf("got %q", got)
 	}
-	if got := readLine(t, c); got != "0/1 and who?" && got != "0/2 and who?" {
+	if got := nextLine(t, c); got != "0/1 and who?" && got != "0/2 and who?" {
 		t.Fatalf("got %q", got)
 	}
 	if handed := expect[link.Handed](old); handed.Given != 1 {
@@ -260,41 +260,41 @@ func TestApplicationBindsConnectionsToAnID(t *testing.T) {
 		cl.spawn("dispatch hash-id", slot, 1, s).serve()
 	}
 	servers := make(map[string]bool)
-	for room := range 20 {
-		var names []string
+	for room := range uint64(20) {
+		home := 0
+		for slot := range 3 {
+			if score(room, slot) > score(room, home) {
+				home = slot
+			}
+		}
+		want := fmt.Sprintf("%d/1 who?", home)
 		for range 4 {
 			c, err := dialSocket(s)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer c.Close()
-			fmt.Fprintf(c, "bind %d\n", room)
-			readLine(t, c) // OnAdopt's, or that of the worker where it stays
-			names = append(names, ask(t, c, "who?"))
+			exchange(t, c, fmt.Sprintf("bind %d\n", room), "bound\n")
+			await(t, "a connection to be with the others of its room", func() bool { return reply(t, c, "who?") == want })
 		}
-		for _, name := range names {
-			if name != names[0] {
-				t.Errorf("room %d is in several workers: %q", room, names)
-			}
-		}
-		servers[names[0]] = true
+		servers[want] = true
 	}
 	if len(servers) != 3 {
 		t.Errorf("20 rooms are in %d workers, want all 3", len(servers))
 	}
 }
 
-// ask sends a line and returns the one that comes.
-func ask(t *testing.T, c net.Conn, line string) string {
+// reply sends a line and returns the one that comes.
+func reply(t *testing.T, c net.Conn, line string) string {
 	t.Helper()
 	if _, err := fmt.Fprintln(c, line); err != nil {
 		t.Fatal(err)
 	}
-	return readLine(t, c)
+	return nextLine(t, c)
 }
 
-// readLine reads no more than a line.
-func readLine(t *testing.T, c net.Conn) string {
+// nextLine reads no more than a line.
+func nextLine(t *testing.T, c net.Conn) string {
 	t.Helper()
 	c.SetReadDeadline(time.Now().Add(patience))
 	var line []byte
@@ -306,5 +306,18 @@ func readLine(t *testing.T, c net.Conn) string {
 			return string(line)
 		}
 		line = append(line, b[0])
+	}
+}
+
+// exchange sends a text and wants an answer, byte by byte.
+func exchange(t *testing.T, c net.Conn, text, want string) {
+	t.Helper()
+	if _, err := io.WriteString(c, text); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(want))
+	c.SetReadDeadline(time.Now().Add(patience))
+	if _, err := io.ReadFull(c, got); err != nil || string(got) != want {
+		t.Fatalf("to %q: got %q, %v, want %q", text, got, err, want)
 	}
 }

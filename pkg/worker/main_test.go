@@ -101,7 +101,20 @@ func helper(name string) int {
 	for _, l := range in.Identity.Listeners {
 		c.Listeners = append(c.Listeners, Listener{Name: l.Name, Conn: &conn.Config{Handler: echo{log: stderr}, Inline: name != "pool"}})
 	}
+	if mode, ok := strings.CutPrefix(name, "dispatch "); ok {
+		for i := range c.Listeners {
+			c.Listeners[i].Dispatch = Dispatch(mode)
+		}
+		name = "talker"
+	}
 	switch name {
+	case "talker", "talker on the pool":
+		for i, l := range c.Listeners {
+			c.Listeners[i].Conn = &conn.Config{
+				Handler:  talker{name: fmt.Sprintf("%d/%d", in.Slot, in.Generation)},
+				Protocol: text.Protocol{}, ProtocolName: "text", Inline: name == "talker", Pinned: l.Name == "pinned",
+			}
+		}
 	case "fails":
 		c.OnStart = func(*Worker) error { return errors.New("no database") }
 	case "panics":

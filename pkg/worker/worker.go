@@ -65,6 +65,9 @@ type Listener struct {
 	// Conn configures the connections; the worker sets its Listener, Pool,
 	// Seat, Released and Event. nil: Packet or HTTP is served.
 	Conn *conn.Config
+	// Dispatch says which worker serves a new connection; empty means
+	// DispatchShared. It is for connections of Conn that are not Pinned.
+	Dispatch Dispatch
 	// Accept bounds the connections, those of net/http too.
 	Accept AcceptLimits
 	// Packet configures a datagram socket; the worker sets its Listener,
@@ -128,6 +131,8 @@ type Worker struct {
 	readiness readiness
 	peers     peers
 	ends      *handoff.Endpoint
+
+	dispatched map[uint64][]handoff.Unit // accepted in this turn, by taker
 
 	background background
 
@@ -337,6 +342,9 @@ func (w *Worker) makeListeners(in *link.Inherited) error {
 		w.gates[c.Name] = l.gate
 		if c.Conn != nil {
 			l.conns = w.configure(c, l.gate)
+			if !c.Conn.Pinned {
+				l.dispatch = dispatcher{w: w, mode: c.Dispatch}
+			}
 		} else {
 			l.http = newHTTPServer(w, c, l.gate)
 			w.servers = append(w.servers, l.http)
@@ -349,6 +357,9 @@ func (w *Worker) makeListeners(in *link.Inherited) error {
 func (w *Worker) configure(l *Listener, g *gate) *conn.Config {
 	c := *l.Conn
 	c.Listener, c.Pool, c.Seat, c.Event, c.Move = l.Name, w.pool, w.seat, w.connEvent, w.moveTo
+	if l.Dispatch == DispatchHashID {
+		c.Bound = w.bound
+	}
 	c.Released = nil
 	if g != nil {
 		c.Released = func(c *conn.Conn) { g.left(textAddress(c.Peer())) }
