@@ -159,6 +159,9 @@ func (d *drain) progress() {
 	if d.stopping || !d.conns || d.servers > 0 {
 		return
 	}
+	if d.exodus.goesOn() && d.graceful {
+		return // its end is told to the supervisor
+	}
 	if d.graceful && (d.packets > 0 || !d.told || !w.started.Load()) {
 		return
 	}

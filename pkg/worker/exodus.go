@@ -68,6 +68,9 @@ func (e *exodus) add(ids []uint64) {
 	e.later()
 }
 
+// goesOn says whether more is to come; nil is an exodus that never began.
+func (e *exodus) goesOn() bool { return e != nil && e.ended != nil }
+
 // later has step called at the end of the turn.
 func (e *exodus) later() {
 	if !e.stepping {
@@ -95,7 +98,7 @@ func (e *exodus) step() {
 	switch {
 	case e.fresh > 0:
 		e.later()
-	case len(e.ids) == 0 && e.asked == 0 && e.offered == 0 && len(e.frozen) == 0 && e.ended != nil:
+	case len(e.ids) == 0 && e.asked == 0 && e.offered == 0 && len(e.frozen) == 0 && e.goesOn():
 		ended := e.ended
 		e.ended = nil
 		ended(e.result)

@@ -9,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/mainstay-go/mainstay/pkg/activation"
 	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/link"
@@ -35,6 +33,7 @@ func (h talker) OnMessage(c *conn.Conn, m []byte) {
 		c.Bind(room)
 		c.Send([]byte("bound"))
 	case line == "wait":
+		c.Send([]byte("waiting"))
 		<-time.After(300 * time.Millisecond)
 		c.Send([]byte("waited"))
 	default:
@@ -139,12 +138,10 @@ func TestApplicationMovesAConnection(t *testing.T) {
 	defer c.Close()
 	exchange(t, c, "here?\n", "0/1 here?\n")
 	cl.spawn("talker", 1, 1, s).serve()
-	// What follows at once is read by whoever has the connection then.
-	if _, err := c.Write([]byte("to 1\n")); err != nil {
-		t.Fatal(err)
-	}
 	await(t, "the other worker to have it", func() bool {
-		c.SetDeadline(time.Now().Add(patience))
+		if _, err := io.WriteString(c, "to 1\n"); err != nil {
+			t.Fatal(err)
+		}
 		return reply(t, c, "there?") == "1/1 there?"
 	})
 	// To a slot where nobody is it does not go.
@@ -161,10 +158,7 @@ func TestConnectionInACallbackIsHandedOverWhenThatHasReturned(t *testing.T) {
 	}
 	defer c.Close()
 	exchange(t, c, "here?\n", "0/1 here?\n")
-	if _, err := c.Write([]byte("wait\nand who?\n")); err != nil {
-		t.Fatal(err)
-	}
-	await(t, "the callback to run", func() bool { return old.seat.PoolRunning.Load() > 0 })
+	exchange(t, c, "wait\nand who?\n", "waiting\n")
 	next := cl.spawn("talker", 0, 2, s).serve()
 	old.tell(link.Drain{Grace: patience, Hand: true, To: next.incarnation})
 	expect[link.Draining](old)
@@ -238,15 +232,17 @@ func TestNewcomersAreDispatched(t *testing.T) {
 			if !tt.want(n) {
 				t.Errorf("the workers have %v connections", n)
 			}
-			// Those that a dead worker would get go to the others.
-			workers[1].signal(unix.SIGSTOP)
+			// Those that one would get which takes no more go to the others.
+			workers[1].tell(link.Drain{Grace: patience})
 			for _, w := range []*proc{workers[0], workers[2]} {
 				w.tell(link.Peer{Incarnation: workers[1].incarnation, Pool: "worker", Slot: 1, Generation: 1, Seat: int(workers[1].incarnation) - 1})
-				w.tell(link.Rearm{})
 			}
+			workers[1].awaitState(link.StateDraining)
+			had := workers[1].seat.Connections.Load()
 			more := talkTo(t, s, 30)
-			more.Stop()
-			workers[1].signal(unix.SIGCONT)
+			if has := workers[1].seat.Connections.Load(); has > had {
+				t.Errorf("a worker that drains has %d connections and had %d", has, had)
+			}
 			nobodyLost(t, g)
 			nobodyLost(t, more)
 		})

@@ -21,7 +21,7 @@ func (d *drain) handOver(t terms) {
 	}
 	var ids []uint64
 	w.set.Each(func(c *conn.Conn) { ids = append(ids, c.ID()) })
-	if d.exodus != nil && d.exodus.ended != nil {
+	if d.exodus.goesOn() {
 		d.exodus.target = target
 		d.exodus.add(ids)
 		return
@@ -30,6 +30,7 @@ func (d *drain) handOver(t terms) {
 		m.Left = w.set.Len()
 		w.send(link.Handed{Given: m.Given, Left: m.Left, Longest: m.Longest})
 		w.log.Info("handed over", zap.Int("given", m.Given), zap.Int("left", m.Left), zap.Duration("longest", m.Longest))
+		d.progress()
 	})
 }
 
