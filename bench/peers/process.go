@@ -166,20 +166,7 @@ func Start(dir string, p Peer, workers int, cpus []int) (*Process, error) {
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 
-	own, err := proc.Allowed()
-	if err != nil {
-		return nil, err
-	}
-	if err := proc.BindThread(cpus); err != nil {
-		return nil, err
-	}
-	err = cmd.Start()
-	if e := proc.BindThread(own); err == nil && e != nil {
-		cmd.Process.Kill()
-		cmd.Wait()
-		return nil, e
-	}
-	if err != nil {
+	if err := proc.Start(cmd, cpus); err != nil {
 		return nil, fmt.Errorf("peers: %s: %w", p.Name, err)
 	}
 	s := &Process{Name: p.Name, Port: port, cmd: cmd, log: logFile.Name(), exited: make(chan struct{})}
