@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/mainstay-go/mainstay/bench/proc"
 )
@@ -151,6 +152,49 @@ func TestACrowdThatIsCalledOffLeavesNothing(t *testing.T) {
 	if err != nil || len(tree) != 1 {
 		t.Errorf("processes %v are left, %v", tree, err)
 	}
+}
+
+func TestAnInterruptedConnectIsAwaited(t *testing.T) {
+	port := serve(t, echo)
+	for _, tt := range []struct {
+		name string
+		port int
+		want error
+	}{
+		{"open", port, nil},
+		{"refused", freePort(t), unix.ECONNREFUSED},
+	} {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Connect(fd, &unix.SockaddrInet4{Port: tt.port, Addr: [4]byte{127, 0, 0, 1}}); err != unix.EINPROGRESS {
+			t.Errorf("%s: connect: got %v, want that it goes on", tt.name, err)
+		}
+		if err := connected(fd); err != tt.want {
+			t.Errorf("%s: got %v, want %v", tt.name, err, tt.want)
+		}
+		unix.Close(fd)
+	}
+}
+
+// freePort returns a port that is bound and not listened on, as long as the
+// test runs.
+func freePort(t *testing.T) int {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return name.(*unix.SockaddrInet4).Port
 }
 
 func TestTheScheduleIsDividedInTurns(t *testing.T) {

@@ -145,7 +145,10 @@ func (w *work) connect() {
 		os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet4{Addr: w.Source})),
 	)
 	if err == nil {
-		err = os.NewSyscallError("connect", unix.Connect(fd, w.server))
+		if err = unix.Connect(fd, w.server); err == unix.EINTR { // the Go runtime's own signals
+			err = connected(fd)
+		}
+		err = os.NewSyscallError("connect", err)
 	}
 	c.open = monotonic()
 	if err == nil {
@@ -159,6 +162,30 @@ func (w *work) connect() {
 		return
 	}
 	w.waiting++
+}
+
+// connected waits for the end of a connect that a signal has interrupted: it
+// goes on meanwhile, connect(2).
+func connected(fd int) error {
+	until := monotonic() + connectTimeout*time.Second
+	for {
+		ts := unix.NsecToTimespec(int64(max(until-monotonic(), 0)))
+		n, err := unix.Ppoll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, &ts, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return unix.ETIMEDOUT
+		}
+		errno, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+		if err != nil || errno == 0 {
+			return err
+		}
+		return unix.Errno(errno)
+	}
 }
 
 // connectTimeout bounds a connect, in seconds.
