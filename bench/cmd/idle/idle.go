@@ -23,6 +23,7 @@ type plan struct {
 	rate        float64
 	rounds      int
 	settle      time.Duration
+	calm        time.Duration
 	watch       time.Duration
 	timeout     time.Duration
 }
@@ -63,7 +64,7 @@ func (p *plan) one(ctx context.Context, dir string, peer peers.Peer) (_ *sample,
 	supervisor, worker := st.PID, st.Workers()[0].PID
 
 	s := &sample{}
-	if err := pause(ctx, p.settle); err != nil {
+	if err := pause(ctx, p.calm); err != nil {
 		return nil, err
 	}
 	if err := s.watch(ctx, supervisor, p.watch); err != nil {

@@ -29,9 +29,9 @@ What is measured:
   Supervisor, with no connection open: its resident memory (Rss of
   /proc/PID/smaps_rollup), and how often its threads wake up, as the voluntary
   context switches of all of them (/proc/PID/status) in --watch. Nobody asks it
-  anything meanwhile. One wake-up of a Go program, by a timer say, counts for
-  several: the thread that waits, the one it hands over to, and the runtime's
-  monitor.
+  anything meanwhile, nor for --calm before. One wake-up of a Go program, by a
+  timer say, counts for several: the thread that waits, the one it hands over
+  to, and the runtime's monitor, which needs that long to calm down.
   Memory of an idle connection: Pss of worker and supervisor together before
   and after --connections were opened, divided by their number. Each has had
   one byte echoed and is quiet since --settle. What processes share is counted
@@ -78,6 +78,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	f.Float64Var(&p.rate, "rate", 10_000, "`connections` opened a second")
 	f.IntVar(&p.rounds, "rounds", 3, "`rounds`")
 	f.DurationVar(&p.settle, "settle", 3*time.Second, "`time` between the last event and a measurement")
+	f.DurationVar(&p.calm, "calm", 30*time.Second, "`time` before wake-ups are counted")
 	f.DurationVar(&p.watch, "watch", 20*time.Second, "`time` for which wake-ups are counted")
 	f.DurationVar(&p.timeout, "timeout", time.Minute, "`time` after which a crowd is given up, beyond what the rate takes")
 	jsonFile := f.String("json", "", "write all figures to this `file` as JSON; - writes them to standard output instead of the tables")
@@ -92,7 +93,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 		return 2
 	}
-	if f.NArg() > 0 || p.clients < 1 || p.connections < p.clients || p.warm < p.clients || !(p.rate > 0) || p.rounds < 1 || p.settle < 0 || p.watch <= 0 || p.timeout <= 0 ||
+	if f.NArg() > 0 || p.clients < 1 || p.connections < p.clients || p.warm < p.clients || !(p.rate > 0) || p.rounds < 1 || p.settle < 0 || p.calm < 0 || p.watch <= 0 || p.timeout <= 0 ||
 		*name != peers.Mainstay && *name != peers.MainstayPool {
 		fmt.Fprintln(stderr, "idle: want no arguments; a client, a rate, a round and some time at least; a connection for each client, also to warm up: see idle --help")
 		return 2
@@ -129,7 +130,7 @@ func (p *plan) measure(ctx context.Context, server, name, jsonFile string, stdou
 	}
 	res := result{Machine: report.ThisMachine(), Connections: p.connections, Watch: p.watch.Seconds()}
 	for round := range p.rounds {
-		fmt.Fprintf(stderr, "idle: round %d of %d: %v or more\n", round+1, p.rounds, (p.watch + 3*p.settle).Round(time.Second))
+		fmt.Fprintf(stderr, "idle: round %d of %d: %v or more\n", round+1, p.rounds, (p.calm + p.watch + p.settle).Round(time.Second))
 		s, err := p.one(ctx, dir, list[0])
 		if err != nil {
 			return err
