@@ -119,9 +119,9 @@ func TestWhatFailsIsCounted(t *testing.T) {
 		{"answers", free, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			timeout := 500 * time.Millisecond
-			if tt.want == "" {
-				timeout = time.Minute
+			timeout := time.Minute
+			if tt.name == "never answers" {
+				timeout = 500 * time.Millisecond
 			}
 			c, err := open(t, Config{Port: tt.port, Connections: 5, Members: 2, Waiting: 2, Timeout: timeout})
 			if err != nil {
