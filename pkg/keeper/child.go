@@ -15,6 +15,10 @@ import (
 // collector looks, and makes system calls by syscall.RawSyscall6, which is
 // itself such a function. Words that others write are read plainly: after a
 // call the compiler reads memory anew, and an aligned word is read whole.
+//
+// What no directive keeps out are the counters of go test -cover. They do no
+// harm, unless -race makes calls of them: a keeper of a program that was built
+// with both, and with this package among those that are covered, crashes.
 
 // span is a range of addresses.
 type span struct{ start, end uintptr }

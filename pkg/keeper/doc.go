@@ -28,6 +28,9 @@
 //   - It holds everything that the worker has open: listeners, pipes, locks,
 //     control channels, its own pidfd. So nobody learns of the worker's death
 //     by the end of a channel while the keeper lives, only by pidfd.
+//   - It is the supervisor's child though the supervisor did not start it: who
+//     waits for any child will meet it. It counts as a task (systemd:
+//     TasksMax=) and lives in its worker's cgroup and namespaces.
 //   - An exec in the worker, or close_range(2) with CLOSE_RANGE_UNSHARE, ends
 //     the sharing without a word. SharesFiles tells.
 //
@@ -39,7 +42,7 @@
 //
 // The kernel gives the keeper a copy-on-write copy of the worker's private
 // memory. Copying the page tables takes time that grows with the heap (about
-// 0.3 ms for a fresh program, some 10 ms a GiB), and until the keeper has
+// 0.3 ms for a fresh program, some 20 ms a GiB), and until the keeper has
 // given its copies back, each page that the worker writes is copied. So Start
 // must be called early, right after exec, with a small heap, and before the
 // first accept. The first thing a keeper does is madvise(MADV_DONTNEED) on all
@@ -48,8 +51,9 @@
 // with it. No thread of the Go runtime exists in the keeper and its code calls
 // nothing of the runtime: it does not grow the stack, allocate, write
 // pointers, or report to the race detector. It makes these system calls and no
-// others: prctl, setsid, madvise, ppoll, clock_gettime, exit_group. All are in
-// systemd's @system-service; pidfd_getfd, which the supervisor needs, is not.
+// others: madvise, prctl, setsid, ppoll, clock_gettime, exit_group. All are in
+// systemd's @system-service, as are clone and pidfd_open, which the worker
+// needs, and kcmp; pidfd_getfd, which the supervisor needs, is not.
 //
 // Kernels: pidfd_getfd(2) wants Linux 5.6, the newest of what is used here,
 // so that this is the least a keeper works on. The others: waiting for a

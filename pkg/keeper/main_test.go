@@ -392,6 +392,19 @@ func (p *process) keeperEnds() unix.WaitStatus {
 	return p.reapKeeper()
 }
 
+// settle waits until the keeper is in its one long wait, which it is when it
+// has given back what it can: proc_pid_syscall(5).
+func (p *process) settle() {
+	p.t.Helper()
+	eventually(p.t, "the keeper's wait", func() bool {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", p.keeper))
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		return strings.HasPrefix(string(text), fmt.Sprintf("%d ", unix.SYS_PPOLL))
+	})
+}
+
 func (p *process) killKeeper() {
 	p.t.Helper()
 	if err := unix.PidfdSendSignal(p.keeperFD, unix.SIGKILL, nil, 0); err != nil {

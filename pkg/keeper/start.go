@@ -30,8 +30,8 @@ type Options struct {
 	// line: 1 to MaxName bytes, none of them zero.
 	Name string
 
-	// Released and SupervisorBeat lie in memory that is mapped MAP_SHARED
-	// and is not unmapped while the keeper lives.
+	// Released and SupervisorBeat lie in memory that is mapped MAP_SHARED.
+	// Until the keeper is reaped they mean nothing else.
 
 	// Released is not 0 once the worker's connections need nobody any more.
 	// The worker sets it last of all before it ends by itself; the keeper

@@ -31,17 +31,17 @@ func TestKeeperIsTheSupervisorsChildWithANameAndASessionOfItsOwn(t *testing.T) {
 	if got, want := status(t, p.keeper, "PPid"), fmt.Sprint(os.Getpid()); got != want {
 		t.Errorf("parent %s, want %s", got, want)
 	}
-	eventually(t, "the name in /proc/pid/comm", func() bool { return status(t, p.keeper, "Name") == "app/3 keeper" })
-	var cmdline string
-	eventually(t, "a command line that is the name", func() bool {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.keeper))
-		cmdline = strings.TrimRight(string(text), "\x00")
-		return err == nil && cmdline == "app/3 keeper"
-	})
-	eventually(t, "a session of its own", func() bool {
-		session, err := unix.Getsid(p.keeper)
-		return err == nil && session == p.keeper
-	})
+	p.settle()
+	if got := status(t, p.keeper, "Name"); got != "app/3 keeper" {
+		t.Errorf("name %q, want app/3 keeper", got)
+	}
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.keeper))
+	if got := strings.TrimRight(string(cmdline), "\x00"); err != nil || got != "app/3 keeper" {
+		t.Errorf("command line %q, %v; want app/3 keeper", got, err)
+	}
+	if session, err := unix.Getsid(p.keeper); err != nil || session != p.keeper {
+		t.Errorf("session %d, %v; want its own, %d", session, err, p.keeper)
+	}
 	if got := status(t, p.worker, "Name"); got == "app/3 keeper" {
 		t.Error("the worker has the keeper's name")
 	}
@@ -55,10 +55,7 @@ func TestKeeperIsSmallAndSleeps(t *testing.T) {
 	p := startWorker(t, "KEEPER_TEST_BALLAST=64")
 	p.do("grow 64") // what it had before is written again, and more
 	conns := p.dial(50)
-	// It has given back what it can when it is in its one long wait.
-	eventually(t, "the keeper's sleep", func() bool {
-		return strings.HasPrefix(status(t, p.keeper, "State"), "S") && status(t, p.keeper, "Name") == "app/3 keeper"
-	})
+	p.settle()
 	rollup := fmt.Sprintf("/proc/%d/smaps_rollup", p.keeper)
 	for _, line := range []string{"Rss", "Private_Dirty"} {
 		var kib int
@@ -70,10 +67,6 @@ func TestKeeperIsSmallAndSleeps(t *testing.T) {
 			t.Errorf("%s %d KiB, want at most 1024", line, kib)
 		}
 	}
-	eventually(t, "the keeper's last words before its sleep", func() bool {
-		session, err := unix.Getsid(p.keeper)
-		return err == nil && session == p.keeper && strings.HasPrefix(status(t, p.keeper, "State"), "S")
-	})
 	before := status(t, p.keeper, "voluntary_ctxt_switches")
 	for i := range 200 {
 		ask(t, conns[i%len(conns)], "busy\n")
@@ -102,7 +95,7 @@ func TestKeeperOutlivesEverySignalButSIGKILL(t *testing.T) {
 	if err := unix.PidfdSendSignal(p.keeperFD, unix.SIGCONT, nil, 0); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the sleep after the stop", func() bool { return strings.HasPrefix(status(t, p.keeper, "State"), "S") })
+	p.settle()
 	if !p.keeperLives() {
 		t.Fatal("the keeper has ended")
 	}
@@ -118,10 +111,7 @@ func TestKeeperOutlivesEverySignalButSIGKILL(t *testing.T) {
 
 func TestSignalToTheWorkersGroupSparesTheKeeper(t *testing.T) {
 	p := startWorker(t)
-	eventually(t, "a session of its own", func() bool {
-		session, err := unix.Getsid(p.keeper)
-		return err == nil && session == p.keeper
-	})
+	p.settle()
 	if err := unix.Kill(-p.worker, unix.SIGKILL); err != nil { // launch made the group
 		t.Fatal(err)
 	}
