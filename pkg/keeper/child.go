@@ -86,7 +86,8 @@ func keep(p *plan) {
 	rename(p)
 	syscall.RawSyscall6(unix.SYS_SETSID, 0, 0, 0, 0, 0, 0)
 	// After the supervisor's death the next one is no ancestor of ours, and
-	// would need this where Yama's ptrace_scope is 1. Elsewhere it is refused.
+	// would need this where Yama's ptrace_scope is 1; any process of the same
+	// user may reach in then. Without Yama it is refused, and of no use.
 	syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_PTRACER, ^uintptr(0) /* PR_SET_PTRACER_ANY */, 0, 0, 0, 0)
 
 	// Whatever ends the wait but a signal, which cannot come (EINTR is for

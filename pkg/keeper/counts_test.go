@@ -377,8 +377,11 @@ func TestCountsAreNeverWrongWhileThePeerSends(t *testing.T) {
 			}
 		}
 	}()
-	last, still := 0, 0
-	for deadline := time.Now().Add(patience); still < 1000; {
+	last, grown, still := 0, 0, 0
+	for deadline := time.Now().Add(patience); last == 0 || still < 1000; {
+		if time.Now().After(deadline) {
+			t.Fatalf("the window is not full within %v", patience)
+		}
 		k, err := countsOf(t, server)
 		switch {
 		case errors.Is(err, ErrUnsettled):
@@ -387,18 +390,15 @@ func TestCountsAreNeverWrongWhileThePeerSends(t *testing.T) {
 			t.Fatal(err)
 		case k.Consumed != 0:
 			t.Fatalf("consumed %d, unread %d; nothing was read", k.Consumed, k.Unread)
-		case time.Now().After(deadline):
-			t.Fatalf("the window is not full within %v", patience)
 		}
 		if still++; k.Unread != last {
 			last, still = k.Unread, 0
+			grown++
 		}
 	}
 	client.Close() // ends the write that waits
 	<-done
-	if last == 0 {
-		t.Error("nothing came")
-	}
+	t.Logf("%d bytes came, seen to grow %d times", last, grown)
 }
 
 func TestOnlyTCPIsCounted(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -71,6 +72,7 @@ func TestKilledWorkersConnectionsLiveOn(t *testing.T) {
 		}
 	}
 	for _, c := range conns {
+		c.SetDeadline(time.Now().Add(patience))
 		if _, err := c.Read(make([]byte, 1)); err != io.EOF {
 			t.Fatalf("read at the end: %v, want EOF", err)
 		}

@@ -446,7 +446,6 @@ func (p *process) dial(n int) []*net.TCPConn {
 			p.t.Fatal(err)
 		}
 		p.t.Cleanup(func() { c.Close() })
-		c.SetDeadline(time.Now().Add(2 * patience))
 		conns[i] = c.(*net.TCPConn)
 	}
 	for i, c := range conns {
@@ -466,6 +465,7 @@ func ask(t testing.TB, c net.Conn, line string) {
 
 func answered(t testing.TB, c net.Conn, want string) {
 	t.Helper()
+	c.SetDeadline(time.Now().Add(patience))
 	got := make([]byte, len(want))
 	if _, err := io.ReadFull(c, got); err != nil || string(got) != want {
 		t.Fatalf("answer %q, %v; want %q", got, err, want)

@@ -20,6 +20,7 @@ func TestPeerSeesTheWorkersCloseAtOnce(t *testing.T) {
 	if _, err := io.WriteString(conns[0], "close\n"); err != nil {
 		t.Fatal(err)
 	}
+	conns[0].SetDeadline(time.Now().Add(patience))
 	if n, err := conns[0].Read(make([]byte, 1)); err != io.EOF {
 		t.Errorf("read after the worker's close: %d, %v; want EOF", n, err)
 	}
@@ -166,8 +167,9 @@ func TestKeeperOfADeadWorkerWaitsForASupervisorOnlySoLong(t *testing.T) {
 	if waited := time.Duration(monotonic() - last); waited < ttl {
 		t.Errorf("it waited %v, want at least %v", waited, ttl)
 	}
-	if _, err := conns[0].Read(make([]byte, 1)); err == nil {
-		t.Error("the peer was sent something, want the connection's end")
+	conns[0].SetDeadline(time.Now().Add(patience))
+	if _, err := conns[0].Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the peer's read: %v, want the connection's end", err)
 	}
 }
 
