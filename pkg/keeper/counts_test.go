@@ -151,7 +151,7 @@ func TestKernelCountsWhatAProcessHasReadAndWritten(t *testing.T) {
 			name: "large output to a peer that does not read, probed for its window",
 			play: func(t *testing.T, client, server *net.TCPConn) Kernel {
 				sum := fill(t, server)
-				eventually(t, "a probe of the window", func() bool { return infoOf(t, server).Probes > 0 })
+				eventually(t, "a probe of the window", func() bool { return infoOf(t, server).Backoff > 0 })
 				return Kernel{Position: Position{Written: uint64(sum)}, Unacked: whatever, State: Established}
 			},
 		},

@@ -30,9 +30,7 @@ func TestKilledWorkersConnectionsLiveOn(t *testing.T) {
 	stop(t, p)
 	line := func(i int) string { return fmt.Sprintf("connection %d\n", i) }
 	for i := 0; i < n; i += 4 {
-		if _, err := io.WriteString(conns[i], line(i)); err != nil {
-			t.Fatal(err)
-		}
+		write(t, conns[i], line(i))
 	}
 	p.kill()
 
@@ -54,9 +52,7 @@ func TestKilledWorkersConnectionsLiveOn(t *testing.T) {
 	}
 	for i := range conns {
 		if i%4 != 0 {
-			if _, err := io.WriteString(conns[i], line(i)); err != nil {
-				t.Fatal(err)
-			}
+			write(t, conns[i], line(i))
 		}
 	}
 	answerAll(t, all)
@@ -133,9 +129,7 @@ func TestConnectionsOutliveEveryKindOfDeath(t *testing.T) {
 				}
 			}
 			for _, c := range conns {
-				if _, err := io.WriteString(c, "anybody\n"); err != nil {
-					t.Fatal(err)
-				}
+				write(t, c, "anybody\n")
 			}
 			answerAll(t, all)
 			for _, c := range conns {
@@ -153,12 +147,8 @@ func TestLargeAmountsOnTheWayAreKeptOrSeenToBeTorn(t *testing.T) {
 	idle, answering, torn := conns[0], conns[1], conns[2]
 
 	// A reply that the kernel has taken whole, and one it could not take.
-	if _, err := fmt.Fprintf(answering, "give %d\n", fits); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := fmt.Fprintf(torn, "give %d\n", tooMuch); err != nil {
-		t.Fatal(err)
-	}
+	write(t, answering, fmt.Sprintf("give %d\n", fits))
+	write(t, torn, fmt.Sprintf("give %d\n", tooMuch))
 	eventually(t, "the small reply's write", func() bool {
 		fd, err := Reach(p.keeperFD, int(p.page.rows[1].fd.Load()))
 		if err != nil {

@@ -155,7 +155,7 @@ func playWorker() {
 		number, _ := strconv.Atoi(arg)
 		switch verb {
 		case "grow":
-			for i := range ballast {
+			for i := 0; i < len(ballast); i += os.Getpagesize() {
 				ballast[i]++
 			}
 			ballast = append(ballast, make([]byte, number<<20)...)
@@ -457,10 +457,16 @@ func (p *process) dial(n int) []*net.TCPConn {
 // ask sends a line and wants it back.
 func ask(t testing.TB, c net.Conn, line string) {
 	t.Helper()
+	write(t, c, line)
+	answered(t, c, line)
+}
+
+func write(t testing.TB, c net.Conn, line string) {
+	t.Helper()
+	c.SetDeadline(time.Now().Add(patience))
 	if _, err := io.WriteString(c, line); err != nil {
 		t.Fatal(err)
 	}
-	answered(t, c, line)
 }
 
 func answered(t testing.TB, c net.Conn, want string) {

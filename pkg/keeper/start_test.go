@@ -17,9 +17,7 @@ import (
 func TestPeerSeesTheWorkersCloseAtOnce(t *testing.T) {
 	p := startWorker(t)
 	conns := p.dial(2)
-	if _, err := io.WriteString(conns[0], "close\n"); err != nil {
-		t.Fatal(err)
-	}
+	write(t, conns[0], "close\n")
 	conns[0].SetDeadline(time.Now().Add(patience))
 	if n, err := conns[0].Read(make([]byte, 1)); err != io.EOF {
 		t.Errorf("read after the worker's close: %d, %v; want EOF", n, err)
@@ -197,9 +195,7 @@ func TestNextSupervisorFindsWhatTheDeadOnesHeld(t *testing.T) {
 		t.Fatalf("%d connections, want %d", len(all), len(conns))
 	}
 	for i, c := range conns {
-		if _, err := fmt.Fprintf(c, "again %d\n", i); err != nil {
-			t.Fatal(err)
-		}
+		write(t, c, fmt.Sprintf("again %d\n", i))
 	}
 	for _, s := range all {
 		eventually(t, "the request", func() bool {
