@@ -180,7 +180,8 @@ func event(kind Kind, payload string) string {
 // endpoint does what a service does that echoes.
 type endpoint struct {
 	s       *Session
-	pending []byte // what Split has not advanced over
+	accept  *AcceptOptions // nil: the handshake is over
+	pending []byte         // what Split has not advanced over
 	out     []byte
 	err     error
 }
@@ -203,6 +204,8 @@ func (e *endpoint) feed(in []byte) {
 		}
 		if ok {
 			switch Kind(msg[0]) {
+			case Request:
+				e.answer(msg[1:])
 			case Text, Binary, Close:
 				e.send(msg)
 			case Ping:
@@ -217,6 +220,25 @@ func (e *endpoint) feed(in []byte) {
 	}
 	e.pending = append(e.pending[:0], data...)
 	e.s.Release()
+}
+
+// answer answers a handshake.
+func (e *endpoint) answer(head []byte) {
+	r, err := ParseRequest(head)
+	var msg []byte
+	if err == nil && e.accept != nil {
+		msg, _, _, err = Accept(r, e.accept)
+	}
+	if refusal, ok := errors.AsType[*Refusal](err); ok {
+		msg, err = refusal.Message()
+		e.err = refusal
+	}
+	if err != nil {
+		panic(err)
+	}
+	if e.accept != nil {
+		e.send(msg)
+	}
 }
 
 func (e *endpoint) send(msg []byte) {
