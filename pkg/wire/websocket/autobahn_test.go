@@ -304,6 +304,14 @@ func noise(n int) string {
 	return string(b)
 }
 
+// effort bounds what tests do with one long case, in bytes.
+var effort = func() int {
+	if raceEnabled { // ten times slower
+		return 1 << 18
+	}
+	return 4 << 20
+}()
+
 func TestAutobahnCasesPassHoweverTheyArrive(t *testing.T) {
 	for _, tt := range autobahn() {
 		for _, side := range sides {
@@ -311,7 +319,7 @@ func TestAutobahnCasesPassHoweverTheyArrive(t *testing.T) {
 			for _, step := range []int{len(in), 1, 7, 997} {
 				for _, moving := range []bool{false, true} {
 					// A move costs what has been assembled so far.
-					if moving && len(in)*(len(in)/step) > 20<<20 {
+					if moving && len(in)*(len(in)/step) > effort {
 						continue
 					}
 					e := endpoint{s: openSession(t, testConfig, side.client, tt.deflate)}
@@ -335,7 +343,7 @@ func TestSessionThatMovesAtAnyByteGoesOnAsIfItHadNot(t *testing.T) {
 	for _, tt := range autobahn() {
 		for _, side := range sides {
 			in := encode(tt.in, !side.client)
-			stride := 1 + len(in)*(len(in)+4*tt.unpacks)/(4<<20) // 1 for what is short
+			stride := 1 + len(in)*(len(in)+4*tt.unpacks)/effort // 1 for what is short
 			for cut := 0; cut <= len(in); cut += stride {
 				e := endpoint{s: openSession(t, testConfig, side.client, tt.deflate)}
 				e.feed(in[:cut])

@@ -387,14 +387,16 @@ func TestServersHandshakeMovesAtAnyByte(t *testing.T) {
 
 // A process with a lower limit takes over from one with a higher one.
 func TestMessageOverTheNewLimitFailsAfterAMove(t *testing.T) {
-	e := endpoint{s: openSession(t, &Config{MaxMessage: 1000}, false, false)}
-	in := encode([]frame{text(repeat("*", 900))}, true)
-	e.feed(in[:500])
-	e.s.config = &Config{MaxMessage: 100}
-	e.move(t)
-	e.feed(in[500:])
-	if got := decode(t, e.out, false); !slices.Equal(got, []string{"close 1009"}) {
-		t.Errorf("sent %q", got)
+	for _, cut := range []int{10, 50, 500} {
+		e := endpoint{s: openSession(t, &Config{MaxMessage: 1000}, false, false)}
+		in := encode([]frame{text(repeat("*", 900))}, true)
+		e.feed(in[:cut])
+		e.s.config = &Config{MaxMessage: 100}
+		e.move(t)
+		e.feed(in[cut : cut+1])
+		if got := decode(t, e.out, false); !slices.Equal(got, []string{"close 1009"}) {
+			t.Errorf("moved at %d: sent %q", cut, got)
+		}
 	}
 }
 
