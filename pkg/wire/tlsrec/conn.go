@@ -187,6 +187,10 @@ func (c *Conn) alerted(content []byte) error {
 	switch alert := Alert(content[1]); alert {
 	case AlertCloseNotify:
 		c.flags |= flagPeerClosed
+		// Nobody is there to use the key that we would ask for; and
+		// crypto/tls, asked after its CloseWrite, gives up before it has
+		// gone on to ours.
+		c.flags &^= flagAsk
 		return io.EOF
 	case AlertUserCanceled: // close_notify follows, RFC 8446 6.1
 		return nil

@@ -530,6 +530,18 @@ func TestCloseNotifyEndsOneDirection(t *testing.T) {
 	}
 }
 
+func TestPeerThatHasClosedIsAskedForNothing(t *testing.T) {
+	client, server := newPair(t, tls.TLS_AES_128_GCM_SHA256)
+	client.out.seq, server.in.seq = rekeyAt-1, rekeyAt-1
+	in := append(raw(client, typeApplicationData, "a", 0), raw(client, typeAlert, "\x01\x00", 0)...)
+	if got, _, err := openAll(server, in); string(got) != "a" || err != io.EOF {
+		t.Fatalf("got %q, %v", got, err)
+	}
+	if got, _, err := openAll(client, mustSeal(t, server, nil, []byte("b"))); string(got) != "b" || err != nil || client.Pending() {
+		t.Errorf("got %q, %v, asked %v", got, err, client.Pending())
+	}
+}
+
 func TestStreamThatEndsWithoutCloseNotifyIsTruncated(t *testing.T) {
 	_, server := newPair(t, tls.TLS_AES_128_GCM_SHA256)
 	if err := server.End(3); !errors.Is(err, ErrTruncated) {
