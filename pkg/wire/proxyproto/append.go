@@ -70,7 +70,10 @@ func (h Header) checkAddresses() error {
 	}
 	unix := h.Transport == UnixStream || h.Transport == UnixDgram
 	for _, path := range []string{h.SourcePath, h.DestinationPath} {
-		if path != "" && !unix || len(path) > maxUnixPath || path == "@" || strings.Contains(path, "\x00") {
+		// A name, unlike a path, may have zeros, but its end is found by them.
+		name, abstract := strings.CutPrefix(path, "@")
+		zero := !abstract && strings.Contains(path, "\x00") || strings.HasSuffix(path, "\x00")
+		if path != "" && !unix || len(path) > maxUnixPath || abstract && name == "" || zero {
 			return fmt.Errorf("%w: path %q for %v", ErrMalformed, path, h.Transport)
 		}
 	}

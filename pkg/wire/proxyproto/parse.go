@@ -165,7 +165,9 @@ func (p Parser) parseBlock(in []byte) (int, Header, error) {
 		// be used.
 		return n, h, nil
 	}
-	h.readAddresses(in[headerSize:])
+	if err := h.readAddresses(in[headerSize:]); err != nil {
+		return 0, Header{}, err
+	}
 	if err := h.readTLVs(in[:n], headerSize+h.Transport.addressSize()); err != nil {
 		return 0, Header{}, err
 	}
@@ -173,7 +175,7 @@ func (p Parser) parseBlock(in []byte) (int, Header, error) {
 }
 
 // readAddresses reads the addresses at the start of b, which is long enough.
-func (h *Header) readAddresses(b []byte) {
+func (h *Header) readAddresses(b []byte) error {
 	switch h.Transport {
 	case TCP4, UDP4:
 		h.Source = netip.AddrPortFrom(netip.AddrFrom4([4]byte(b)), binary.BigEndian.Uint16(b[8:]))
@@ -182,22 +184,30 @@ func (h *Header) readAddresses(b []byte) {
 		h.Source = netip.AddrPortFrom(netip.AddrFrom16([16]byte(b)), binary.BigEndian.Uint16(b[32:]))
 		h.Destination = netip.AddrPortFrom(netip.AddrFrom16([16]byte(b[16:])), binary.BigEndian.Uint16(b[34:]))
 	case UnixStream, UnixDgram:
-		h.SourcePath = unixPath(b[:maxUnixPath])
-		h.DestinationPath = unixPath(b[maxUnixPath : 2*maxUnixPath])
+		var err error
+		if h.SourcePath, err = unixPath(b[:maxUnixPath]); err != nil {
+			return err
+		}
+		h.DestinationPath, err = unixPath(b[maxUnixPath : 2*maxUnixPath])
+		return err
 	}
+	return nil
 }
 
 // unixPath reads sun_path, unix(7).
-func unixPath(b []byte) string {
-	if b[0] != 0 {
-		path, _, _ := bytes.Cut(b, []byte{0})
-		return string(path)
+func unixPath(b []byte) (string, error) {
+	switch b[0] {
+	case 0:
+		name := bytes.TrimRight(b[1:], "\x00")
+		if len(name) == 0 {
+			return "", nil
+		}
+		return "@" + string(name), nil
+	case '@':
+		return "", fmt.Errorf("%w: path %.16q, which would be taken for an abstract name", ErrMalformed, b)
 	}
-	name := bytes.TrimRight(b[1:], "\x00")
-	if len(name) == 0 {
-		return ""
-	}
-	return "@" + string(name)
+	path, _, _ := bytes.Cut(b, []byte{0})
+	return string(path), nil
 }
 
 // The types of TLVs, and of those within tlvTLS.
