@@ -28,7 +28,7 @@ const (
 	rekeyAt = 1<<24 - 1
 
 	// maxUseless is how many records without application data may come in
-	// a row. Each costs us more than it costs the peer.
+	// a row, while we send none either. Each costs us more than the peer.
 	maxUseless = 32
 )
 
@@ -227,6 +227,13 @@ func (c *Conn) Seal(dst, plaintext []byte) ([]byte, error) {
 	var err error
 	if dst, err = c.appendUpdate(dst); err != nil {
 		return dst[:at], err
+	}
+	if len(plaintext) > 0 {
+		// A peer that only listens may still change keys, now and then.
+		c.useless = 0
+		if c.midMessage() {
+			c.useless = 1
+		}
 	}
 	for len(plaintext) > 0 {
 		n := min(len(plaintext), MaxPlaintext)

@@ -403,6 +403,19 @@ func TestGoodOdditiesAreTaken(t *testing.T) {
 	}
 }
 
+func TestListenerMayChangeKeysForEver(t *testing.T) {
+	client, server := newPair(t, tls.TLS_AES_128_GCM_SHA256)
+	for range 3 * maxUseless {
+		client.flags |= flagUpdateDue | flagAsk
+		if _, _, err := openAll(server, client.AppendPending(nil)); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := openAll(client, mustSeal(t, server, nil, []byte("news"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestKeyUpdateIsAnsweredBeforeTheNextData(t *testing.T) {
 	forEachSuite(t, func(t *testing.T, id uint16) {
 		client, server := newPair(t, id)
@@ -570,17 +583,18 @@ func TestPeersAlertIsReported(t *testing.T) {
 func TestNothingPrintsSecrets(t *testing.T) {
 	client, server := newPair(t, tls.TLS_AES_128_GCM_SHA256)
 	type wraps struct {
-		exported   *Conn
-		unexported Conn
-		h          *Handshake
+		pointer *Conn
+		value   Conn
+		h       *Handshake
+		hv      Handshake
 	}
 	h := Server(t.Context(), &tls.Config{})
 	defer h.Abort()
-	h.tr.secrets[0] = bytes.Repeat([]byte{'c'}, 32)
+	h.tr.secrets.client = bytes.Repeat([]byte{'c'}, 32)
 	secrets := [][]byte{server.in.keys.secret[:32], server.out.keys.secret[:32], server.in.keys.iv[:], server.out.keys.iv[:]}
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%X", "%q", "%d", "%o", "%b"} {
-		for _, arg := range []any{client, server, *server, &server, []*Conn{server}, h,
-			wraps{server, *server, h}, &wraps{server, *server, h}, map[string]Conn{"c": *server}} {
+		for _, arg := range []any{client, server, *server, &server, []*Conn{server}, h, *h,
+			wraps{server, *server, h, *h}, &wraps{server, *server, h, *h}, map[string]Conn{"c": *server}, Result{Conn: server}} {
 			text := fmt.Sprintf(verb, arg)
 			for _, secret := range secrets {
 				for _, form := range []string{"%s", "%x", "%X", "%d", "%#v", "%o", "%b"} {

@@ -111,7 +111,7 @@ func newHandshake(ctx context.Context, config *tls.Config, client bool) *Handsha
 	if client || config.ClientAuth != tls.NoClientCert || config.GetConfigForClient != nil {
 		limit = maxHelloChain
 	}
-	return &Handshake{ctx: ctx, tr: &transport{client: client, limit: limit}}
+	return &Handshake{ctx: ctx, tr: &transport{client: client, limit: limit, secrets: new(secrets)}}
 }
 
 // watch returns a copy of the configuration that tells us the secrets. It
@@ -215,7 +215,7 @@ func (h *Handshake) conclude() error {
 	if s == nil {
 		return fmt.Errorf("tlsrec: cipher suite %#04x is not known", state.CipherSuite)
 	}
-	in, out := h.tr.secrets[0], h.tr.secrets[1]
+	in, out := h.tr.secrets.client, h.tr.secrets.server
 	if h.tr.client {
 		in, out = out, in
 	}
@@ -279,10 +279,10 @@ func (h *Handshake) abort(cause error) {
 }
 
 // Format prints how far the handshake is, whatever the verb.
-func (h *Handshake) Format(s fmt.State, _ rune) {
-	if h == nil {
-		io.WriteString(s, "<nil>")
-		return
+func (h Handshake) Format(s fmt.State, _ rune) {
+	taken := 0
+	if h.tr != nil {
+		taken = h.tr.taken
 	}
-	fmt.Fprintf(s, "tlsrec.Handshake{taken:%d done:%v}", h.tr.taken, h.done)
+	fmt.Fprintf(s, "tlsrec.Handshake{taken:%d done:%v}", taken, h.done)
 }

@@ -652,9 +652,14 @@ func TestSecretsOfTheHandshakeAreOverwritten(t *testing.T) {
 	if err := <-result; err != nil {
 		t.Error(err)
 	}
-	for i, secret := range h.tr.secrets {
+	for i, secret := range [][]byte{h.tr.secrets.client, h.tr.secrets.server} {
 		if len(secret) == 0 || len(bytes.Trim(secret, "\x00")) != 0 {
 			t.Errorf("secret %d has %d bytes that are not zero, of %d", i, len(bytes.Trim(secret, "\x00")), len(secret))
+		}
+	}
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x"} {
+		if got := fmt.Sprintf(verb, &Legacy{tls: tls.Client(ours, client), tr: h.tr}); got != "tlsrec.Legacy{}" {
+			t.Errorf("%s prints %q", verb, got)
 		}
 	}
 	if *h.tr.sent.keys != (keys{}) {

@@ -1,6 +1,10 @@
 package tlsrec
 
-import "crypto/tls"
+import (
+	"crypto/tls"
+	"fmt"
+	"io"
+)
 
 // Legacy is a connection of TLS 1.2 or older, on the tls.Conn that has made
 // its handshake, without a goroutine. It cannot be moved. Its methods must not
@@ -38,3 +42,7 @@ func (l *Legacy) Output() []byte {
 	l.tr.out = nil
 	return out
 }
+
+// Format prints that there is one, whatever the verb: a tls.Conn has secrets
+// that fmt would find.
+func (l Legacy) Format(s fmt.State, _ rune) { io.WriteString(s, "tlsrec.Legacy{}") }

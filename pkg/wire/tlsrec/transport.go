@@ -38,12 +38,16 @@ type transport struct {
 	err   error            // why Read fails from now on
 
 	client  bool
-	secrets [2][]byte // of the client's and of the server's application data, as logged
+	secrets *secrets  // as logged
 	log     io.Writer // of the application's own key log; nil: none
 	suite   *suite    // the server's choice, if it is one of ours
 	sent    *half     // the server's direction, as soon as its key is in use
 	fault   error     // what went wrong with the secrets
 }
+
+// secrets are the traffic secrets of the application data. As keys, they are
+// two pointers away from a Handshake, so that fmt does not get at them.
+type secrets struct{ client, server []byte }
 
 // Read gives crypto/tls at most the rest of the present record.
 func (t *transport) Read(p []byte) (int, error) {
@@ -100,10 +104,10 @@ func (t *transport) count(p []byte) {
 		t.suite = suiteOfServerHello(p)
 	}
 	if t.sent == nil {
-		if t.suite == nil || t.secrets[1] == nil {
+		if t.suite == nil || t.secrets.server == nil {
 			return // that key is not yet in use
 		}
-		if t.sent, t.fault = newHalf(t.suite, t.secrets[1], 0); t.fault != nil {
+		if t.sent, t.fault = newHalf(t.suite, t.secrets.server, 0); t.fault != nil {
 			return
 		}
 	}
@@ -141,11 +145,12 @@ func (t *transport) logSecret(line []byte) (int, error) {
 		}
 	}
 	label, rest, _ := bytes.Cut(line, []byte(" "))
-	which := 0
+	var keep *[]byte
 	switch string(label) {
 	case "CLIENT_TRAFFIC_SECRET_0":
+		keep = &t.secrets.client
 	case "SERVER_TRAFFIC_SECRET_0":
-		which = 1
+		keep = &t.secrets.server
 	default:
 		return len(line), nil
 	}
@@ -155,15 +160,14 @@ func (t *transport) logSecret(line []byte) (int, error) {
 		t.fault = fmt.Errorf("tlsrec: key log: %s is not hexadecimal", label)
 		return len(line), nil
 	}
-	t.secrets[which] = secret
+	*keep = secret
 	return len(line), nil
 }
 
 // forget overwrites the secrets.
 func (t *transport) forget() {
-	for _, s := range t.secrets {
-		clear(s)
-	}
+	clear(t.secrets.client)
+	clear(t.secrets.server)
 	if t.sent != nil {
 		t.sent.drop()
 	}
