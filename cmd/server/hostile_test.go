@@ -41,7 +41,9 @@ const (
 	// machine that is busy. It is less than any other deadline.
 	lateness = 15 * time.Second
 
-	// promptness is how long an answer to a good client may take meanwhile.
+	// promptness is how long an answer to a good client may take meanwhile,
+	// but for one in a hundred: where many programs share the processors, that
+	// one tells of them.
 	promptness = 5 * time.Second
 
 	// little is what a connection may take beside what the limits allow: its
@@ -162,7 +164,7 @@ func attackInWaves(t *testing.T, s *siege) {
 	many = min(many, (int(limit.Cur)-200)/len(hostileKinds)) // both in this process and in the worker
 	base := s.isWell(t).RSSBytes
 
-	var first, last, afterFirst, afterLast int64
+	var first, last, afterFirst int64
 	for wave := range 3 {
 		s.sample()
 		visitors := attackByMany(t, s, many)
@@ -180,15 +182,16 @@ func attackInWaves(t *testing.T, s *siege) {
 		if wave == 0 {
 			first, afterFirst = peak.rss, after
 		}
-		last, afterLast = peak.rss, after
+		last = peak.rss
 	}
 	const slack = 8 << 20
 	if last > first*13/10+slack {
 		t.Errorf("worker had up to %s resident in the third wave, %s in the first", mib(last), mib(first))
 	}
-	if afterLast > afterFirst*13/10+slack {
-		t.Errorf("worker has %s resident after the third wave, %s after the first", mib(afterLast), mib(afterFirst))
-	}
+	// What was given back at a moment depends on when the collector ran last.
+	s.await(t, fmt.Sprintf("memory of the third wave to be given back, down to about the %s after the first", mib(afterFirst)), func(w control.Worker) bool {
+		return w.RSSBytes <= afterFirst*13/10+slack
+	})
 }
 
 // attackByMany lets clients of all kinds loose when all of them are there, and
@@ -602,6 +605,8 @@ type siege struct {
 	good atomic.Int64 // connections of good clients
 	slow atomic.Int64 // the slowest answer to a good client, ns
 
+	answers, late atomic.Int64 // to good clients; those that were not prompt
+
 	// Guarded by mu.
 
 	mu   sync.Mutex
@@ -840,12 +845,18 @@ func (s *siege) visit(listener string) (*visit, error) {
 }
 
 // befriend connects n good clients, which say something all the while until
-// the end of the test, and want their answers promptly.
+// the end of the test, and want their answers, nearly all promptly.
 func (s *siege) befriend(t *testing.T, n int) {
 	t.Helper()
 	stop := make(chan struct{})
 	var friends sync.WaitGroup
-	t.Cleanup(func() { close(stop); friends.Wait() })
+	t.Cleanup(func() {
+		close(stop)
+		friends.Wait()
+		if late, all := s.late.Load(), s.answers.Load(); late*100 > all {
+			t.Errorf("%d of %d answers to good clients took more than %v, the slowest %v", late, all, promptness, s.slowest())
+		}
+	})
 	for i := range n {
 		listener := []string{"echo", "text", "web"}[i%3]
 		c, err := s.dial(listener, net.Dialer{})
@@ -860,7 +871,7 @@ func (s *siege) befriend(t *testing.T, n int) {
 			defer tick.Stop()
 			for turn := 0; ; turn++ {
 				began := time.Now()
-				c.SetDeadline(began.Add(promptness))
+				c.SetDeadline(began.Add(patience))
 				var err error
 				if listener == "web" {
 					if _, err = io.WriteString(c, request); err == nil {
@@ -888,6 +899,10 @@ func (s *siege) befriend(t *testing.T, n int) {
 }
 
 func (s *siege) tellSlow(took time.Duration) {
+	s.answers.Add(1)
+	if took > promptness {
+		s.late.Add(1)
+	}
 	for {
 		slowest := s.slow.Load()
 		if int64(took) <= slowest || s.slow.CompareAndSwap(slowest, int64(took)) {

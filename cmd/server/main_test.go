@@ -225,8 +225,8 @@ func cmdFetch(ts *testscript.TestScript, neg bool, args []string) {
 	for deadline := time.Now().Add(patience); ; <-tick.C {
 		resp, err := c.Get("http://service" + args[1])
 		if err == nil {
-			body, err := io.ReadAll(resp.Body)
-			ts.Check(err)
+			body, failed := io.ReadAll(resp.Body)
+			ts.Check(failed)
 			resp.Body.Close()
 			if resp.StatusCode == code {
 				ts.Check(os.WriteFile(ts.MkAbs(args[3]), body, 0o644))

@@ -131,7 +131,7 @@ type Supervisor struct {
 	questions    map[uint64]*question
 	lastQuestion uint64
 	chronicle    chronicle
-	judged       time.Time // when the workers were looked at last
+	lookDue      time.Time // when the workers are looked at next
 	books        books
 	hooks        *hooks
 	degraded     bool // and the log knows
@@ -350,14 +350,13 @@ func (s *Supervisor) run(ctx context.Context) error {
 	}
 	ending := ctx.Done()
 	interval := s.current.settings.Health.judgeInterval()
-	judge := time.NewTicker(interval)
+	judge := time.NewTimer(s.lookAgain(interval))
 	defer judge.Stop()
 	for {
 		s.settleAgenda()
 		if d := s.current.settings.Health.judgeInterval(); d != interval { // a reload has changed it
 			interval = d
-			s.judged = time.Time{}
-			judge.Reset(d)
+			judge.Reset(s.lookAgain(d))
 		}
 		s.showStatus()
 		s.watchHealth()
@@ -372,7 +371,7 @@ func (s *Supervisor) run(ctx context.Context) error {
 		case <-beat:
 			s.notified("watchdog", s.conf.Notify.Watchdog())
 		case <-judge.C:
-			s.judgeWorkers()
+			judge.Reset(s.judgeWorkers())
 		case <-ending:
 			ending = nil
 			s.stop()

@@ -95,7 +95,7 @@ func TestWorkingCallbackIsNotOld(t *testing.T) {
 	s := listen(t)
 	p := serving(t, "pool", 0, s)
 	c, other := dial(t, s), dial(t, s)
-	io.WriteString(c, "work") // for 300 ms
+	io.WriteString(c, "work") // for ten seconds
 	moved, last := 0, int64(0)
 	await(t, "its time starts anew", func() bool {
 		ask(t, other, "turn") // so that the loop turns
