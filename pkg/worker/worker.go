@@ -338,6 +338,7 @@ func (w *Worker) makeListeners(in *link.Inherited) error {
 			continue
 		}
 		l := &listener{worker: w, name: c.Name, fd: in.Sockets[i], isTCP: isTCP(in.Sockets[i])}
+		l.prepare()
 		l.gate = w.newGate(c.Name, c.Accept)
 		w.gates[c.Name] = l.gate
 		if c.Conn != nil {
