@@ -287,6 +287,7 @@ func (f *Frozen) Thaw() {
 	c.mu.Lock()
 	c.flags.And(^flagFrozen)
 	c.lateLocked()
+	c.tidyLocked()
 	c.mu.Unlock()
 	c.goOn(f.reading)
 }
