@@ -320,6 +320,12 @@ func TestSessionTravelsAndLateMessagesAreEncodedThere(t *testing.T) {
 	expect(t, client, "3:late\n")
 
 	f = w.freeze(c)
+	if err := c.Send(make([]byte, DefaultSendHard+1)); !errors.Is(err, ErrTooLong) {
+		t.Errorf("Send: %v, want ErrTooLong", err)
+	}
+	if err := c.Send(make([]byte, DefaultSendHard)); !errors.Is(err, ErrFull) {
+		t.Errorf("Send: %v, want ErrFull", err)
+	}
 	send(c, "late again")
 	ad := w.adopt(f, b)
 	send(c, "last")

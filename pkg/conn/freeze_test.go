@@ -80,6 +80,28 @@ func (w *two) freeze(c *Conn) *Frozen {
 	return f
 }
 
+// freezeUnsent freezes c with messages that the kernel has not taken.
+func (w *two) freezeUnsent(c *Conn, messages ...string) *Frozen {
+	w.t.Helper()
+	frozen := make(chan *Frozen, 1)
+	w.a.do(func() {
+		c.blocked = true // until the next turn's events, but then it is frozen
+		for _, m := range messages {
+			if err := c.Send([]byte(m)); err != nil {
+				w.t.Error(err)
+			}
+		}
+		c.settle()
+		w.a.set.Freeze(c, func(f *Frozen, err error) {
+			if err != nil {
+				w.t.Error(err)
+			}
+			frozen <- f
+		})
+	})
+	return receive(w.t, frozen)
+}
+
 func (w *two) capture(f *Frozen) (body []byte) {
 	w.t.Helper()
 	w.a.do(func() {
@@ -1051,9 +1073,7 @@ func TestWhatIsSentLateLeavesBeforeWhatIsSentHere(t *testing.T) {
 			t.Errorf("%s: %v", m, err)
 		}
 	}
-	w.a.do(func() { c.blocked = true }) // the kernel takes nothing, until epoll says otherwise
-	send(c, "1 unsent")
-	f := w.freeze(c)
+	f := w.freezeUnsent(c, "1 unsent")
 	send(c, "2 late, before the capture")
 	ad := w.adopt(f, b)
 	send(c, "3 late")
@@ -1289,14 +1309,8 @@ func TestLateSendsKeepToTheLimit(t *testing.T) {
 	w := newTwo(t)
 	a, _ := w.configs(funcs{}, true, func(c *Config) { c.Limits.SendHard = 100 })
 	client, c := w.a.tcp(a)
-	w.a.do(func() { c.blocked = true })
 	ten := []byte("123456789")
-	for range 4 {
-		if err := c.Send(ten); err != nil {
-			t.Fatal(err)
-		}
-	}
-	f := w.freeze(c)
+	f := w.freezeUnsent(c, slices.Repeat([]string{string(ten)}, 4)...)
 	for range 6 {
 		if err := c.Send(ten); err != nil {
 			t.Fatal(err)
@@ -1363,12 +1377,8 @@ func TestDroppedConnectionLeavesNoTrace(t *testing.T) {
 		},
 	}, true, nil)
 	client, c := w.a.tcp(a)
-	w.a.do(func() { c.blocked = true })
-	if err := c.Send([]byte("unsent")); err != nil {
-		t.Fatal(err)
-	}
 	c.SetTimer("x", time.Hour)
-	f := w.freeze(c)
+	f := w.freezeUnsent(c, "unsent")
 	ad := w.adopt(f, b)
 	w.b.do(func() {
 		ad.Drop()
@@ -1455,5 +1465,120 @@ func BenchmarkMove(b *testing.B) {
 			}
 		})
 		from, to = to, from
+	}
+}
+
+func TestFreezeFailsIfWhatItWaitsForEndsOtherwise(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		// meanwhile c is held and is to be frozen.
+		meanwhile func(r *rig, c, other *Conn)
+		want      error
+	}{
+		{"Close", func(_ *rig, c, _ *Conn) { c.Close(nil) }, ErrClosed},
+		{"CloseNow", func(_ *rig, c, _ *Conn) { c.CloseNow(nil) }, ErrClosed},
+		{"the system breaks it", func(r *rig, c, _ *Conn) { r.do(func() { c.release(ErrReset) }) }, ErrClosed},
+		{"piped with one that ends", func(r *rig, c, other *Conn) {
+			if err := Pipe(c, other); err != nil {
+				r.t.Error(err)
+			}
+			r.until("both are to be frozen", func() bool { c.mark(0, 0); return other.has(flagFreezing) })
+			other.CloseNow(nil)
+		}, ErrClosed},
+		{"piped with one that does not move", func(r *rig, c, other *Conn) {
+			other.cfg.Pinned = true
+			if err := Pipe(c, other); err != nil {
+				r.t.Error(err)
+			}
+			c.Release()
+			_ = c.Hold()
+		}, ErrPinned},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t)
+			_, c := r.tcp(r.config(funcs{}, true))
+			_, other := r.tcp(r.config(funcs{}, true))
+			if err := c.Hold(); err != nil {
+				t.Fatal(err)
+			}
+			told := make(chan error, 2)
+			r.do(func() { r.set.Freeze(c, func(_ *Frozen, err error) { told <- err }) })
+			tt.meanwhile(r, c, other)
+			if err := receive(t, told); err != tt.want {
+				t.Errorf("told %v, want %v", err, tt.want)
+			}
+			r.do(func() {})
+			if len(told) > 0 {
+				t.Error("told twice")
+			}
+		})
+	}
+}
+
+// Somebody calls Hold on the other end of a pipe after it was found to stand
+// still, and before it is frozen.
+func TestHalfFrozenPipeIsTakenBack(t *testing.T) {
+	r := newRig(t)
+	_, _, a, b := r.piped(r.config(funcs{}, true), r.config(funcs{}, true))
+	told := make(chan *Frozen, 2)
+	r.do(func() {
+		r.set.Freeze(a, func(f *Frozen, err error) {
+			if err != nil {
+				t.Error(err)
+			}
+			told <- f
+		})
+		f := a.extra.Load().frozen
+		if !f.include(b) {
+			t.Error("the other end is not included")
+		}
+		if err := b.Hold(); err != nil {
+			t.Error(err)
+		}
+		if f.stop() || a.has(flagFrozen|flagLate) || !a.has(flagFreezing) {
+			t.Error("one end is frozen and the other is not")
+		}
+	})
+	r.do(func() {})
+	if len(told) > 0 {
+		t.Fatal("it is frozen though it is held")
+	}
+	b.Release()
+	f := receive(t, told)
+	r.do(func() { p := f.Partner(); f.Thaw(); p.Thaw() })
+}
+
+func TestMarksOfAFullQueueFitTheLimitsThere(t *testing.T) {
+	for _, tt := range []struct {
+		name        string
+		here, there Limits
+		want        string
+	}{
+		{"full there only", Limits{SendHigh: 100}, Limits{SendHigh: 5}, "[adopt full]"},
+		{"full here only", Limits{SendHigh: 5}, Limits{SendHigh: 1000, SendLow: 500}, "[full adopt drain]"},
+		{"full in both", Limits{SendHigh: 5}, Limits{SendHigh: 6, SendLow: 1}, "[full adopt]"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newTwo(t)
+			var told journal
+			a, b := w.configs(funcs{
+				adopt: func(*Conn, Reason) { told.add("adopt") },
+				full:  func(*Conn) { told.add("full") },
+				drain: func(*Conn) { told.add("drain") },
+			}, true, nil)
+			a.Limits, b.Limits = tt.here, tt.there
+			_, c := w.a.tcp(a)
+			f := w.freezeUnsent(c, "123456789")
+			ad := w.adopt(f, b)
+			w.commit(f)
+			w.b.do(func() {
+				ad.Serve(Move, false)
+				ad.Conn().settle()
+				if got := fmt.Sprint(told.all()); got != tt.want {
+					t.Errorf("told %s, want %s", got, tt.want)
+				}
+			})
+			w.a.do(func() { f.Left(0) })
+		})
 	}
 }
