@@ -63,3 +63,64 @@ func (b *buffer) add(p []byte) *buffer {
 	b.b = append(b.b, p...)
 	return b
 }
+
+// queue is bytes to be sent, in parts.
+type queue struct {
+	head, tail *buffer
+	bytes      int
+}
+
+// put puts a part behind the others; its bytes are counted by the caller.
+func (q *queue) put(b *buffer) {
+	if q.tail == nil {
+		q.head = b
+	} else {
+		q.tail.next = b
+	}
+	q.tail = b
+}
+
+// add copies p behind what is there.
+func (q *queue) add(p []byte) {
+	if len(p) == 0 {
+		return
+	}
+	if q.tail == nil || q.tail.room() < len(p) {
+		q.put(getBuffer(max(len(p), firstPart)))
+	}
+	q.tail.b = append(q.tail.b, p...)
+	q.bytes += len(p)
+}
+
+// join puts all of other, which is empty then, behind q.
+func (q *queue) join(other *queue) {
+	if other.head == nil {
+		return
+	}
+	if q.tail == nil {
+		q.head = other.head
+	} else {
+		q.tail.next = other.head
+	}
+	q.tail = other.tail
+	q.bytes += other.bytes
+	*other = queue{}
+}
+
+// appendTo appends all of q to dst.
+func (q *queue) appendTo(dst []byte) []byte {
+	for b := q.head; b != nil; b = b.next {
+		dst = append(dst, b.bytes()...)
+	}
+	return dst
+}
+
+// free gives back all parts.
+func (q *queue) free() {
+	for b := q.head; b != nil; {
+		next := b.next
+		b.free()
+		b = next
+	}
+	*q = queue{}
+}

@@ -17,6 +17,7 @@ type eventKind uint8
 
 const (
 	connected eventKind = iota
+	adopted
 	message
 	bufferFull
 	bufferDrain
@@ -29,6 +30,7 @@ type event struct {
 	kind    eventKind
 	message *buffer // of message
 	timer   *timer  // of timerOver
+	reason  Reason  // of adopted
 	why     error   // of closed
 }
 
@@ -50,14 +52,16 @@ func (c *Conn) call(ev event) {
 	switch ev.kind {
 	case connected:
 		h.OnConnect(c)
+	case adopted:
+		h.OnAdopt(c, ev.reason)
 	case message:
 		c.message(ev.message.bytes())
 	case bufferFull:
-		if c.pipe.Load() == nil {
+		if c.piped() == nil {
 			h.OnBufferFull(c)
 		}
 	case bufferDrain:
-		if c.pipe.Load() == nil {
+		if c.piped() == nil {
 			h.OnBufferDrain(c)
 		}
 	case timerOver:

@@ -32,7 +32,7 @@ func (c *Conn) bye(flag uint32, why error, last [][]byte) (err error) {
 		c.mu.Unlock()
 		if len(last) > 0 {
 			c.cfg.Seat.SendFailures.Add(uint64(len(last)))
-			err = ErrClosed
+			err = c.gone()
 		}
 		return err
 	}
@@ -44,8 +44,8 @@ func (c *Conn) bye(flag uint32, why error, last [][]byte) (err error) {
 			}
 		}
 	}
-	if c.why == nil {
-		c.why = why
+	if why != nil && c.whyLocked() == nil {
+		c.extraLocked().why = why
 	}
 	c.flags.Or(flag)
 	first := c.dirtyLocked()
@@ -65,8 +65,8 @@ func (c *Conn) startClosing() {
 	c.dropInput()
 	c.endPipe(c.reason())
 	if limit := c.cfg.Limits.Close; limit >= 0 {
-		c.closeBy = c.set.loop.Now() + limit
-		c.expireBy(c.closeBy)
+		c.progress = c.set.loop.Now()
+		c.expireBy(c.progress + limit)
 	}
 }
 
@@ -92,7 +92,14 @@ func (c *Conn) flushed() {
 func (c *Conn) reason() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.why
+	return c.whyLocked()
+}
+
+func (c *Conn) whyLocked() error {
+	if x := c.extra.Load(); x != nil {
+		return x.why
+	}
+	return nil
 }
 
 // overdue is told that flush and linger took too long.
@@ -108,6 +115,20 @@ func (c *Conn) overdue() {
 	c.release(why)
 }
 
+// dropLocked forgets what waits to be sent and the timers, which it returns.
+// It needs mu.
+func (c *Conn) dropLocked() map[string]*timer {
+	c.takeLocked(c.out.bytes)
+	x := c.extra.Load()
+	if x == nil {
+		return nil
+	}
+	x.late.free()
+	timers := x.timers
+	x.timers = nil
+	return timers
+}
+
 // release is the one door out: it gives back all that the connection has and
 // has OnClose called. Loop only, and in no callback.
 func (c *Conn) release(why error) {
@@ -115,6 +136,9 @@ func (c *Conn) release(why error) {
 		return
 	}
 	c.state = Closed
+	if c.has(flagFreezing) {
+		c.set.freezeLater(c.extra.Load().frozen)
+	}
 	loop := c.set.loop
 	loop.Disarm(&c.deadline)
 	// Before the close: epoll watches the open file, which another process
@@ -126,10 +150,8 @@ func (c *Conn) release(why error) {
 	fd := int(c.fd)
 	c.fd = -1
 	c.flags.Or(flagClosed)
-	cut := c.queued > 0
-	c.takeLocked(c.queued)
-	timers := c.timers
-	c.timers = nil
+	cut := c.queuedLocked() > 0
+	timers := c.dropLocked()
 	c.mu.Unlock()
 
 	if cut {
@@ -141,11 +163,12 @@ func (c *Conn) release(why error) {
 	c.count(0)
 	c.dropInput()
 	c.endPipe(why)
-	c.pipe.Store(nil)
+	c.unpipe()
 	for _, t := range timers {
 		t.stop()
 	}
 	c.set.remove(c)
+	c.set.alloc.Free(c.id)
 	c.cfg.Seat.Connections.Add(-1)
 	if c.cfg.Released != nil {
 		c.cfg.Released(c)

@@ -45,7 +45,7 @@ const (
 // be changed once a connection was accepted with it.
 type Config struct {
 	Listener string        // its name, for Conn.Listener and the seat
-	Protocol wire.Protocol // nil means wire.Raw
+	Protocol wire.Protocol // nil means wire.Raw, unless there is NewSession
 	Handler  Handler
 	Limits   Limits
 
@@ -56,8 +56,36 @@ type Config struct {
 	Seat *scoreboard.Seat
 
 	// Released, if not nil, is called on the loop when a connection's
-	// descriptor has been closed, before OnClose.
+	// descriptor has been closed: before OnClose, or because another process
+	// has the connection.
 	Released func(*Conn)
+
+	// Pinned connections do not move to another process: Set.Freeze and
+	// Conn.MoveTo answer ErrPinned.
+	Pinned bool
+
+	// ProtocolName names the protocol and what a change of it must not be
+	// mistaken for, such as its version; Set.Adopt refuses a connection of
+	// another one.
+	ProtocolName string
+
+	// NewSession, if not nil, makes the protocol of each connection, in the
+	// place of Protocol.
+	NewSession func() wire.Session
+
+	// EncodeValue, if not nil, returns what another process that takes over
+	// the connection is to know of it, nil for nothing; DecodeValue there is
+	// given it, nil if nothing has come, and makes of it what SetValue keeps. Both are called on
+	// the loop, while no callback runs, and must not block; an error, or a
+	// panic, means that the connection stays where it is. DecodeValue must
+	// not tell anybody of the connection: OnAdopt is the place for that,
+	// which does not come if the connection stays.
+	EncodeValue func(c *Conn) ([]byte, error)
+	DecodeValue func(c *Conn, b []byte) error
+
+	// Move, if not nil, is told on the loop that MoveTo was called, after
+	// the callbacks. Without it MoveTo answers ErrPinned.
+	Move func(c *Conn, slot int)
 
 	// Event, if not nil, is told what ought to be logged, since this package
 	// does not log. It is called on the loop or on a goroutine of the Pool
@@ -144,6 +172,9 @@ func (cfg *Config) settings() (*settings, error) {
 	}
 	if s.Protocol == nil {
 		s.Protocol = wire.Raw{}
+	}
+	if s.NewSession != nil {
+		return s, nil
 	}
 	if _, raw := s.Protocol.(wire.Raw); raw {
 		// A read is a message there, so the limit is that of a read.

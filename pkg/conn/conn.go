@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/reactor"
+	"github.com/mainstay-go/mainstay/pkg/rows"
+	"github.com/mainstay-go/mainstay/pkg/wire"
 	"golang.org/x/sys/unix"
 )
 
@@ -46,16 +48,15 @@ func (s State) String() string {
 // connection and its callbacks have returned, and on all others at the end of
 // the turn.
 //
-// The fields stand in groups by who may touch them. What makes up the state
-// of an idle connection, and would have to be told to another process that
-// takes over its descriptor, is: peer, value, timers, rx, tx, the bytes in
-// in and out, flagPaused, and the stamps as time that has gone by.
+// The fields stand in groups by who may touch them. What is told to another
+// process that takes over the descriptor is in capture.go.
 type Conn struct {
 	// Set once in Accepted.
 
 	set   *Set
 	cfg   *settings
-	token reactor.Token
+	token reactor.Token // 0 until Adopted.Serve
+	id    rows.ID
 	peer  string
 
 	// Owned by the loop.
@@ -71,33 +72,100 @@ type Conn struct {
 	held     bool // in may hold complete messages: they wait for their turn, Resume or the Pool
 	listed   bool // in set.waiting
 	due      bool // to be closed at the next message boundary
+	ending   bool // no more messages come: to be ended with extra.over when those that came are handled
 	opened   ticks
 	in       *buffer
 	deadline reactor.Deadline
 	lastIn   time.Duration // last byte in, or the accept
 	lastOut  time.Duration // last byte out, or the accept
-	authBy   time.Duration // when Authenticated must have been called
 	partial  time.Duration // first byte of the incomplete message in in, 0: none; before the first byte the accept
-	progress time.Duration // since when the kernel takes nothing
-	closeBy  time.Duration // end of flush and linger
-	over     error         // why no more messages come: to be ended when those that came are handled
+	progress time.Duration // since when the kernel takes nothing; once Closing: since when there is no progress
 	counted  int           // what the seat's QueueBytes has of queued
 	rx, tx   atomic.Uint64 // read by anyone
 
-	pipe  atomic.Pointer[Conn] // where the messages go; nil: to OnMessage
-	value atomic.Pointer[any]  // read and written by anyone
+	value atomic.Pointer[any]   // read and written by anyone
+	extra atomic.Pointer[extra] // nil: none; made under mu
 
 	// Guarded by mu.
 
-	mu      sync.Mutex
-	fd      int32         // -1: closed; the loop may read it without mu
-	flags   atomic.Uint32 // read by anyone
-	outHead *buffer       // send queue
-	outTail *buffer
-	queued  int // bytes in the send queue
-	inbox   *inbox
-	why     error // what Close was given first
-	timers  map[string]*timer
+	mu    sync.Mutex
+	fd    int32         // -1: closed; the loop may read it without mu
+	flags atomic.Uint32 // read by anyone
+	out   queue         // to be written
+	inbox *inbox
+}
+
+// extra is what few connections have, or for a short time.
+type extra struct {
+	session wire.Session         // set before the first message; nil: the protocol has no state
+	pipe    atomic.Pointer[Conn] // where the messages go; nil: to OnMessage
+
+	// Owned by the loop.
+
+	over   error   // of Conn.ending
+	frozen *Frozen // from Freeze to its end
+
+	// Guarded by the connection's mu.
+
+	why    error // what Close was given first
+	timers map[string]*timer
+	late   queue // behind out, while flagLate is set
+	holds  int   // Hold without Release
+	slot   int   // MoveTo's, and where it went once flagLeft is set
+}
+
+// extraLocked returns c's extra, which it makes if there is none. It needs mu.
+func (c *Conn) extraLocked() *extra {
+	x := c.extra.Load()
+	if x == nil {
+		x = new(extra)
+		c.extra.Store(x)
+	}
+	return x
+}
+
+// tidyLocked gives c's extra back if there is nothing in it. It needs mu, and
+// is for the loop only.
+func (c *Conn) tidyLocked() {
+	x := c.extra.Load()
+	if x != nil && x.session == nil && x.pipe.Load() == nil && !c.ending && x.frozen == nil && x.why == nil &&
+		len(x.timers) == 0 && x.holds == 0 && !c.has(flagLate|flagMove) {
+		c.extra.Store(nil)
+	}
+}
+
+// piped returns the other end of c's pipe, or nil. Any goroutine may call it.
+func (c *Conn) piped() *Conn {
+	if x := c.extra.Load(); x != nil {
+		return x.pipe.Load()
+	}
+	return nil
+}
+
+// unpipe forgets the other end of c's pipe.
+func (c *Conn) unpipe() {
+	if x := c.extra.Load(); x != nil {
+		x.pipe.Store(nil)
+	}
+}
+
+// endLater has c ended when what came is handled. Loop only.
+func (c *Conn) endLater(why error) {
+	if c.ending {
+		return
+	}
+	c.ending = true
+	c.mu.Lock()
+	c.extraLocked().over = why
+	c.mu.Unlock()
+}
+
+// timersLocked returns c's timers, nil if it never had one. It needs mu.
+func (c *Conn) timersLocked() map[string]*timer {
+	if x := c.extra.Load(); x != nil {
+		return x.timers
+	}
+	return nil
 }
 
 // The flags of a connection.
@@ -115,18 +183,27 @@ const (
 	flagRunning                          // on the Pool's list, or on one of its goroutines
 	flagAwaited                          // the loop wants to know when that is over
 	flagAuthenticated                    // Authenticated was called
+	flagMove                             // MoveTo was called
+	flagFreezing                         // Freeze was called: not read, to be frozen when no callback runs
+	flagFrozen                           // it stands still: out of epoll, nothing is acted on
+	flagLate                             // what is sent goes to extra.late
+	flagLeft                             // another process has it
 )
 
 const (
-	flagsEnded = flagGoodbye | flagCloseNow | flagClosed  // no more messages in or out
-	flagsHeld  = flagsEnded | flagsPause                  // no more messages in for now
-	flagsPause = flagPaused | flagThrottled | flagClogged // not read for now
+	flagsEnded   = flagGoodbye | flagCloseNow | flagClosed                 // no more messages in or out
+	flagsHeld    = flagsEnded | flagsPause                                 // no more messages in for now
+	flagsPause   = flagPaused | flagThrottled | flagClogged | flagsFreezes // not read for now
+	flagsFreezes = flagFreezing | flagFrozen
+	flagsTell    = flagTellFull | flagTellDrain | flagMove
 )
 
 func (c *Conn) has(bits uint32) bool { return c.flags.Load()&bits != 0 }
 
-// ID returns a number that no other connection of this loop has ever had.
-func (c *Conn) ID() uint64 { return uint64(c.token) }
+// ID returns the number of the connection, which it keeps when it moves to
+// another process. No other connection of the service has it while it is
+// open; one that comes 65535 connections after it may get it again.
+func (c *Conn) ID() uint64 { return uint64(c.id) }
 
 // Listener returns the name of the listener it came by.
 func (c *Conn) Listener() string { return c.cfg.Listener }
@@ -173,7 +250,7 @@ func (c *Conn) BytesOut() uint64 { return c.tx.Load() }
 func (c *Conn) Queued() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.queued
+	return c.queuedLocked()
 }
 
 // Value returns what SetValue was given last, or nil.
@@ -227,13 +304,22 @@ func (c *Conn) dirtyLocked() bool {
 func (c *Conn) settle() {
 	c.mu.Lock()
 	flags := c.flags.Load()
-	c.flags.And(^(flagDirty | flagTellFull))
+	if flags&flagFrozen != 0 {
+		c.flags.And(^flagDirty)
+		c.mu.Unlock()
+		return // Thaw and Serve come back to what was marked
+	}
+	if flags&flagFreezing != 0 {
+		flags &^= flagsTell // they wait, so that their callbacks do not put off the freeze for ever
+		c.set.freezeLater(c.extra.Load().frozen)
+	}
+	c.flags.And(^(flagDirty | flags&flagsTell))
 	if c.state == Closed {
 		c.mu.Unlock()
 		return
 	}
-	if flags&(flagCloseNow|flagGoodbye|flagTellFull) != 0 {
-		why := c.why
+	if flags&(flagCloseNow|flagGoodbye|flagTellFull|flagTellDrain) != 0 {
+		why := c.whyLocked()
 		c.mu.Unlock()
 		if flags&flagCloseNow != 0 {
 			c.release(why)
@@ -244,6 +330,9 @@ func (c *Conn) settle() {
 		}
 		if flags&flagTellFull != 0 && c.state == Open {
 			c.deliver(event{kind: bufferFull})
+		}
+		if flags&flagTellDrain != 0 && c.state == Open {
+			c.deliver(event{kind: bufferDrain})
 		}
 		c.mu.Lock()
 	}
@@ -260,6 +349,9 @@ func (c *Conn) settle() {
 	if c.state != Closed {
 		c.watch()
 	}
+	if flags&flagMove != 0 && c.state == Open && !c.has(flagsEnded) {
+		c.tellMove()
+	}
 }
 
 // settleInput is settle's part for an open connection's input: go on with
@@ -269,15 +361,15 @@ func (c *Conn) settleInput() {
 		c.set.processLater(c)
 		return
 	}
-	if c.held || c.over == nil && !c.due || c.has(flagsEnded) {
+	if c.held || !c.ending && !c.due || c.has(flagsEnded) {
 		return
 	}
 	if c.running() {
 		return // it is settled again afterwards
 	}
-	if c.over != nil {
-		c.end(c.over)
-	} else if c.atBoundary() {
+	if c.ending {
+		c.end(c.extra.Load().over)
+	} else if !c.has(flagFreezing) && c.atBoundary() {
 		c.end(ErrDrained)
 	}
 }

@@ -705,7 +705,7 @@ func TestDribbledInputIsKeptInLittleMemory(t *testing.T) {
 	write(t, client, "\n")
 	expect(t, client, strings.Repeat("x", 100)+"\n")
 	r.do(func() {
-		if c.in != nil || c.outHead != nil || c.inbox != nil {
+		if c.in != nil || c.out.head != nil || c.inbox != nil {
 			t.Error("an idle connection keeps a buffer")
 		}
 	})

@@ -21,7 +21,7 @@ func (c *Conn) expireBy(at time.Duration) {
 func (c *Conn) expired(now time.Duration) {
 	l := &c.cfg.Limits
 	if c.state == Closing {
-		if l.Close >= 0 && c.check(c.closeBy, now) {
+		if l.Close >= 0 && c.check(c.progress+l.Close, now) {
 			c.overdue()
 		}
 		return
@@ -49,7 +49,7 @@ func (c *Conn) reading(now time.Duration) (over error, due time.Duration) {
 	l := &c.cfg.Limits
 	switch {
 	case c.rx.Load() == 0:
-		if l.FirstByte >= 0 && c.pipe.Load() == nil && c.check(c.partial+l.FirstByte, now) {
+		if l.FirstByte >= 0 && c.piped() == nil && c.check(c.partial+l.FirstByte, now) {
 			return ErrFirstByte, now
 		}
 	case c.partial != 0:
@@ -58,8 +58,8 @@ func (c *Conn) reading(now time.Duration) (over error, due time.Duration) {
 		}
 	}
 	switch {
-	case l.Auth >= 0 && !c.has(flagAuthenticated) && c.check(c.authBy, now):
-		return ErrUnauthenticated, c.authBy
+	case l.Auth >= 0 && !c.has(flagAuthenticated) && c.check(c.authBy(now), now):
+		return ErrUnauthenticated, c.authBy(now)
 	case l.Idle >= 0 && c.check(max(c.lastIn, c.lastOut)+l.Idle, now):
 		return ErrIdle, now
 	case l.ReadIdle >= 0 && c.check(c.lastIn+l.ReadIdle, now):
@@ -68,6 +68,21 @@ func (c *Conn) reading(now time.Duration) (over error, due time.Duration) {
 		return ErrIdle, c.lastOut + l.WriteIdle
 	}
 	return nil, 0
+}
+
+// armDeadlines has expired called when the first deadline is over.
+func (c *Conn) armDeadlines(now time.Duration) {
+	if limit := c.cfg.Limits.WriteStall; c.blocked && limit >= 0 {
+		c.expireBy(c.progress + limit)
+	}
+	if over, _ := c.reading(now); over != nil {
+		c.expireBy(now)
+	}
+}
+
+// authBy is when Authenticated must have been called, rounded up.
+func (c *Conn) authBy(now time.Duration) time.Duration {
+	return now - c.opened.until(now) + tick + c.cfg.Limits.Auth
 }
 
 // unread says whether bytes wait to be read that could have been.

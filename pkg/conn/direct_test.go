@@ -61,7 +61,7 @@ func TestPartsOfAMessageLeaveInOrderAndInOneWrite(t *testing.T) {
 				}
 			}
 			r.do(func() {
-				if c.Queued() != 0 || len(r.set.direct) != 0 || r.set.current != nil || c.outHead != nil {
+				if c.Queued() != 0 || len(r.set.direct) != 0 || r.set.current != nil || c.out.head != nil {
 					t.Errorf("something is left: %d bytes", c.Queued())
 				}
 			})

@@ -74,8 +74,12 @@ func (s *Set) drainStep() {
 	half := max((d.end-d.start)/2, 1)
 	switch late := now - d.start - half; {
 	case now >= d.end:
-		for len(s.conns) > 0 {
-			s.conns[len(s.conns)-1].release(ErrDrained)
+		for i := len(s.conns) - 1; i >= 0; i-- {
+			// A frozen one is perhaps another process's already; if it comes
+			// back, the next step finds it.
+			if c := s.conns[i]; !c.has(flagFrozen) {
+				c.release(ErrDrained)
+			}
 		}
 	case d.mode == DrainPatient && late >= 0:
 		if d.list == nil {
@@ -120,7 +124,7 @@ func (s *Set) drained() {
 // atBoundary says whether an open connection on which no callback runs is at
 // a message boundary.
 func (c *Conn) atBoundary() bool {
-	if c.in != nil || !c.outEmpty() {
+	if c.in != nil || c.buffered() > 0 || !c.outEmpty() || c.onHold() {
 		return false
 	}
 	// Bytes that the kernel has and that were not read yet.

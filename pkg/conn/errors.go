@@ -7,7 +7,7 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/wire"
 )
 
-// Why a connection ended, or why Send refused a message.
+// Why a connection ended, or why it refused what was asked of it.
 var (
 	// ErrClosed is Send's answer once Close was called or the connection is over.
 	ErrClosed = errors.New("conn: closed")
@@ -45,9 +45,32 @@ var (
 	// nothing for Limits.WriteStall, or not all within Limits.Close after Close.
 	ErrStalled = errors.New("conn: peer does not read")
 
+	// ErrPinned says that a connection does not move to another process:
+	// Config.Pinned, of this one or of the other end of its pipe.
+	ErrPinned = errors.New("conn: does not move")
+
+	// ErrFrozen says that a connection is about to move, or is being frozen
+	// by somebody else.
+	ErrFrozen = errors.New("conn: about to move")
+
+	// ErrMoved is what a *MovedError is.
+	ErrMoved = errors.New("conn: moved to another process")
+
 	// ErrDrained ends a connection that Set.Drain closed.
 	ErrDrained = errors.New("conn: drained")
 )
+
+// MovedError is the answer of a connection's methods once another process has
+// it; errors.Is(err, ErrMoved) is true for it.
+type MovedError struct {
+	Slot int // of the worker that has it
+}
+
+// Error tells where it is.
+func (e *MovedError) Error() string { return fmt.Sprintf("%v: to slot %d", ErrMoved, e.Slot) }
+
+// Unwrap returns ErrMoved.
+func (e *MovedError) Unwrap() error { return ErrMoved }
 
 // PanicError ends a connection of which a callback panicked.
 type PanicError struct {

@@ -33,7 +33,8 @@ func Example() {
 		log.Fatal(err)
 	}
 	defer loop.Close()
-	set := conn.NewSet(loop)
+	set := conn.NewSet(loop, nil)
+	defer set.Close()
 
 	// A worker takes descriptors from accept4(2); here one end of a pair will do.
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)

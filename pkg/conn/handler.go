@@ -3,13 +3,19 @@ package conn
 // Handler is what the application does with the connections of a listener.
 //
 // The callbacks of one connection come in order, never two at once, and never
-// one inside another: OnConnect first, OnClose last and exactly once. With
+// one inside another: OnConnect or OnAdopt first, OnClose last and exactly
+// once. A connection that is given to another process has its OnClose there. With
 // Config.Inline they run on the loop and must not block; otherwise they run
 // on a goroutine of the Pool and may. A panic in one of them closes that
 // connection with a *PanicError.
 type Handler interface {
 	// OnConnect is told of a new connection.
 	OnConnect(c *Conn)
+
+	// OnAdopt is told of a connection that another process has had until now.
+	// It stands where OnConnect stands for others: it is the first callback.
+	// What the application is to know of it comes by Config.DecodeValue.
+	OnAdopt(c *Conn, why Reason)
 
 	// OnMessage is given one message. m is valid until OnMessage returns,
 	// and must not be changed or kept.
@@ -40,6 +46,9 @@ var _ Handler = NopHandler{}
 
 // OnConnect does nothing.
 func (NopHandler) OnConnect(*Conn) {}
+
+// OnAdopt does nothing.
+func (NopHandler) OnAdopt(*Conn, Reason) {}
 
 // OnMessage does nothing.
 func (NopHandler) OnMessage(*Conn, []byte) {}

@@ -5,7 +5,7 @@ import "time"
 // Info is what an operator is shown of a connection.
 type Info struct {
 	Conn     *Conn
-	State    string        // open, paused (by the application, or because the Pool or a pipe is behind), full (the peer takes too little), closing
+	State    string        // open, paused (by the application, or because the Pool or a pipe is behind), full (the peer takes too little), closing, frozen (being given to another process)
 	Age      time.Duration // since the accept, to a hundredth of a second
 	Idle     time.Duration // since the last byte in or out
 	Buffered int           // bytes read that no callback has got
@@ -22,11 +22,13 @@ func (c *Conn) Info() Info {
 	}
 	c.mu.Lock()
 	flags := c.flags.Load()
-	info.Queued, info.Messages = c.queued, c.inboxLenLocked()
+	info.Queued, info.Messages = c.queuedLocked(), c.inboxLenLocked()
 	c.mu.Unlock()
 	switch {
 	case c.State() != Open:
 		info.State = c.State().String()
+	case flags&flagFrozen != 0:
+		info.State = "frozen"
 	case flags&flagFull != 0:
 		info.State = "full"
 	case flags&(flagPaused|flagThrottled|flagClogged) != 0:

@@ -21,18 +21,22 @@ var ErrPiped = errors.New("conn: piped already")
 // before still leaves. So does a message that the other cannot take, with
 // Send's error.
 //
-// It returns ErrPiped, or ErrClosed if one connection is over or being closed;
-// the other is closed then. Any goroutine may call it; both connections are
-// of one Set.
+// It returns ErrPiped, or ErrClosed if one connection is over or being closed,
+// or a *MovedError if one has moved to another process; the other is closed
+// then. It returns ErrFrozen, and does nothing, if one of them is just about
+// to move. Any goroutine may call it; both connections are of one Set.
 func Pipe(a, b *Conn) error {
-	if !join(a, b) {
-		return ErrPiped
+	if err := join(a, b); err != nil {
+		return err
 	}
 	// Whoever ends from here on closes the other.
 	if a.has(flagsEnded) || b.has(flagsEnded) {
 		_ = a.Close(ErrClosed)
 		_ = b.Close(ErrClosed)
-		return ErrClosed
+		if a.has(flagLeft) {
+			return a.gone()
+		}
+		return b.gone()
 	}
 	for _, c := range []*Conn{a, b} {
 		c.mark(0, flagPaused)
@@ -44,20 +48,30 @@ func Pipe(a, b *Conn) error {
 // are free. Ends only let go of theirs, which needs no lock.
 var joining sync.Mutex
 
-func join(a, b *Conn) bool {
+func join(a, b *Conn) error {
 	joining.Lock()
 	defer joining.Unlock()
-	if a == b || a.pipe.Load() != nil || b.pipe.Load() != nil {
-		return false
+	if a == b || a.piped() != nil || b.piped() != nil {
+		return ErrPiped
 	}
-	a.pipe.Store(b)
-	b.pipe.Store(a)
-	return true
+	if a.has(flagFrozen) || b.has(flagFrozen) {
+		return ErrFrozen
+	}
+	a.pipeTo(b)
+	b.pipeTo(a)
+	return nil
+}
+
+// pipeTo notes the other end of c's pipe.
+func (c *Conn) pipeTo(other *Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.extraLocked().pipe.Store(other)
 }
 
 // message has a message handled.
 func (c *Conn) message(m []byte) {
-	if to := c.pipe.Load(); to != nil {
+	if to := c.piped(); to != nil {
 		c.pump(to, m)
 		return
 	}
@@ -81,14 +95,14 @@ func (c *Conn) pump(to *Conn, m []byte) {
 
 // unclog has the other end of c's pipe read on, if there is one.
 func (c *Conn) unclog() {
-	if from := c.pipe.Load(); from != nil {
+	if from := c.piped(); from != nil {
 		from.mark(0, flagClogged)
 	}
 }
 
 // endPipe closes the other end of c's pipe, if there is one.
 func (c *Conn) endPipe(why error) {
-	if other := c.pipe.Load(); other != nil {
+	if other := c.piped(); other != nil {
 		_ = other.Close(why)
 	}
 }

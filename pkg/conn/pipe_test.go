@@ -162,7 +162,7 @@ func TestPipeWithOneThatIsOverEndsTheOther(t *testing.T) {
 	if err := Pipe(three, two); err != ErrPiped {
 		t.Errorf("second Pipe: %v, want ErrPiped", err)
 	}
-	if three.pipe.Load() != nil {
+	if three.piped() != nil {
 		t.Error("a refused Pipe leaves its mark")
 	}
 }

@@ -97,7 +97,7 @@ func (c *Conn) readable() {
 	c.rx.Store(c.rx.Load() + uint64(n))
 	c.set.countsOf(c.cfg.Seat).in += uint64(n)
 	c.lastIn = loop.Now()
-	if c.state == Closing || c.over != nil {
+	if c.state == Closing || c.ending {
 		return // nobody wants it
 	}
 	if c.in == nil {
@@ -119,13 +119,13 @@ func (c *Conn) readable() {
 // the loop's buffer.
 func (c *Conn) process(data []byte, own bool) {
 	used, err := c.split(data)
-	if err == nil && !c.held && len(data)-used > c.cfg.Limits.MaxMessage+overhead {
-		err = fmt.Errorf("%d bytes and no end: %w", len(data)-used, ErrTooLong)
+	if n := len(data) - used + c.buffered(); err == nil && !c.held && n > c.cfg.Limits.MaxMessage+overhead {
+		err = fmt.Errorf("%d bytes and no end: %w", n, ErrTooLong)
 	}
-	if err != nil && c.over == nil {
-		c.over = &ProtocolError{Err: err}
+	if err != nil {
+		c.endLater(&ProtocolError{Err: err})
 	}
-	if c.over != nil || c.has(flagsEnded) {
+	if c.ending && !c.held || c.has(flagsEnded) {
 		c.dropInput()
 		c.mark(0, 0)
 		return
@@ -144,6 +144,14 @@ func (c *Conn) process(data []byte, own bool) {
 	if c.due || c.held {
 		c.mark(0, 0)
 	}
+}
+
+// buffered returns how many bytes the protocol itself keeps.
+func (c *Conn) buffered() int {
+	if c.cfg.NewSession == nil {
+		return 0
+	}
+	return c.extra.Load().session.Buffered()
 }
 
 // processHeld goes on with input that was held up.
@@ -190,12 +198,10 @@ func (c *Conn) dropInput() {
 // and answered: a half-closed connection is a legitimate one.
 func (c *Conn) ended() {
 	c.eof = true
-	if c.state == Open && c.over == nil && c.in != nil {
+	if c.state == Open && !c.ending && c.in != nil {
 		c.process(c.in.bytes(), true) // what a protocol makes of the rest
 	}
-	if c.over == nil {
-		c.over = ErrPeerClosed
-	}
+	c.endLater(ErrPeerClosed)
 }
 
 // broken ends the connection at once: the system says that it is no more.
@@ -209,7 +215,7 @@ func (c *Conn) split(data []byte) (used int, err error) {
 	switch {
 	case c.cfg.Inline:
 		return c.splitInline(data)
-	case c.pipe.Load() == nil:
+	case c.piped() == nil:
 		return c.splitForPool(data)
 	case c.running(): // with messages from before the pipe, which go first
 		c.held = true
@@ -221,7 +227,7 @@ func (c *Conn) split(data []byte) (used int, err error) {
 
 // next is Protocol.Split with its promises checked.
 func (c *Conn) next(data []byte) (advance int, m []byte, ok bool, err error) {
-	advance, m, ok, err = c.cfg.Protocol.Split(data, c.eof)
+	advance, m, ok, err = c.protocol().Split(data, c.eof)
 	switch {
 	case err != nil:
 		return 0, nil, false, err

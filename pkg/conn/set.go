@@ -2,10 +2,12 @@ package conn
 
 import (
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/reactor"
+	"github.com/mainstay-go/mainstay/pkg/rows"
 	"golang.org/x/sys/unix"
 )
 
@@ -17,13 +19,18 @@ type Set struct {
 	settleAll  func()
 	processAll func()
 	eventsOver func()
+	freezeAll  func()
 
 	// Owned by the loop.
 
+	alloc      *rows.Allocator // nil: not made yet
+	own        *rows.Table     // its table, if nobody has given one
 	settings   map[*Config]*settings
 	conns      []*Conn
 	waiting    []*Conn       // with input that was held up, for the next turn
 	settling   []*Conn       // taken from dirty, then spare room
+	freezing   []*Frozen     // to be looked at at the end of the turn
+	freezes    []*Frozen     // the same, while that is done
 	processing []*Conn       // the same for waiting
 	since      time.Duration // when the running callbacks were started
 	iovecs     []unix.Iovec
@@ -41,20 +48,50 @@ type Set struct {
 	dirty []*Conn // to be settled
 }
 
-// NewSet makes an empty set of connections for loop.
-func NewSet(loop *reactor.Loop) *Set {
-	s := &Set{loop: loop, settings: make(map[*Config]*settings)}
+// NewSet makes an empty set of connections for loop. alloc, of which the set
+// is the only user, gives each its row in the table of all connections; nil
+// means that the set makes a table of its own, which Close gives back.
+func NewSet(loop *reactor.Loop, alloc *rows.Allocator) *Set {
+	s := &Set{loop: loop, alloc: alloc, settings: make(map[*Config]*settings)}
 	s.settleAll = s.settle
 	s.processAll = s.process
 	s.eventsOver = s.afterEvents
+	s.freezeAll = s.freeze
 	return s
+}
+
+// Close gives back the table that the set has made for itself, if it has. It
+// is called when no connection is left and the loop turns no more.
+func (s *Set) Close() error {
+	if s.own == nil {
+		return nil
+	}
+	err := s.own.Close()
+	s.own, s.alloc = nil, nil
+	return err
+}
+
+// ownRows is how many connections a set can have that has no table given.
+const ownRows = 1 << 16
+
+// allocator returns where rows come from.
+func (s *Set) allocator() (*rows.Allocator, error) {
+	if s.alloc == nil {
+		table, err := rows.Create(ownRows)
+		if err != nil {
+			return nil, err
+		}
+		s.own, s.alloc = table, table.Allocator(1)
+	}
+	return s.alloc, nil
 }
 
 // Accepted takes over fd, a connected stream socket as accept4(2) gave it
 // with SOCK_NONBLOCK and SOCK_CLOEXEC, and its peer's address, which may be
 // nil. It calls OnConnect, Inline or through the Pool; the connection that it
-// returns may be over already. It fails if cfg is not usable or if epoll_ctl(2)
-// refuses fd; fd is closed then. Loop only, and not in a callback.
+// returns may be over already. It fails if cfg is not usable, if the table of
+// all connections is full (rows.ErrFull) or if epoll_ctl(2) refuses fd; fd is
+// closed then. Loop only, and not in a callback.
 func (s *Set) Accepted(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 	c, err := s.open(fd, peer, cfg)
 	if err != nil {
@@ -66,13 +103,13 @@ func (s *Set) Accepted(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 }
 
 func (s *Set) open(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
-	settings := s.settings[cfg]
-	if settings == nil {
-		var err error
-		if settings, err = cfg.settings(); err != nil {
-			return nil, err
-		}
-		s.settings[cfg] = settings
+	settings, err := s.settingsOf(cfg)
+	if err != nil {
+		return nil, err
+	}
+	alloc, err := s.allocator()
+	if err != nil {
+		return nil, fmt.Errorf("conn: %w", err)
 	}
 	c := &Conn{
 		set:     s,
@@ -84,7 +121,6 @@ func (s *Set) open(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 		opened:  ticksAt(s.loop.Now()),
 		lastIn:  s.loop.Now(),
 		lastOut: s.loop.Now(),
-		authBy:  s.loop.Now() + settings.Limits.Auth,
 		partial: s.loop.Now(),
 	}
 	switch peer.(type) {
@@ -94,8 +130,14 @@ func (s *Set) open(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 			return nil, fmt.Errorf("conn: TCP_NODELAY: %w", err)
 		}
 	}
-	var err error
+	if settings.NewSession != nil {
+		c.extra.Store(&extra{session: settings.NewSession()})
+	}
 	if c.token, err = s.loop.Add(fd, c.events, (*watcher)(c)); err != nil {
+		return nil, fmt.Errorf("conn: %w", err)
+	}
+	if err := c.takeRow(alloc); err != nil {
+		_ = s.loop.Remove(c.token)
 		return nil, fmt.Errorf("conn: %w", err)
 	}
 	s.conns = append(s.conns, c)
@@ -103,6 +145,40 @@ func (s *Set) open(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 	c.expired(c.lastIn)
 	s.drain.joined(c)
 	return c, nil
+}
+
+func (s *Set) settingsOf(cfg *Config) (*settings, error) {
+	if known := s.settings[cfg]; known != nil {
+		return known, nil
+	}
+	made, err := cfg.settings()
+	if err != nil {
+		return nil, err
+	}
+	s.settings[cfg] = made
+	return made, nil
+}
+
+// takeRow has c known to all processes.
+func (c *Conn) takeRow(alloc *rows.Allocator) error {
+	cookie, err := unix.GetsockoptUint64(int(c.fd), unix.SOL_SOCKET, unix.SO_COOKIE)
+	if err != nil {
+		return os.NewSyscallError("getsockopt SO_COOKIE", err)
+	}
+	id, row, err := alloc.Take()
+	if err != nil {
+		return err
+	}
+	c.id = id
+	row.Cookie.Store(cookie)
+	c.tellRow(row)
+	return nil
+}
+
+// tellRow notes where this process has c.
+func (c *Conn) tellRow(row *rows.Row) {
+	row.Where.Store(uint64(uint32(c.fd)))
+	row.Local.Store(uint64(c.token))
 }
 
 // remove forgets c.
@@ -124,11 +200,19 @@ func (s *Set) Each(f func(*Conn)) {
 	}
 }
 
-// Get returns the connection with this ID, or nil if it is over. Loop only.
+// Get returns the connection with this ID, or nil if it is over or another
+// process's. Loop only.
 func (s *Set) Get(id uint64) *Conn {
-	h, _ := s.loop.Lookup(reactor.Token(id))
+	if s.alloc == nil {
+		return nil
+	}
+	row := s.alloc.Table().Row(rows.ID(id))
+	if row == nil || row.Owner().Incarnation != s.alloc.Incarnation() {
+		return nil
+	}
+	h, _ := s.loop.Lookup(reactor.Token(row.Local.Load()))
 	w, _ := h.(*watcher)
-	if w == nil || w.set != s {
+	if w == nil || w.set != s || w.id != rows.ID(id) {
 		return nil
 	}
 	return (*Conn)(w)

@@ -1,6 +1,8 @@
 package conn
 
 import (
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/reactor"
@@ -12,6 +14,7 @@ type timer struct {
 	name  string
 	at    time.Duration
 	armed *reactor.Timer // loop; nil: not armed
+	moved bool           // it was set in the process from which the connection came
 }
 
 // SetTimer has OnTimer called with name once, when d has passed. It replaces
@@ -24,11 +27,12 @@ func (c *Conn) SetTimer(name string, d time.Duration) {
 		c.mu.Unlock()
 		return
 	}
-	if c.timers == nil {
-		c.timers = make(map[string]*timer)
+	x := c.extraLocked()
+	if x.timers == nil {
+		x.timers = make(map[string]*timer)
 	}
-	old := c.timers[name]
-	c.timers[name] = t
+	old := x.timers[name]
+	x.timers[name] = t
 	c.mu.Unlock()
 	// An error means that no timer of this loop will ever be over.
 	_ = c.set.loop.Post(func() {
@@ -41,8 +45,9 @@ func (c *Conn) SetTimer(name string, d time.Duration) {
 // unless it runs already. A name without a timer is no fault.
 func (c *Conn) StopTimer(name string) {
 	c.mu.Lock()
-	t := c.timers[name]
-	delete(c.timers, name)
+	timers := c.timersLocked()
+	t := timers[name]
+	delete(timers, name)
 	c.mu.Unlock()
 	if t != nil {
 		_ = c.set.loop.Post(t.stop)
@@ -53,16 +58,42 @@ func (c *Conn) StopTimer(name string) {
 func (t *timer) start() {
 	c := t.conn
 	c.mu.Lock()
-	current := c.timers[t.name] == t
+	current := c.timersLocked()[t.name] == t && !c.has(flagFrozen)
 	c.mu.Unlock()
-	if !current {
+	if !current || t.armed != nil {
 		return
 	}
 	loop := c.set.loop
 	t.armed = loop.After(t.at-loop.Clock(), func() {
 		t.armed = nil
-		c.deliver(event{kind: timerOver, timer: t})
+		if !c.has(flagFreezing) { // else it is over once the freeze is
+			c.deliver(event{kind: timerOver, timer: t})
+		}
 	})
+}
+
+// startTimers arms the timers that are not. Loop only.
+func (c *Conn) startTimers() {
+	for _, t := range c.allTimers() {
+		t.start()
+	}
+}
+
+// stopTimers disarms all timers, which stay what they are. Loop only.
+func (c *Conn) stopTimers() {
+	for _, t := range c.allTimers() {
+		t.stop()
+	}
+}
+
+func (c *Conn) allTimers() []*timer {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	timers := c.timersLocked()
+	if len(timers) == 0 {
+		return nil
+	}
+	return slices.Collect(maps.Values(timers))
 }
 
 // stop disarms t, which may be nil. Loop only.
@@ -78,12 +109,13 @@ func (t *timer) stop() {
 func (c *Conn) takeTimer(t *timer) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.timers[t.name] != t || c.has(flagsEnded) {
+	timers := c.timersLocked()
+	if timers[t.name] != t || c.has(flagsEnded) {
 		return false
 	}
-	delete(c.timers, t.name)
-	if len(c.timers) == 0 {
-		c.timers = nil
+	delete(timers, t.name)
+	if len(timers) == 0 {
+		c.extra.Load().timers = nil
 	}
 	return true
 }

@@ -5,6 +5,7 @@ import (
 	"unsafe"
 
 	"github.com/mainstay-go/mainstay/pkg/reactor"
+	"github.com/mainstay-go/mainstay/pkg/wire"
 	"golang.org/x/sys/unix"
 )
 
@@ -44,16 +45,16 @@ func (c *Conn) Send(m []byte) error {
 func (c *Conn) enqueue(m []byte) (first bool, err error) {
 	c.mu.Lock()
 	if c.has(flagsEnded) {
-		c.mu.Unlock()
-		return false, ErrClosed
+		defer c.mu.Unlock()
+		return false, c.goneLocked()
 	}
 	if c.borrowLocked(m) {
 		c.mu.Unlock()
 		return false, nil // it is settled when its callbacks have returned
 	}
 	defer c.mu.Unlock() // the protocol may panic
-	queued := c.queued
-	if err := c.enqueueLocked(m); err != nil || c.queued == queued {
+	queued := c.queuedLocked()
+	if err := c.enqueueLocked(m); err != nil || c.queuedLocked() == queued {
 		return false, err
 	}
 	return c.dirtyLocked(), nil
@@ -67,7 +68,7 @@ func (c *Conn) borrowLocked(m []byte) bool {
 	s := c.set
 	// Nobody has a valid message in the loop's buffer but the callbacks that
 	// the loop runs, and whoever they wait for: so reading current is no race.
-	if !c.cfg.raw || c.queued != 0 || !s.loop.Holds(m) || s.current != c || len(m) == 0 || len(m) > c.cfg.Limits.SendHard {
+	if !c.cfg.raw || c.out.bytes != 0 || c.has(flagLate) || !s.loop.Holds(m) || s.current != c || len(m) == 0 || len(m) > c.cfg.Limits.SendHard {
 		return false
 	}
 	s.direct = m
@@ -77,7 +78,21 @@ func (c *Conn) borrowLocked(m []byte) bool {
 
 // enqueueLocked puts m, encoded, in the send queue. It needs mu.
 func (c *Conn) enqueueLocked(m []byte) error {
-	tail := c.outTail
+	q := &c.out
+	if c.has(flagLate) {
+		x := c.extra.Load()
+		if x.session != nil {
+			return c.postponeLocked(m)
+		}
+		q = &x.late
+	}
+	return c.encodeLocked(q, m, c.cfg.Limits.SendHard)
+}
+
+// encodeLocked puts m, encoded, behind q, which is out or late, unless more
+// than limit bytes would wait. It needs mu.
+func (c *Conn) encodeLocked(q *queue, m []byte, limit int) error {
+	tail := q.tail
 	if tail == nil || tail.room() < len(m)+overhead {
 		size := firstPart
 		if tail != nil {
@@ -88,19 +103,18 @@ func (c *Conn) enqueueLocked(m []byte) error {
 	// Nothing is taken before the length is known: until then the encoding
 	// lies behind the end of the tail's bytes.
 	room := tail.b[len(tail.b):]
-	encoded, err := c.cfg.Protocol.Append(room, m)
-	n := len(encoded)
-	limit := c.cfg.Limits.SendHard
+	encoded, err := c.protocol().Append(room, m)
+	n, queued := len(encoded), c.queuedLocked()
 	switch {
 	case err != nil:
 		err = fmt.Errorf("conn: %w", err)
 	case n > limit:
 		err = fmt.Errorf("conn: message of %d bytes, want at most %d: %w", n, limit, ErrTooLong)
-	case c.queued+n > limit:
-		err = fmt.Errorf("%w: %d bytes wait, %d more would pass %d", ErrFull, c.queued, n, limit)
+	case queued+n > limit:
+		err = fmt.Errorf("%w: %d bytes wait, %d more would pass %d", ErrFull, queued, n, limit)
 	}
 	if err != nil || n == 0 {
-		if tail != c.outTail {
+		if tail != q.tail {
 			tail.free()
 		}
 		return err
@@ -109,27 +123,44 @@ func (c *Conn) enqueueLocked(m []byte) error {
 		tail.b = tail.b[:len(tail.b)+n]
 	} else {
 		// The encoding has outgrown the room.
-		if tail != c.outTail {
+		if tail != q.tail {
 			tail.free()
 		}
 		tail = &buffer{b: encoded, class: -1}
 	}
-	if tail != c.outTail {
-		if c.outTail == nil {
-			c.outHead = tail
-		} else {
-			c.outTail.next = tail
-		}
-		c.outTail = tail
+	if tail != q.tail {
+		q.put(tail)
 	}
-	c.addedLocked(n)
+	q.bytes += n
+	c.markFullLocked()
 	return nil
+}
+
+// protocol returns what encodes and splits.
+func (c *Conn) protocol() wire.Protocol {
+	if c.cfg.NewSession != nil {
+		return c.extra.Load().session
+	}
+	return c.cfg.Protocol
+}
+
+// queuedLocked returns how many bytes wait to be sent. It needs mu.
+func (c *Conn) queuedLocked() int {
+	if c.has(flagLate) {
+		return c.out.bytes + c.extra.Load().late.bytes
+	}
+	return c.out.bytes
 }
 
 // addedLocked takes note of n more bytes in the send queue. It needs mu.
 func (c *Conn) addedLocked(n int) {
-	c.queued += n
-	if c.queued > c.cfg.Limits.SendHigh && !c.has(flagFull) {
+	c.out.bytes += n
+	c.markFullLocked()
+}
+
+// markFullLocked has OnBufferFull told if that is due. It needs mu.
+func (c *Conn) markFullLocked() {
+	if c.queuedLocked() > c.cfg.Limits.SendHigh && !c.has(flagFull) {
 		c.flags.Or(flagFull | flagTellFull)
 	}
 }
@@ -142,10 +173,10 @@ func (c *Conn) keepDirect() {
 	defer c.mu.Unlock()
 	b := getBuffer(len(s.direct)).add(s.direct)
 	s.direct = nil
-	b.next = c.outHead
-	c.outHead = b
-	if c.outTail == nil {
-		c.outTail = b
+	b.next = c.out.head
+	c.out.head = b
+	if c.out.tail == nil {
+		c.out.tail = b
 	}
 }
 
@@ -161,8 +192,9 @@ func (c *Conn) takeTellFull() bool {
 // flushLocked writes once, if there is something and the kernel takes it. It
 // needs mu and lets go of it. Loop only.
 func (c *Conn) flushLocked() {
-	queued := c.queued
+	queued := c.out.bytes
 	if queued == 0 || c.blocked {
+		queued = c.queuedLocked()
 		c.mu.Unlock()
 		c.count(queued)
 		return
@@ -170,7 +202,7 @@ func (c *Conn) flushLocked() {
 	if s := c.set; s.current == c && len(s.direct) == queued && !c.has(flagFull) {
 		// The usual case, and the cheapest: it counts as sent, and only what
 		// the kernel does not take goes to the queue.
-		c.queued = 0
+		c.out.bytes = 0
 		c.mu.Unlock()
 		c.writeDirect()
 		return
@@ -235,10 +267,10 @@ func (c *Conn) gatherLocked() (part []byte, parts []unix.Iovec, want int) {
 		direct = c.set.direct
 	}
 	switch {
-	case len(direct) > 0 && c.outHead == nil:
+	case len(direct) > 0 && c.out.head == nil:
 		part = direct
-	case len(direct) == 0 && c.outHead.next == nil:
-		part = c.outHead.bytes()
+	case len(direct) == 0 && c.out.head.next == nil:
+		part = c.out.head.bytes()
 	}
 	if part != nil {
 		part = part[:min(len(part), reactor.MaxWrite)]
@@ -250,7 +282,7 @@ func (c *Conn) gatherLocked() (part []byte, parts []unix.Iovec, want int) {
 		parts[0].SetLen(len(direct)) // at most the loop's buffer
 		want = len(direct)
 	}
-	for b := c.outHead; b != nil && len(parts) < maxParts && want < reactor.MaxWrite; b = b.next {
+	for b := c.out.head; b != nil && len(parts) < maxParts && want < reactor.MaxWrite; b = b.next {
 		p := b.bytes()
 		p = p[:min(len(p), reactor.MaxWrite-want)]
 		parts = append(parts, unix.Iovec{Base: unsafe.SliceData(p)})
@@ -267,22 +299,23 @@ func (c *Conn) written(n int, blocked bool) {
 	now := c.set.loop.Now()
 	c.mu.Lock()
 	c.takeLocked(n)
-	tellDrain := c.queued <= c.cfg.Limits.SendLow && c.has(flagFull)
+	left, queued := c.out.bytes, c.queuedLocked()
+	tellDrain := queued <= c.cfg.Limits.SendLow && c.has(flagFull)
 	if tellDrain {
 		c.flags.And(^flagFull)
+		if c.has(flagFreezing) {
+			c.flags.Or(flagTellDrain)
+		}
 	}
-	left := c.queued
 	c.mu.Unlock()
 
 	if n > 0 {
 		c.sent(n)
-		if limit := c.cfg.Limits.Close; c.state == Closing && limit >= 0 {
-			c.closeBy = now + limit // a slow peer gets all of it, as long as it reads
-		}
+		c.progress = now // a slow peer gets all of it, as long as it reads
 	}
-	c.count(left)
+	c.count(queued)
 	if left > 0 {
-		if n > 0 || !c.blocked {
+		if c.state == Open && !c.blocked {
 			c.progress = now
 		}
 		c.blocked = blocked
@@ -297,40 +330,41 @@ func (c *Conn) written(n int, blocked bool) {
 	if tellDrain {
 		c.unclog()
 	}
-	if tellDrain && c.state == Open {
+	if tellDrain && c.state == Open && !c.has(flagTellDrain) {
 		c.deliver(event{kind: bufferDrain})
 	}
 }
 
 // takeLocked takes n bytes out of the send queue. It needs mu.
 func (c *Conn) takeLocked(n int) {
-	c.queued -= n
+	c.out.bytes -= n
 	if s := c.set; s.current == c && len(s.direct) > 0 {
 		taken := min(n, len(s.direct))
 		s.direct = s.direct[taken:]
 		n -= taken
 	}
 	for n > 0 {
-		head := c.outHead
+		head := c.out.head
 		taken := min(n, len(head.bytes()))
 		head.off += taken
 		n -= taken
 		if len(head.bytes()) > 0 {
 			return
 		}
-		c.outHead = head.next
-		if c.outHead == nil {
-			c.outTail = nil
+		c.out.head = head.next
+		if c.out.head == nil {
+			c.out.tail = nil
 		}
 		head.free()
 	}
 }
 
-// outEmpty says whether nothing waits to be sent.
+// outEmpty says whether nothing waits to be sent, or may come from the
+// process that had the connection before.
 func (c *Conn) outEmpty() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.queued == 0
+	return c.out.bytes == 0 && !c.has(flagLate)
 }
 
 // count brings the seat's QueueBytes up to date.

@@ -231,7 +231,7 @@ func TestSendAfterTheLoopHasStoppedIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer loop.Close()
-	set := NewSet(loop)
+	set := NewSet(loop, nil)
 	ours, theirs := socketpair(t, unix.SOCK_STREAM)
 	defer unix.Close(ours)
 	defer unix.Close(theirs)

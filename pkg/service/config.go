@@ -57,6 +57,7 @@ type listenerConfig struct {
 	Address string // URL to bind; empty: the socket comes from systemd
 	Serve   string // kind of the protocol
 	Inline  *bool  // callbacks run on the loop
+	Movable *bool  // connections move to other workers
 
 	MaxMessage int // bytes
 	SendHigh   int // bytes
@@ -196,6 +197,19 @@ var listenerSettings = []setting[listenerConfig]{
 			return ""
 		}
 		return strconv.FormatBool(*l.Inline)
+	}},
+	{"movable", "true or false", false, func(l *listenerConfig, v any) error {
+		b, ok := asBool(v)
+		if !ok {
+			return errWant
+		}
+		l.Movable = &b
+		return nil
+	}, func(l *listenerConfig) string {
+		if l.Movable == nil {
+			return ""
+		}
+		return strconv.FormatBool(*l.Movable)
 	}},
 	size("max_message", 1, maxBuffer, func(l *listenerConfig) *int { return &l.MaxMessage }),
 	size("send_high", 1, maxBuffer, func(l *listenerConfig) *int { return &l.SendHigh }),

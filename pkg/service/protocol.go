@@ -1,8 +1,11 @@
 package service
 
 import (
+	"encoding"
+	"encoding/json"
 	"errors"
 	"net/http"
+	"reflect"
 	"slices"
 	"time"
 
@@ -32,13 +35,19 @@ type Limits = conn.Limits
 type Conn[T any] struct {
 	// State is the application's. The callbacks of one connection never run
 	// at the same time, so they may use it freely; other goroutines need a
-	// lock of their own.
+	// lock of their own, and Hold.
+	//
+	// It travels when another worker takes over the connection: by
+	// MarshalBinary and UnmarshalBinary if *T has both, else as JSON, so
+	// what is not exported stays behind. A State that cannot be encoded, or
+	// decoded there, keeps the connection where it is.
 	State T
 
 	conn *conn.Conn
 }
 
-// ID returns a number that no other connection of this worker has ever had.
+// ID returns the number of the connection, which it keeps when it moves to
+// another worker. No other connection of the service has it while it is open.
 func (c *Conn[T]) ID() uint64 { return c.conn.ID() }
 
 // Listener returns the name of the listener it came by.
@@ -95,6 +104,23 @@ func (c *Conn[T]) StopTimer(name string) { c.conn.StopTimer(name) }
 // Inline, which must not block at all.
 func (c *Conn[T]) Working() { c.conn.Working() }
 
+// MoveTo asks for the connection to be given to the worker in a slot, from 0
+// on: there OnAdopt is told, and what this Conn is asked for afterwards is
+// answered by a *MovedError. The callbacks that run or wait come first. It
+// stays if that worker cannot take it. MoveTo returns ErrPinned if the
+// connection does not move at all, ErrClosed if it is over.
+func (c *Conn[T]) MoveTo(slot int) error { return c.conn.MoveTo(slot) }
+
+// Hold keeps the connection in this worker until Release, as a running
+// callback does. Whoever works for it outside of its callbacks, and changes
+// State, calls Hold in the callback that starts the work. It counts. It
+// returns nil, or why the connection could not be held: ErrFrozen if it is
+// about to move, which cannot be in a callback, ErrClosed or a *MovedError.
+func (c *Conn[T]) Hold() error { return c.conn.Hold() }
+
+// Release takes back one Hold that has returned nil.
+func (c *Conn[T]) Release() { c.conn.Release() }
+
 // Pipe joins two connections of one worker: each message that comes on one is
 // sent on the other, by the protocol of that one, in the place of OnMessage,
 // from the message after the running callback on. A connection is read only
@@ -104,8 +130,8 @@ func (c *Conn[T]) Working() { c.conn.Working() }
 // is undone; OnBufferFull and OnBufferDrain are not called any more.
 //
 // It returns ErrPiped if one of them is piped already, or both are the same;
-// ErrClosed if one is over, and then the other is closed. Any goroutine may
-// call it.
+// ErrFrozen if one is just about to move; ErrClosed or a *MovedError if one is
+// over, and then the other is closed. Any goroutine may call it.
 func Pipe[T, U any](a *Conn[T], b *Conn[U]) error { return conn.Pipe(a.conn, b.conn) }
 
 // BytesIn returns how many bytes came in.
@@ -120,13 +146,18 @@ func (c *Conn[T]) Queued() int { return c.conn.Queued() }
 // Framed serves connections with a protocol of the application's own.
 //
 // The callbacks of one connection come in order, never two at once and never
-// one inside another: OnConnect first, OnClose last and exactly once. Each may
+// one inside another: OnConnect or OnAdopt first, OnClose last and exactly
+// once, in the worker that has the connection then. Each may
 // be nil. They run on a pool of goroutines and may block; with Inline they run
 // on the loop and must not. A panic in one of them costs that connection.
 type Framed[T any] struct {
 	Protocol wire.Protocol // nil: as Raw
 
 	OnConnect func(c *Conn[T])
+	// OnAdopt is told of a connection that another worker has had until now,
+	// in the place of OnConnect. State is as it was there; what is not in it,
+	// such as a place in a list of the worker's, is made anew here.
+	OnAdopt func(c *Conn[T], why Reason)
 	// OnMessage is given one message, which is valid until it returns and
 	// must not be changed.
 	OnMessage func(c *Conn[T], m []byte)
@@ -140,6 +171,9 @@ type Framed[T any] struct {
 	OnClose func(c *Conn[T], why error)
 
 	Inline bool
+	// Pinned connections stay in the worker that has accepted them: they are
+	// not moved, and at a reload they are drained.
+	Pinned bool
 	Limits Limits
 }
 
@@ -147,6 +181,7 @@ type Framed[T any] struct {
 // The rest is as in Framed.
 type Raw[T any] struct {
 	OnConnect     func(c *Conn[T])
+	OnAdopt       func(c *Conn[T], why Reason)
 	OnMessage     func(c *Conn[T], m []byte)
 	OnBufferFull  func(c *Conn[T])
 	OnBufferDrain func(c *Conn[T])
@@ -154,6 +189,7 @@ type Raw[T any] struct {
 	OnClose       func(c *Conn[T], why error)
 
 	Inline bool
+	Pinned bool
 	Limits Limits
 }
 
@@ -162,6 +198,7 @@ type Raw[T any] struct {
 // rest is as in Framed.
 type Text[T any] struct {
 	OnConnect     func(c *Conn[T])
+	OnAdopt       func(c *Conn[T], why Reason)
 	OnMessage     func(c *Conn[T], line []byte)
 	OnBufferFull  func(c *Conn[T])
 	OnBufferDrain func(c *Conn[T])
@@ -169,6 +206,7 @@ type Text[T any] struct {
 	OnClose       func(c *Conn[T], why error)
 
 	Inline bool
+	Pinned bool
 	Limits Limits
 }
 
@@ -178,6 +216,7 @@ type Text[T any] struct {
 // message cannot be sent either. The rest is as in Framed.
 type Frame[T any] struct {
 	OnConnect     func(c *Conn[T])
+	OnAdopt       func(c *Conn[T], why Reason)
 	OnMessage     func(c *Conn[T], m []byte)
 	OnBufferFull  func(c *Conn[T])
 	OnBufferDrain func(c *Conn[T])
@@ -185,6 +224,7 @@ type Frame[T any] struct {
 	OnClose       func(c *Conn[T], why error)
 
 	Inline bool
+	Pinned bool
 	Limits Limits
 }
 
@@ -211,8 +251,8 @@ type HTTP struct {
 
 func (p Raw[T]) listener(name string, set listenerConfig) (worker.Listener, error) {
 	return Framed[T]{
-		OnConnect: p.OnConnect, OnMessage: p.OnMessage, OnBufferFull: p.OnBufferFull, OnBufferDrain: p.OnBufferDrain,
-		OnTimer: p.OnTimer, OnClose: p.OnClose, Inline: p.Inline, Limits: p.Limits,
+		OnConnect: p.OnConnect, OnAdopt: p.OnAdopt, OnMessage: p.OnMessage, OnBufferFull: p.OnBufferFull, OnBufferDrain: p.OnBufferDrain,
+		OnTimer: p.OnTimer, OnClose: p.OnClose, Inline: p.Inline, Pinned: p.Pinned, Limits: p.Limits,
 	}.listener(name, set)
 }
 
@@ -225,28 +265,44 @@ func (p Text[T]) listener(name string, set listenerConfig) (worker.Listener, err
 	}
 	return Framed[T]{
 		Protocol:  text.Protocol{MaxLine: limit},
-		OnConnect: p.OnConnect, OnMessage: p.OnMessage, OnBufferFull: p.OnBufferFull, OnBufferDrain: p.OnBufferDrain,
-		OnTimer: p.OnTimer, OnClose: p.OnClose, Inline: p.Inline, Limits: p.Limits,
+		OnConnect: p.OnConnect, OnAdopt: p.OnAdopt, OnMessage: p.OnMessage, OnBufferFull: p.OnBufferFull, OnBufferDrain: p.OnBufferDrain,
+		OnTimer: p.OnTimer, OnClose: p.OnClose, Inline: p.Inline, Pinned: p.Pinned, Limits: p.Limits,
 	}.listener(name, set)
 }
 
 func (p Frame[T]) listener(name string, set listenerConfig) (worker.Listener, error) {
 	return Framed[T]{
 		Protocol:  frame.Protocol{MaxMessage: set.limits(p.Limits).MaxMessage}, // both defaults are the same
-		OnConnect: p.OnConnect, OnMessage: p.OnMessage, OnBufferFull: p.OnBufferFull, OnBufferDrain: p.OnBufferDrain,
-		OnTimer: p.OnTimer, OnClose: p.OnClose, Inline: p.Inline, Limits: p.Limits,
+		OnConnect: p.OnConnect, OnAdopt: p.OnAdopt, OnMessage: p.OnMessage, OnBufferFull: p.OnBufferFull, OnBufferDrain: p.OnBufferDrain,
+		OnTimer: p.OnTimer, OnClose: p.OnClose, Inline: p.Inline, Pinned: p.Pinned, Limits: p.Limits,
 	}.listener(name, set)
 }
 
 func (p Framed[T]) listener(name string, set listenerConfig) (worker.Listener, error) {
-	c := &conn.Config{Protocol: p.Protocol, Handler: &callbacks[T]{p}, Limits: set.limits(p.Limits), Inline: p.Inline}
+	h := &callbacks[T]{p}
+	c := &conn.Config{
+		Protocol: p.Protocol, ProtocolName: protocolName(p.Protocol), Handler: h, Limits: set.limits(p.Limits),
+		Inline: p.Inline, Pinned: p.Pinned, EncodeValue: h.encode, DecodeValue: h.decode,
+	}
 	if set.Inline != nil {
 		c.Inline = *set.Inline
+	}
+	if set.Movable != nil {
+		c.Pinned = !*set.Movable
 	}
 	if err := c.Limits.Check(); err != nil {
 		return worker.Listener{}, err
 	}
 	return worker.Listener{Name: name, Conn: c, Accept: set.accept()}, nil
+}
+
+// protocolName tells protocols apart that must not be taken for one another:
+// by their type.
+func protocolName(p wire.Protocol) string {
+	if p == nil {
+		p = wire.Raw{}
+	}
+	return reflect.TypeOf(p).String()
 }
 
 // limits is what the operator has set, where he has not, what the code says.
@@ -288,7 +344,7 @@ func (l listenerConfig) unusable(has ...string) string {
 		key string
 		set bool
 	}{
-		{"inline", l.Inline != nil}, {"max_message", l.MaxMessage != 0}, {"send_high", l.SendHigh != 0},
+		{"inline", l.Inline != nil}, {"movable", l.Movable != nil}, {"max_message", l.MaxMessage != 0}, {"send_high", l.SendHigh != 0},
 		{"send_low", l.SendLow != 0}, {"send_limit", l.SendLimit != 0}, {"queue_depth", l.QueueDepth != 0},
 		{"max_connections", l.MaxConnections != 0}, {"max_connections_per_peer", l.MaxConnectionsPerPeer != 0},
 		{"accept_rate", l.AcceptRate != 0}, {"accept_burst", l.AcceptBurst != 0}, {"auth_timeout", l.AuthTimeout != 0},
@@ -346,6 +402,48 @@ func (h *callbacks[T]) OnConnect(c *conn.Conn) {
 	c.SetValue(typed)
 	if h.Framed.OnConnect != nil {
 		h.Framed.OnConnect(typed)
+	}
+}
+
+// encode and decode carry the State to another process.
+
+func (h *callbacks[T]) encode(c *conn.Conn) ([]byte, error) {
+	typed, ok := c.Value().(*Conn[T])
+	if !ok {
+		return nil, nil // OnConnect has panicked before it was made, or it is piped away
+	}
+	state := any(&typed.State)
+	if _, none := state.(*struct{}); none {
+		return nil, nil
+	}
+	if m, ok := state.(binaryState); ok {
+		return m.MarshalBinary()
+	}
+	return json.Marshal(state)
+}
+
+func (h *callbacks[T]) decode(c *conn.Conn, b []byte) error {
+	typed := &Conn[T]{conn: c}
+	c.SetValue(typed)
+	state := any(&typed.State)
+	if _, none := state.(*struct{}); none || b == nil {
+		return nil
+	}
+	if m, ok := state.(binaryState); ok {
+		return m.UnmarshalBinary(b)
+	}
+	return json.Unmarshal(b, state)
+}
+
+// binaryState is a State that says itself how it travels.
+type binaryState interface {
+	encoding.BinaryMarshaler
+	encoding.BinaryUnmarshaler
+}
+
+func (h *callbacks[T]) OnAdopt(c *conn.Conn, why Reason) {
+	if h.Framed.OnAdopt != nil {
+		h.Framed.OnAdopt(h.of(c), why)
 	}
 }
 

@@ -35,9 +35,21 @@ type (
 	PanicError = conn.PanicError
 	// ProtocolError is told to OnClose when the peer broke the protocol.
 	ProtocolError = conn.ProtocolError
+	// MovedError is the answer of a Conn that another worker has now.
+	MovedError = conn.MovedError
+	// Reason is told to OnAdopt.
+	Reason = conn.Reason
 )
 
-// Why a connection ended, or why Send refused a message; see package conn.
+// Why another worker's connection is here now.
+const (
+	Reload  = conn.Reload  // the service has new code or a new configuration
+	Move    = conn.Move    // somebody wanted it here: the application, the operator, or the balance of the load
+	Crash   = conn.Crash   // the worker that had it is dead
+	Restart = conn.Restart // the whole service was started anew
+)
+
+// Why a connection ended, or why it refused what was asked of it; see package conn.
 var (
 	ErrClosed          = conn.ErrClosed
 	ErrFull            = conn.ErrFull
@@ -51,6 +63,10 @@ var (
 	ErrStalled         = conn.ErrStalled
 	ErrDrained         = conn.ErrDrained
 	ErrPiped           = conn.ErrPiped
+	ErrPinned          = conn.ErrPinned
+	ErrFrozen          = conn.ErrFrozen
+	ErrMoved           = conn.ErrMoved
+	ErrClosedBefore    = conn.ErrClosedBefore
 )
 
 // Service is what an application serves. It is filled by one goroutine and

@@ -2,6 +2,9 @@
 // a stream into messages, and its reverse. A protocol knows no descriptor, no
 // connection and no clock, so it can be tried on bytes alone, and fuzzed.
 //
+// A protocol that has to remember something of a connection is a Session, of
+// which each connection has its own.
+//
 // Invariants: Split never keeps a reference to its input and never changes
 // it; the messages it finds do not depend on how the stream was cut into
 // reads. Each protocol lives in a package below this one; start at Protocol.
@@ -44,3 +47,25 @@ func (Raw) Split(in []byte, _ bool) (advance int, msg []byte, ok bool, err error
 
 // Append appends msg as it is. It never fails.
 func (Raw) Append(dst, msg []byte) ([]byte, error) { return append(dst, msg...), nil }
+
+// Session is the protocol of one connection, for protocols that must remember
+// something of it from one message to the next. Split is called by the
+// connection's loop only, Append by one goroutine at a time, but beside Split:
+// what both use needs a lock. The others are called while neither runs.
+type Session interface {
+	Protocol
+
+	// Buffered returns how many bytes of messages that are not complete the
+	// session keeps; they count against the longest message. Only Split
+	// changes it.
+	Buffered() int
+
+	// AppendState appends what another process needs to go on with the
+	// connection, or returns an error if it cannot be taken away now.
+	AppendState(dst []byte) ([]byte, error)
+
+	// RestoreState makes a new session one from which AppendState took b. b
+	// may come from a program of another version: what is not understood is
+	// an error.
+	RestoreState(b []byte) error
+}

@@ -303,7 +303,7 @@ func spawn(t *testing.T, name string, slot int, sockets ...activation.Socket) *p
 		t.Fatal(err)
 	}
 	p.seat = board.Seat(0)
-	table, err := rows.Create(1 << 10)
+	table, err := rows.Create(1 << 16)
 	if err != nil {
 		t.Fatal(err)
 	}

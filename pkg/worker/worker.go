@@ -21,6 +21,7 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/link"
 	"github.com/mainstay-go/mainstay/pkg/metrics"
 	"github.com/mainstay-go/mainstay/pkg/reactor"
+	"github.com/mainstay-go/mainstay/pkg/rows"
 	"github.com/mainstay-go/mainstay/pkg/scoreboard"
 )
 
@@ -103,6 +104,7 @@ type Worker struct {
 	control   *link.Channel
 	seat      *scoreboard.Seat
 	loop      *reactor.Loop
+	rows      *rows.Table
 	set       *conn.Set
 	pool      *conn.Pool
 	stderr    int
@@ -221,7 +223,10 @@ func prepare(in *link.Inherited, conf Config) (*Worker, error) {
 	if w.loop, err = reactor.New(reactor.Options{OnTurn: w.turned}); err != nil {
 		return nil, fmt.Errorf("worker: %w", err)
 	}
-	w.set = conn.NewSet(w.loop)
+	if w.rows, err = rows.Open(in.Rows); err != nil {
+		return nil, fmt.Errorf("worker: %w", err)
+	}
+	w.set = conn.NewSet(w.loop, w.rows.Allocator(in.Incarnation))
 	if err := w.makeListeners(in); err != nil {
 		return nil, err
 	}
@@ -533,6 +538,9 @@ func (w *Worker) accept() {
 // close ends a worker whose loop has ended.
 func (w *Worker) close(err error) error {
 	w.loop.Close()
+	if e := w.rows.Close(); e != nil && err == nil {
+		err = fmt.Errorf("worker: %w", e)
+	}
 	if err == nil {
 		err = w.failure
 	}

@@ -1,0 +1,317 @@
+package conn
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/mainstay-go/mainstay/pkg/rows"
+	"golang.org/x/sys/unix"
+)
+
+// Adopted is a connection that another process has offered, rebuilt here but
+// not served. It ends by Serve, once this process has committed itself, or by
+// Drop, if it may not. Its methods are for the loop only, and in no callback.
+type Adopted struct {
+	conn   *Conn
+	row    *rows.Row
+	state  *state
+	joined bool // to the other end of its pipe
+	served bool // or dropped
+	tailed bool // Tail was called
+}
+
+// Adopt rebuilds the connection that a process has captured: body is what
+// Frozen.Capture has appended there, fd the descriptor, of which the caller
+// has made sure that it is the one of row. config returns what is served on
+// the listener of that name, nil if nothing is. On success fd is the
+// connection's. Nothing is read or written, and nothing is registered, until
+// Serve.
+//
+// On failure fd stays the caller's and nothing has changed: ErrState,
+// ErrStateVersion, ErrListener, ErrProtocol, the application's error or
+// panic, or a Config that is not usable. Loop only, and in no callback.
+func (s *Set) Adopt(fd int, id rows.ID, row *rows.Row, config func(listener string) *Config, body []byte) (*Adopted, error) {
+	st, err := parseState(body)
+	if err != nil {
+		return nil, err
+	}
+	cfg := config(st.listener)
+	if cfg == nil {
+		return nil, fmt.Errorf("%w: %q", ErrListener, st.listener)
+	}
+	settings, err := s.settingsOf(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if st.protocol != settings.ProtocolName {
+		return nil, fmt.Errorf("%w: listener %q has %q, want %q", ErrProtocol, st.listener, settings.ProtocolName, st.protocol)
+	}
+	if _, err := s.allocator(); err != nil {
+		return nil, fmt.Errorf("conn: %w", err)
+	}
+	a := &Adopted{conn: s.rebuild(fd, id, settings, st), row: row, state: st}
+	if err := a.restore(); err != nil {
+		a.forget()
+		return nil, err
+	}
+	return a, nil
+}
+
+// rebuild makes a frozen connection of what was captured.
+func (s *Set) rebuild(fd int, id rows.ID, settings *settings, st *state) *Conn {
+	c := &Conn{set: s, cfg: settings, id: id, peer: st.peer, fd: int32(fd)}
+	has := func(bit uint64) bool { return st.flags&bit != 0 }
+	c.held, c.eof, c.blocked = has(stateHeld), has(stateEOF), has(stateBlocked)
+	c.rx.Store(st.rx)
+	c.tx.Store(st.tx)
+	if len(st.in) > 0 {
+		c.in = getBuffer(len(st.in)).add(st.in)
+	}
+	c.out.add(st.out)
+	x := new(extra)
+	c.extra.Store(x)
+	if settings.NewSession != nil {
+		x.session = settings.NewSession()
+	}
+	if c.eof {
+		c.endLater(ErrPeerClosed)
+	}
+	flags := flagFrozen | flagLate
+	for _, f := range []struct {
+		bit  uint64
+		flag uint32
+	}{
+		{statePaused, flagPaused}, {stateAuthenticated, flagAuthenticated}, {stateFull, flagFull},
+		{stateTellFull, flagTellFull}, {stateTellDrain, flagTellDrain}, {stateClogged, flagClogged},
+	} {
+		if has(f.bit) {
+			flags |= f.flag
+		}
+	}
+	c.flags.Store(flags)
+	return c
+}
+
+// restore has protocol and application take up their parts.
+func (a *Adopted) restore() error {
+	c, st := a.conn, a.state
+	session := c.extra.Load().session
+	switch {
+	case session != nil:
+		if err := guard(func() error { return session.RestoreState(st.session) }); err != nil {
+			return fmt.Errorf("conn: listener %q: state of the protocol: %w", st.listener, err)
+		}
+	case len(st.session) > 0:
+		return fmt.Errorf("%w: listener %q has one without a state", ErrProtocol, st.listener)
+	}
+	if decode := c.cfg.DecodeValue; decode != nil {
+		var value []byte
+		if st.flags&stateHasValue != 0 {
+			value = append([]byte{}, st.value...)
+		}
+		if err := guard(func() error { return decode(c, value) }); err != nil {
+			return fmt.Errorf("conn: listener %q: state of the application: %w", st.listener, err)
+		}
+	}
+	return nil
+}
+
+// Conn returns the connection, of which nobody is to be told before Serve.
+func (a *Adopted) Conn() *Conn { return a.conn }
+
+// Join makes two connections the ends of a pipe again. It does nothing if
+// they were not. What was the end of a pipe and is not joined is closed by
+// Serve.
+func (a *Adopted) Join(other *Adopted) {
+	if a.state.partnerID() != other.conn.id || other.state.partnerID() != a.conn.id {
+		return
+	}
+	a.conn.pipeTo(other.conn)
+	other.conn.pipeTo(a.conn)
+	a.joined, other.joined = true, true
+}
+
+// Drop forgets the connection, which is not this process's: its copy of the
+// descriptor is closed, which the peer does not notice. No callback is called.
+func (a *Adopted) Drop() {
+	if a.served {
+		return
+	}
+	fd := int(a.conn.fd)
+	a.forget()
+	unix.Close(fd)
+}
+
+// forget gives back all but the descriptor.
+func (a *Adopted) forget() {
+	a.served = true
+	c := a.conn
+	c.mu.Lock()
+	c.fd = -1
+	c.dropLocked()
+	c.flags.And(^(flagFrozen | flagLate))
+	c.flags.Or(flagClosed)
+	c.mu.Unlock()
+	c.state = Closed
+	c.dropInput()
+	c.endPipe(ErrClosed)
+	c.unpipe()
+}
+
+// Serve begins to serve the connection, which is this process's now. OnAdopt
+// is told why, before any other callback; deadlines and timers go on where
+// they were; then comes the input that was held. What was captured as unsent
+// leaves at once. What is sent here waits for Tail if waitForTail is set.
+func (a *Adopted) Serve(why Reason, waitForTail bool) {
+	if a.served {
+		return
+	}
+	a.served = true
+	c, st := a.conn, a.state
+	s := c.set
+	loop := s.loop
+	now := loop.Now()
+	c.opened = ticksAt(now - st.opened)
+	c.lastIn, c.lastOut = now-st.lastIn, now-st.lastOut
+	c.progress = now - st.progress
+	if st.partial != 0 {
+		c.partial = now - st.partial
+	}
+	c.index = int32(len(s.conns))
+	s.conns = append(s.conns, c)
+	c.token, _ = loop.Add(int(c.fd), 0, (*watcher)(c)) // it is not told to epoll yet, so nothing can fail
+	c.tellRow(a.row)
+	c.cfg.Seat.Connections.Add(1)
+
+	c.mu.Lock()
+	x := c.extra.Load()
+	for _, t := range st.timers {
+		if x.timers == nil {
+			x.timers = make(map[string]*timer)
+		}
+		if x.timers[t.name] == nil { // DecodeValue may have set it
+			x.timers[t.name] = &timer{conn: c, name: t.name, at: loop.Clock() + t.left, moved: true}
+		}
+	}
+	c.flags.And(^flagFrozen)
+	if !waitForTail {
+		c.lateLocked()
+	}
+	c.fitLocked()
+	c.tidyLocked()
+	c.mu.Unlock()
+	if !c.has(flagFull) {
+		c.unclog()
+	}
+	a.state = &state{partner: st.partner}
+
+	c.deliver(event{kind: adopted, reason: why})
+	if st.partner != 0 && !a.joined {
+		c.end(ErrClosed)
+	}
+	c.goOn(st.flags&stateReading != 0)
+	if c.state != Closed {
+		s.drain.joined(c)
+	}
+}
+
+// fitLocked fits the marks of a full send queue to the limits that hold here.
+// It needs mu.
+func (c *Conn) fitLocked() {
+	c.markFullLocked()
+	if c.has(flagFull) && c.queuedLocked() <= c.cfg.Limits.SendLow {
+		c.flags.And(^flagFull)
+		c.flags.Or(flagTellDrain)
+	}
+}
+
+var errTail = errors.New("conn: a tail before Serve, or a second one")
+
+// Tail is the last word of the process that had the connection before: what
+// Frozen.Left has returned there, nil if that was nothing or if nothing will
+// come any more. What was sent there goes before what was sent here since.
+// A timer that was set there replaces the one of that name unless that was
+// set here; a Close there closes the connection, with ErrClosedBefore, when
+// all has left. It is called once, after Serve. An error, ErrState, ErrStateVersion or the
+// protocol's, means that the connection is being closed, for what was sent is
+// lost.
+func (a *Adopted) Tail(b []byte) error {
+	if a.tailed || !a.served {
+		return errTail
+	}
+	a.tailed = true
+	c := a.conn
+	if c.state == Closed {
+		return nil
+	}
+	t, err := parseTail(b)
+	c.mu.Lock()
+	if err == nil {
+		err = c.tailLocked(t)
+	}
+	if err != nil {
+		c.failLocked(err)
+	}
+	if c.has(flagLate) {
+		c.lateLocked()
+	}
+	c.fitLocked()
+	c.tidyLocked()
+	c.mu.Unlock()
+	if err != nil {
+		c.mark(0, 0)
+		return err
+	}
+	a.setTimers(t)
+	switch {
+	case t.flags&tailCloseNow != 0:
+		c.CloseNow(t.reason())
+	case t.flags&tailClose != 0:
+		_ = c.Close(t.reason())
+	}
+	c.mark(0, 0)
+	return nil
+}
+
+// tailLocked puts what was sent behind the send queue and before what was
+// sent here. It needs mu.
+func (c *Conn) tailLocked(t *tail) error {
+	switch {
+	case len(t.sent) == 0:
+	case t.flags&tailMessages != 0 != (c.extra.Load().session != nil):
+		return fmt.Errorf("%w: late messages of another kind", ErrState)
+	case t.flags&tailMessages != 0:
+		if err := c.encodeAllLocked(t.sent); err != nil {
+			return err
+		}
+	default:
+		c.out.add(t.sent)
+	}
+	switch {
+	case t.flags&tailPaused != 0:
+		c.flags.Or(flagPaused)
+	case t.flags&tailResumed != 0:
+		c.flags.And(^flagPaused)
+	}
+	if t.flags&tailAuthenticated != 0 {
+		c.flags.Or(flagAuthenticated)
+	}
+	return nil
+}
+
+// setTimers does what was done to timers in the other process.
+func (a *Adopted) setTimers(t *tail) {
+	c := a.conn
+	for _, late := range t.timers {
+		c.mu.Lock()
+		now := c.timersLocked()[late.name]
+		c.mu.Unlock()
+		switch {
+		case now != nil && !now.moved: // set here, which is later
+		case late.stopped:
+			c.StopTimer(late.name)
+		default:
+			c.SetTimer(late.name, late.left)
+		}
+	}
+}

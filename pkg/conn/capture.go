@@ -1,0 +1,319 @@
+package conn
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"maps"
+	"math"
+	"runtime/debug"
+	"time"
+
+	"github.com/mainstay-go/mainstay/pkg/rows"
+)
+
+// Why Adopt refuses a connection.
+var (
+	// ErrState says that a captured state is damaged, or none at all.
+	ErrState = errors.New("conn: captured state is malformed")
+
+	// ErrStateVersion says that a captured state is of a version that this
+	// program does not know.
+	ErrStateVersion = errors.New("conn: captured state of an unknown version")
+
+	// ErrListener says that nothing is served here on the connection's
+	// listener.
+	ErrListener = errors.New("conn: no such listener")
+
+	// ErrProtocol says that its listener has another protocol here.
+	ErrProtocol = errors.New("conn: another protocol")
+)
+
+// A captured state. Numbers are varints as encoding/binary has them, times
+// are nanoseconds, a string of bytes comes behind its length:
+//
+//	2 B     version, little endian
+//	1..10   flags
+//	5 times opened, lastIn, lastOut, partial, progress: how long ago
+//	1..10   bytes read from the descriptor
+//	1..10   bytes written to it
+//	1..10   ID of the pipe's other end, 0: none
+//	string  listener
+//	string  protocol's name
+//	string  session's state
+//	string  peer's address
+//	string  the application's value
+//	1..10   number of timers, then of each
+//	        string  name
+//	        time    how long until it is over
+//	string  input that no callback has got
+//	string  output that the kernel has not got
+//	4 B     CRC-32C of all before it, little endian
+//
+// A tail, which is what comes after a capture, is laid out in tail.go.
+const stateVersion = 1
+
+// The flags of a captured state.
+const (
+	statePaused = 1 << iota
+	stateAuthenticated
+	stateReading // the peer's deadlines go on
+	stateHeld
+	stateEOF
+	stateBlocked
+	stateFull
+	stateTellFull
+	stateTellDrain
+	stateClogged
+	stateHasValue
+
+	stateKnown = 1<<iota - 1
+)
+
+// state is a captured state, taken apart. The slices alias what it was parsed
+// from.
+type state struct {
+	flags                                      uint64
+	opened, lastIn, lastOut, partial, progress time.Duration
+	rx, tx, partner                            uint64
+	listener, protocol                         string
+	session                                    []byte
+	peer                                       string
+	value                                      []byte
+	timers                                     []stateTimer
+	in                                         []byte
+	out                                        []byte // of parseState only: append takes it from the queue
+}
+
+type stateTimer struct {
+	name string
+	left time.Duration
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Capture appends to dst what another process needs to go on with the
+// connection: Set.Adopt there understands it. The connection stays as it is.
+// It fails, with dst as it was, if the protocol or the application cannot say
+// its part; the connection is to be thawed then.
+//
+// What other goroutines change of the application's value afterwards does not
+// travel, unlike what they send, and unlike timers, Pause, Resume,
+// Authenticated and Close, which go with Left. Conn.Hold is the way to keep
+// the connection until such work is done.
+func (f *Frozen) Capture(dst []byte) ([]byte, error) {
+	c := f.conn
+	s := state{
+		listener: c.cfg.Listener, protocol: c.cfg.ProtocolName, peer: c.peer,
+		opened: c.opened.until(c.set.loop.Clock()), lastIn: f.at - c.lastIn, lastOut: f.at - c.lastOut,
+		rx: c.rx.Load(), tx: c.tx.Load(),
+	}
+	var err error
+	if encode := c.cfg.EncodeValue; encode != nil {
+		if err = guard(func() (err error) { s.value, err = encode(c); return err }); err != nil {
+			return dst, fmt.Errorf("conn: state of the application: %w", err)
+		}
+	}
+	if s.value != nil {
+		s.flags |= stateHasValue
+	}
+	if f.partner != nil {
+		s.partner = uint64(f.partner.ID())
+	}
+	if c.partial != 0 {
+		s.partial = max(f.at-c.partial, 1)
+	}
+	if c.in != nil {
+		s.in = c.in.bytes()
+	}
+	set := func(bit uint64, when bool) {
+		if when {
+			s.flags |= bit
+		}
+	}
+	set(stateReading, f.reading)
+	set(stateHeld, c.held)
+	set(stateEOF, c.eof)
+	if c.blocked {
+		s.flags |= stateBlocked
+		s.progress = f.at - c.progress
+	}
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f.flags = c.flags.Load()
+	set(statePaused, f.flags&flagPaused != 0)
+	set(stateAuthenticated, f.flags&flagAuthenticated != 0)
+	set(stateFull, f.flags&flagFull != 0)
+	set(stateTellFull, f.flags&flagTellFull != 0)
+	set(stateTellDrain, f.flags&flagTellDrain != 0)
+	set(stateClogged, f.flags&flagClogged != 0)
+	x := c.extra.Load()
+	f.timers = maps.Clone(x.timers)
+	if len(f.timers) > 0 {
+		now := c.set.loop.Clock()
+		for name, t := range f.timers {
+			s.timers = append(s.timers, stateTimer{name, max(t.at-now, 0)})
+		}
+	}
+	if x.session != nil {
+		if err = guard(func() (err error) { s.session, err = x.session.AppendState(nil); return err }); err != nil {
+			return dst, fmt.Errorf("conn: state of the protocol: %w", err)
+		}
+	}
+	return s.append(dst, &c.out), nil
+}
+
+// guard calls the application's f, whose panic is an error.
+func guard(f func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = &PanicError{Value: v, Stack: debug.Stack()}
+		}
+	}()
+	return f()
+}
+
+// append appends the state with the bytes of out.
+func (s *state) append(dst []byte, out *queue) []byte {
+	start := len(dst)
+	b := binary.LittleEndian.AppendUint16(dst, stateVersion)
+	b = binary.AppendUvarint(b, s.flags)
+	for _, d := range []time.Duration{s.opened, s.lastIn, s.lastOut, s.partial, s.progress} {
+		b = appendTime(b, d)
+	}
+	for _, n := range []uint64{s.rx, s.tx, s.partner} {
+		b = binary.AppendUvarint(b, n)
+	}
+	b = appendString(b, s.listener)
+	b = appendString(b, s.protocol)
+	b = appendString(b, s.session)
+	b = appendString(b, s.peer)
+	b = appendString(b, s.value)
+	b = binary.AppendUvarint(b, uint64(len(s.timers)))
+	for _, t := range s.timers {
+		b = appendString(b, t.name)
+		b = appendTime(b, t.left)
+	}
+	b = appendString(b, s.in)
+	b = binary.AppendUvarint(b, uint64(out.bytes))
+	b = out.appendTo(b)
+	return seal(b, start)
+}
+
+// parseState takes a captured state apart.
+func parseState(body []byte) (*state, error) {
+	p, err := unseal(body, stateVersion)
+	if err != nil {
+		return nil, err
+	}
+	s := new(state)
+	s.flags = p.number()
+	if s.flags&^stateKnown != 0 {
+		p.fail("unknown flags")
+	}
+	for _, d := range []*time.Duration{&s.opened, &s.lastIn, &s.lastOut, &s.partial, &s.progress} {
+		*d = p.time()
+	}
+	for _, n := range []*uint64{&s.rx, &s.tx, &s.partner} {
+		*n = p.number()
+	}
+	s.listener, s.protocol = string(p.bytes()), string(p.bytes())
+	s.session = p.bytes()
+	s.peer = string(p.bytes())
+	s.value = p.bytes()
+	seen := map[string]bool{}
+	for n := p.number(); n > 0 && p.err == nil; n-- {
+		t := stateTimer{string(p.bytes()), p.time()}
+		if seen[t.name] {
+			p.fail("a timer twice")
+		}
+		seen[t.name] = true
+		s.timers = append(s.timers, t)
+	}
+	s.in, s.out = p.bytes(), p.bytes()
+	if s.flags&stateHasValue == 0 && len(s.value) > 0 {
+		p.fail("a value that is none")
+	}
+	return s, p.end()
+}
+
+func appendString[T string | []byte](b []byte, s T) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
+}
+
+func appendTime(b []byte, d time.Duration) []byte { return binary.AppendUvarint(b, uint64(max(d, 0))) }
+
+// seal appends the checksum of b from start on.
+func seal(b []byte, start int) []byte {
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b[start:], castagnoli))
+}
+
+// unseal checks version and checksum and returns what lies between them.
+func unseal(b []byte, version uint16) (*parser, error) {
+	if len(b) < 2+4 {
+		return nil, fmt.Errorf("%w: %d bytes", ErrState, len(b))
+	}
+	if got := binary.LittleEndian.Uint16(b); got != version {
+		return nil, fmt.Errorf("%w: %d, want %d", ErrStateVersion, got, version)
+	}
+	end := len(b) - 4
+	if crc32.Checksum(b[:end], castagnoli) != binary.LittleEndian.Uint32(b[end:]) {
+		return nil, fmt.Errorf("%w: checksum", ErrState)
+	}
+	return &parser{b: b[2:end]}, nil
+}
+
+// parser takes bytes apart. After an error it returns zeros.
+type parser struct {
+	b   []byte
+	err error
+}
+
+func (p *parser) fail(why string) {
+	if p.err == nil {
+		p.err = fmt.Errorf("%w: %s, %d bytes before the end", ErrState, why, len(p.b))
+	}
+	p.b = nil
+}
+
+func (p *parser) number() uint64 {
+	n, size := binary.Uvarint(p.b)
+	if size <= 0 {
+		p.fail("no number")
+		return 0
+	}
+	p.b = p.b[size:]
+	return n
+}
+
+func (p *parser) time() time.Duration {
+	n := p.number()
+	if n > math.MaxInt64/4 { // a sum with the clock is still a time
+		p.fail("a time beyond all bounds")
+		return 0
+	}
+	return time.Duration(n)
+}
+
+func (p *parser) bytes() []byte {
+	n := p.number()
+	if n > uint64(len(p.b)) {
+		p.fail("a length beyond the end")
+		return nil
+	}
+	b := p.b[:n:n]
+	p.b = p.b[n:]
+	return b
+}
+
+func (p *parser) end() error {
+	if p.err == nil && len(p.b) > 0 {
+		p.fail("more than all")
+	}
+	return p.err
+}
+
+// partnerID is the ID of the pipe's other end, 0: none.
+func (s *state) partnerID() rows.ID { return rows.ID(s.partner) }

@@ -1,0 +1,344 @@
+package conn
+
+import (
+	"time"
+
+	"github.com/mainstay-go/mainstay/pkg/reactor"
+	"github.com/mainstay-go/mainstay/pkg/rows"
+	"golang.org/x/sys/unix"
+)
+
+// Frozen is a connection that stands still, so that another process can take
+// it over. Nothing is read or written, no callback runs, no deadline passes.
+// What is sent to it meanwhile waits. It ends by Thaw or by Left; each is
+// called once, and nothing else after it. Its methods are for the loop only.
+type Frozen struct {
+	conn    *Conn
+	row     *rows.Row
+	partner *Frozen // the other end of the pipe
+	second  bool    // it follows partner, which was asked for
+
+	told      func(*Frozen, error) // nil: it was told, or is not wanted any more
+	listed    bool                 // in set.freezing
+	watched   bool                 // the reactor knows that it is not read
+	reading   bool                 // it was, before
+	since, at time.Duration        // Freeze, and the end of all callbacks
+
+	// As Capture told them.
+
+	flags  uint32
+	timers map[string]*timer
+}
+
+// Freeze has c stand still. It is not read any more from now on; when the
+// callbacks that run or wait for the Pool have returned, and what Hold keeps
+// was let go of, frozen is called at the end of a turn, in no callback and
+// exactly once. A callback that does not return holds it up for as long. The
+// two ends of a pipe freeze together, whichever was asked for: see
+// Frozen.Partner.
+//
+// frozen is given the Frozen, or an error: ErrClosed if the connection ended
+// or was told to, a *MovedError if another process has it already, ErrPinned
+// if it, or its pipe's other end, does not move, ErrFrozen if somebody else
+// freezes it. Loop only, and in no callback.
+func (s *Set) Freeze(c *Conn, frozen func(f *Frozen, err error)) {
+	var err error
+	switch {
+	case c.state != Open || c.has(flagsEnded):
+		err = c.gone()
+	case c.has(flagsFreezes):
+		err = ErrFrozen
+	case c.cfg.Pinned:
+		err = ErrPinned
+	}
+	f := &Frozen{conn: c, told: frozen}
+	if err != nil {
+		s.loop.AtTurnEnd(func() { f.tell(nil, err) })
+		return
+	}
+	f.begin()
+	s.freezeLater(f)
+}
+
+// Unfreeze gives up a Freeze whose frozen was not called yet, and is not
+// called then. Of a pipe's two ends either will do. Otherwise it does nothing.
+// Loop only.
+func (s *Set) Unfreeze(c *Conn) {
+	if !c.has(flagFreezing) {
+		return
+	}
+	f := c.extra.Load().frozen.first()
+	f.told = nil
+	f.giveUp()
+}
+
+// first returns the one that was asked for.
+func (f *Frozen) first() *Frozen {
+	if f.second {
+		return f.partner
+	}
+	return f
+}
+
+// all calls do for f and its partner.
+func (f *Frozen) all(do func(*Frozen)) {
+	do(f)
+	if f.partner != nil {
+		do(f.partner)
+	}
+}
+
+// tell calls frozen, once.
+func (f *Frozen) tell(frozen *Frozen, err error) {
+	if told := f.told; told != nil {
+		f.told = nil
+		told(frozen, err)
+	}
+}
+
+// begin stops reading.
+func (f *Frozen) begin() {
+	c := f.conn
+	f.since = c.set.loop.Now()
+	f.reading = c.events&reactor.Readable != 0
+	c.mu.Lock()
+	c.extraLocked().frozen = f
+	c.flags.Or(flagFreezing)
+	c.mu.Unlock()
+}
+
+// giveUp takes back begin.
+func (f *Frozen) giveUp() {
+	f.all(func(f *Frozen) {
+		c := f.conn
+		c.extra.Load().frozen = nil
+		c.mark(0, flagFreezing)
+		if c.state == Open {
+			c.startTimers() // those that were over meanwhile
+		}
+	})
+}
+
+// fail ends the attempt.
+func (f *Frozen) fail(err error) {
+	f.giveUp()
+	f.tell(nil, err)
+}
+
+// freezeLater has a freeze looked at at the end of the turn.
+func (s *Set) freezeLater(f *Frozen) {
+	f = f.first()
+	if f.listed {
+		return
+	}
+	f.listed = true
+	s.freezing = append(s.freezing, f)
+	if len(s.freezing) == 1 {
+		s.loop.AtTurnEnd(s.freezeAll)
+	}
+}
+
+func (s *Set) freeze() {
+	s.freezing, s.freezes = s.freezes[:0], s.freezing
+	for i, f := range s.freezes {
+		s.freezes[i] = nil
+		f.listed = false
+		if f.told != nil {
+			f.try()
+		}
+	}
+}
+
+// try freezes if nothing stands in the way. Otherwise whatever does has the
+// connection settled when it is over, and that comes back here.
+func (f *Frozen) try() {
+	if p := f.conn.piped(); p != nil && f.partner == nil && !f.include(p) {
+		return
+	}
+	ready, over := true, false
+	f.all(func(f *Frozen) {
+		over = over || f.conn.state != Open || f.conn.has(flagsEnded)
+		ready = f.conn.still() && ready
+	})
+	switch {
+	case over:
+		f.fail(f.conn.gone())
+	case ready && f.stop():
+		f.all((*Frozen).stopped)
+		f.tell(f, nil)
+	default:
+		f.all(func(f *Frozen) {
+			if !f.watched {
+				f.watched = true
+				f.conn.watch()
+			}
+		})
+	}
+}
+
+// include makes the other end of the pipe a part of the freeze. If it cannot
+// be, the attempt is over.
+func (f *Frozen) include(p *Conn) bool {
+	switch {
+	case p.state != Open || p.has(flagsEnded):
+		f.fail(p.gone())
+		return false
+	case p.cfg.Pinned:
+		f.fail(ErrPinned)
+		return false
+	case p.has(flagFreezing): // by an attempt of its own
+		p.extra.Load().frozen.fail(ErrFrozen)
+	}
+	f.partner = &Frozen{conn: p, partner: f, second: true}
+	f.partner.begin()
+	return true
+}
+
+// still says whether nothing happens on an open connection that is not read.
+func (c *Conn) still() bool {
+	// A connection whose own end is due is ended when it is settled, one that
+	// waits for a tail would have to wait for it twice.
+	return !c.running() && !c.onHold() && !(c.ending && !c.held) && !c.has(flagLate)
+}
+
+// stop makes it frozen, both ends at once, unless somebody was quicker.
+func (f *Frozen) stop() bool {
+	joining.Lock()
+	defer joining.Unlock()
+	if p := f.conn.piped(); p != nil && f.partner == nil {
+		f.conn.set.freezeLater(f)
+		return false
+	}
+	if !f.conn.stop() {
+		return false
+	}
+	if f.partner != nil && !f.partner.conn.stop() {
+		f.conn.flags.And(^(flagFrozen | flagLate))
+		f.conn.flags.Or(flagFreezing)
+		f.conn.set.freezeLater(f)
+		return false
+	}
+	return true
+}
+
+func (c *Conn) stop() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.has(flagsEnded|flagRunning) || c.extra.Load().holds > 0 {
+		return false // it is settled again
+	}
+	c.flags.And(^flagFreezing)
+	c.flags.Or(flagFrozen | flagLate)
+	return true
+}
+
+// stopped takes c out of epoll, where a registration would outlive the close
+// here while the taker has the file open, and disarms what would go on by
+// itself. The time in which callbacks were waited for does not count against
+// the peer.
+func (f *Frozen) stopped() {
+	c := f.conn
+	loop := c.set.loop
+	f.at = loop.Now()
+	if f.reading {
+		c.lastIn = min(c.lastIn+f.at-f.since, f.at)
+		if c.partial != 0 {
+			c.partial = min(c.partial+f.at-f.since, f.at)
+		}
+	}
+	_ = loop.Modify(c.token, 0) // it fails only for what epoll does not have
+	loop.Disarm(&c.deadline)
+	c.stopTimers()
+	f.row = c.set.alloc.Table().Row(c.id)
+}
+
+// ID returns the connection's ID.
+func (f *Frozen) ID() rows.ID { return f.conn.id }
+
+// Row returns its row.
+func (f *Frozen) Row() *rows.Row { return f.row }
+
+// FD returns its descriptor, which stays the connection's.
+func (f *Frozen) FD() int { return int(f.conn.fd) }
+
+// Conn returns the connection.
+func (f *Frozen) Conn() *Conn { return f.conn }
+
+// Partner returns the other end of its pipe, or nil. Each end is thawed, or
+// left, by itself.
+func (f *Frozen) Partner() *Frozen { return f.partner }
+
+// Since returns when reading stopped, by the loop's clock.
+func (f *Frozen) Since() time.Duration { return f.since }
+
+// Thaw has everything go on as before: the connection stays here. What was
+// sent and what was asked of it meanwhile counts from now on.
+func (f *Frozen) Thaw() {
+	c := f.conn
+	loop := c.set.loop
+	stood := loop.Now() - f.at
+	c.lastIn += stood
+	c.lastOut += stood
+	c.progress += stood
+	if c.partial != 0 {
+		c.partial += stood
+	}
+	c.extra.Load().frozen = nil
+	c.mu.Lock()
+	c.flags.And(^flagFrozen)
+	c.lateLocked()
+	c.tidyLocked()
+	c.mu.Unlock()
+	c.goOn(f.reading)
+}
+
+// Left says that another process has committed itself to the connection: it
+// is over here. The descriptor is closed, which the peer does not notice, and
+// OnClose is not called; that is the other's. Methods answer *MovedError with
+// the slot. It returns what was sent, or asked of the connection, since
+// Capture, for Adopted.Tail there; nil if there is nothing.
+func (f *Frozen) Left(slot int) (tail []byte) {
+	c := f.conn
+	c.mu.Lock()
+	tail = f.tailLocked()
+	x := c.extra.Load()
+	x.slot, x.frozen = slot, nil
+	fd := int(c.fd)
+	c.fd = -1
+	c.dropLocked()
+	c.flags.And(^(flagFrozen | flagLate))
+	c.flags.Or(flagClosed | flagLeft)
+	c.mu.Unlock()
+	c.state = Closed
+	_ = c.set.loop.Remove(c.token) // out of epoll since the freeze
+	unix.Close(fd)
+	c.count(0)
+	c.dropInput()
+	c.unpipe()
+	c.set.remove(c)
+	c.cfg.Seat.Connections.Add(-1)
+	if c.cfg.Released != nil {
+		c.cfg.Released(c)
+	}
+	c.set.drained()
+	return tail
+}
+
+// goOn has a connection served that stood still. reading says that it was
+// read before: then the peer's deadlines go on, and do not start anew.
+func (c *Conn) goOn(reading bool) {
+	c.hup, c.peerGone, c.events = false, false, 0
+	if reading {
+		c.events = reactor.Readable | reactor.PeerClosed
+	}
+	if c.blocked {
+		c.events |= reactor.Writable
+	}
+	if err := c.set.loop.Modify(c.token, c.events); err != nil {
+		c.release(err)
+		return
+	}
+	c.armDeadlines(c.set.loop.Now())
+	c.startTimers()
+	c.mark(0, 0)
+}
