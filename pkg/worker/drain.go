@@ -105,6 +105,9 @@ func (w *Worker) leaveListeners() *drain {
 		s.leaving.Store(true) // whoever is told of the drain finds it so
 		s.drained = func() { w.post(func() { d.servers--; d.progress() }) }
 	}
+	for _, a := range w.handlers {
+		a.Drain()
+	}
 	w.enter(link.StateDraining)
 	open := int(w.seat.Connections.Load())
 	w.send(link.Draining{Connections: open})
@@ -174,6 +177,9 @@ func (w *Worker) stop(patience time.Duration) {
 	go func() {
 		defer close(ended)
 		w.pool.Close()
+		for _, a := range w.handlers {
+			a.Close()
+		}
 		<-w.background.done
 	}()
 	timer := time.NewTimer(patience)

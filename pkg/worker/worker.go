@@ -77,6 +77,19 @@ type Listener struct {
 	HTTPLimits HTTPLimits
 }
 
+// Application is what a conn.Handler may be besides, if it has goroutines of
+// its own.
+type Application interface {
+	// Serving tells, before the first connection, where panics are reported
+	// and where requests and panics are counted.
+	Serving(event func(conn.Event), seat *scoreboard.Seat)
+	// Drain says that the worker leaves: it is called on the loop, before the
+	// connections are drained.
+	Drain()
+	// Close waits until all goroutines have ended. The connections are gone.
+	Close()
+}
+
 const (
 	defaultGrace          = 30 * time.Second
 	defaultStopGrace      = 10 * time.Second
@@ -109,6 +122,7 @@ type Worker struct {
 	listeners []*listener
 	packets   []*packets
 	servers   []*httpServer
+	handlers  []Application
 
 	// overdue is closed when Run must return whatever still runs.
 	overdue  chan struct{}
@@ -337,6 +351,10 @@ func (w *Worker) configure(l *Listener, g *gate) *conn.Config {
 	c := *l.Conn
 	c.Listener, c.Pool, c.Seat, c.Event = l.Name, w.pool, w.seat, w.connEvent
 	c.Released = nil
+	if a, ok := c.Handler.(Application); ok {
+		a.Serving(w.connEvent, w.seat)
+		w.handlers = append(w.handlers, a)
+	}
 	if g != nil {
 		c.Released = func(c *conn.Conn) { g.left(textAddress(c.Peer())) }
 	}
