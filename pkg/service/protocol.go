@@ -226,6 +226,11 @@ type Web struct {
 	// what it writes waits in memory.
 	Inline bool
 
+	// Reuse, with Inline, allows the request, its Header and URL, the
+	// ResponseWriter and its Header to be used again when the handler has
+	// returned: nothing may hold them then. Strings stay good.
+	Reuse bool
+
 	Limits WebLimits
 	// Send bounds what waits to be sent: SendHigh (256 KiB), SendLow and
 	// SendHard. Of the others FirstByte, WriteStall and Close are of use.
@@ -387,7 +392,7 @@ func (p Web) listener(name string, set listenerConfig) (worker.Listener, error) 
 	if set.IdleTimeout != 0 {
 		p.Limits.IdleTimeout = set.IdleTimeout
 	}
-	h := web.New(web.Config{Handler: p.Handler, Inline: p.Inline, Limits: p.Limits})
+	h := web.New(web.Config{Handler: p.Handler, Inline: p.Inline, Reuse: p.Reuse, Limits: p.Limits})
 	c := h.ConnConfig(set.limits(p.Send))
 	if err := c.Limits.Check(); err != nil {
 		return worker.Listener{}, err

@@ -19,7 +19,7 @@ import (
 func BenchmarkHello(b *testing.B) {
 	for _, how := range all {
 		for _, depth := range []int{1, 16} {
-			b.Run(fmt.Sprintf("%s/deep %d", strings.ReplaceAll(string(how), "/", ""), depth), func(b *testing.B) {
+			b.Run(fmt.Sprintf("%s/deep %d", strings.NewReplacer("/", "", ",", "", " ", "-").Replace(string(how)), depth), func(b *testing.B) {
 				addr := serve(b, how, func(w http.ResponseWriter, r *http.Request) {
 					w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 					io.WriteString(w, "hello\n")

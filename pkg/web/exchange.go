@@ -16,10 +16,12 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/wire/http1"
 )
 
-// exchange is a request and its response. Nothing of it is used again.
+// exchange is a request and its response. Nothing of it is used again, unless
+// Config.Reuse allows it.
 type exchange struct {
 	p        *peer
-	request  *http.Request // nil: there is only an end, of the connection
+	request  *http.Request // own; nil: there is only an end, of the connection
+	own      http.Request
 	handler  http.Handler
 	url      url.URL
 	ctx      requestContext
@@ -43,11 +45,23 @@ type exchange struct {
 // blank is what requests are copies of.
 var blank http.Request
 
-// newExchange makes the exchange for a head, or nil if that cannot be.
-func newExchange(p *peer, h *http1.Head) *exchange {
-	x := &exchange{p: p, handler: p.h.config.Handler, minor: h.Minor, close: h.Close, upgrade: h.Upgrade, head: string(h.Method) == http.MethodHead}
+// newExchange makes the exchange for the turn's head, or nil if that cannot be.
+func newExchange(p *peer, t *turn) *exchange {
+	h := &t.head
+	x := t.spare
+	t.spare = nil
+	if x == nil {
+		x = new(exchange)
+	} else {
+		x.recycle()
+	}
+	x.p, x.handler, x.minor, x.close, x.upgrade = p, p.h.config.Handler, h.Minor, h.Close, h.Upgrade
+	x.head = string(h.Method) == http.MethodHead
 	x.ctx.c = p.c
-	r := blank.WithContext(&x.ctx)
+	header := x.own.Header
+	x.own = *blank.WithContext(&x.ctx)
+	x.own.Header = header
+	r := &x.own
 	if h.Fill(r, &x.url) != nil {
 		return nil
 	}
@@ -59,13 +73,38 @@ func newExchange(p *peer, h *http1.Head) *exchange {
 	return x
 }
 
+// recycle makes x empty, but for its maps, which are.
+func (x *exchange) recycle() {
+	header, response := x.own.Header, x.response.header
+	clear(response)
+	*x = exchange{}
+	x.own.Header, x.response.header = header, response
+}
+
+// keep leaves x to the turn's next request, if the handler may not hold it.
+func (t *turn) keep(x *exchange) {
+	if !t.h.config.Reuse || !t.h.config.Inline || x.upgraded {
+		return
+	}
+	x.ctx.mu.Lock()
+	asked := x.ctx.inner != nil
+	x.ctx.mu.Unlock()
+	if asked || x.own.Header == nil || len(x.own.Header) > maxKept || len(x.response.header) > maxKept {
+		return // others may hold the context; large maps stay large
+	}
+	t.spare = x
+}
+
+// maxKept is how many fields a header may have that is used again.
+const maxKept = 32
+
 // newExchangeOf makes the exchange for a request whose body was collected.
 func newExchangeOf(p *peer, t *turn, in *inlineBody, trailer []byte) *exchange {
 	var parser http1.Parser
 	if _, kind, _, err := parser.Next(&p.h.limits.Wire, &t.head, in.head); err != nil || kind != http1.RequestHead {
 		return nil
 	}
-	x := newExchange(p, &t.head)
+	x := newExchange(p, t)
 	if x != nil {
 		http1.FillTrailer(x.request, trailer)
 		x.request.Body = io.NopCloser(bytes.NewReader(in.body))

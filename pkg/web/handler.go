@@ -77,11 +77,12 @@ func (h *Handler) clock() time.Duration { return time.Since(h.start) }
 // turn is what is needed while the input of one connection is handled on the
 // loop, and by no connection between.
 type turn struct {
-	h    *Handler
-	head http1.Head
-	out  []byte // answers, to be sent together
-	now  time.Duration
-	done int // requests answered
+	h     *Handler
+	head  http1.Head
+	out   []byte // answers, to be sent together
+	now   time.Duration
+	done  int       // requests answered
+	spare *exchange // to be used again; most often nil
 }
 
 // outHigh is how many bytes of answers are collected before they are sent.

@@ -195,7 +195,7 @@ func (p *peer) head(t *turn) {
 		p.headInline(t, continues)
 		return
 	}
-	x := newExchange(p, h)
+	x := newExchange(p, t)
 	if x == nil {
 		p.refuse(t, 400, "")
 		return
@@ -217,7 +217,7 @@ func (p *peer) headInline(t *turn, continues bool) {
 		p.inline = &inlineBody{head: append([]byte(nil), h.Raw...)}
 		return
 	}
-	if x := newExchange(p, h); x != nil {
+	if x := newExchange(p, t); x != nil {
 		p.serveInline(t, x)
 	} else {
 		p.refuse(t, 400, "")
@@ -346,6 +346,8 @@ func (p *peer) serveInline(t *turn, x *exchange) {
 		if t.flush(p) == nil {
 			x.end()
 		}
+	default:
+		t.keep(x)
 	}
 }
 

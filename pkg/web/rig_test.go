@@ -235,6 +235,7 @@ type way string
 
 const (
 	inline  way = "inline"
+	reused  way = "inline, reused"
 	pooled  way = "pool"
 	netHTTP way = "net/http" // what the others are compared with
 )
@@ -243,7 +244,7 @@ const (
 func serve(t testing.TB, how way, h http.HandlerFunc) string {
 	t.Helper()
 	if how != netHTTP {
-		return start(t, Config{Handler: h, Inline: how == inline}, conn.Limits{}).addr
+		return start(t, Config{Handler: h, Inline: how != pooled, Reuse: how == reused}, conn.Limits{}).addr
 	}
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
@@ -269,7 +270,7 @@ func each(t *testing.T, ways []way, f func(t *testing.T, how way)) {
 }
 
 var (
-	all  = []way{inline, pooled, netHTTP}
+	all  = []way{inline, reused, pooled, netHTTP}
 	ours = []way{inline, pooled}
 )
 

@@ -10,7 +10,8 @@ import (
 // Fill sets in r and u what http.ReadRequest would have set for this head, but
 // for Body: Method, URL (which becomes u), RequestURI, Proto and its numbers,
 // Header without Host, Host, ContentLength, TransferEncoding, Trailer and
-// Close. Nothing of it aliases h. It fails if net/url does not take the target,
+// Close. Nothing of it aliases h. A Header that r has already is emptied and
+// used. It fails if net/url does not take the target,
 // which the parser has checked before.
 func (h *Head) Fill(r *http.Request, u *url.URL) error {
 	// One string for all of the head; what is kept of it is a part of that.
@@ -86,7 +87,12 @@ func (h *Head) fillURL(r *http.Request, u *url.URL) error {
 
 // fillHeader makes the map. raw is a copy of h.Raw.
 func (h *Head) fillHeader(r *http.Request, raw string) {
-	header := make(http.Header, len(h.Fields))
+	header := r.Header
+	if header == nil {
+		header = make(http.Header, len(h.Fields))
+	} else {
+		clear(header)
+	}
 	values := make([]string, len(h.Fields))
 	for i, f := range h.Fields {
 		name := h.in(raw, f.Name)
