@@ -122,6 +122,13 @@ func (w *response) interim(status int) {
 // head is sent.
 func (w *response) fields(dst []byte) []byte {
 	allowed := http1.BodyAllowed(w.status)
+	for _, v := range w.header["Trailer"] {
+		for name := range strings.SplitSeq(v, ",") {
+			w.announce(http.CanonicalHeaderKey(strings.TrimSpace(name)))
+		}
+	}
+	var room [16]string
+	names := room[:0]
 	for name, values := range w.header {
 		switch name {
 		case "Content-Length":
@@ -130,37 +137,34 @@ func (w *response) fields(dst []byte) []byte {
 					w.length = n
 				}
 			}
+			continue
+		case "Connection":
+			w.connection = slices.Clone(values)
+			w.close = w.close || http1.HasToken(values, "close")
+			continue
+		case "Transfer-Encoding":
+			w.toClose = len(values) == 1 && values[0] == "identity"
+			w.hasType = true // nothing is known of a body that is encoded
+			continue
 		case "Content-Type":
 			w.hasType = true
+			if w.status == http.StatusNotModified {
+				continue
+			}
 		case "Content-Encoding":
 			w.hasEncoding = len(values) > 0 && values[0] != ""
 		case "Date":
 			w.hasDate = true
-		case "Connection":
-			w.connection = slices.Clone(values)
-			w.close = w.close || http1.HasToken(values, "close")
-		case "Transfer-Encoding":
-			w.toClose = len(values) == 1 && values[0] == "identity"
-			w.hasType = true // nothing is known of a body that is encoded
-		case "Trailer":
-			for _, v := range values {
-				for name := range strings.SplitSeq(v, ",") {
-					w.announce(http.CanonicalHeaderKey(strings.TrimSpace(name)))
-				}
-			}
-		default:
-			w.prefixed = w.prefixed || strings.HasPrefix(name, http.TrailerPrefix)
+		}
+		if strings.HasPrefix(name, http.TrailerPrefix) {
+			w.prefixed = true
+			continue
+		}
+		if !slices.Contains(w.trailers, name) {
+			names = append(names, name)
 		}
 	}
-	return http1.AppendFields(dst, w.header, func(name string) bool {
-		switch name {
-		case "Content-Length", "Connection", "Transfer-Encoding":
-			return false
-		case "Content-Type":
-			return w.status != http.StatusNotModified
-		}
-		return !slices.Contains(w.trailers, name) && !strings.HasPrefix(name, http.TrailerPrefix)
-	})
+	return http1.AppendNamed(dst, w.header, names)
 }
 
 // announce notes a trailer, unless it would frame the message.

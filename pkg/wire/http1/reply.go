@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -47,9 +48,11 @@ func AppendField(dst []byte, name, value string) []byte {
 	}
 	start := len(dst)
 	dst = append(dst, value...)
-	for i := start; i < len(dst); i++ {
-		if dst[i] == '\r' || dst[i] == '\n' {
-			dst[i] = ' '
+	if strings.IndexByte(value, '\n') >= 0 || strings.IndexByte(value, '\r') >= 0 {
+		for i := start; i < len(dst); i++ {
+			if dst[i] == '\r' || dst[i] == '\n' {
+				dst[i] = ' '
+			}
 		}
 	}
 	return append(dst, "\r\n"...)
@@ -88,6 +91,11 @@ func AppendFields(dst []byte, h http.Header, keep func(name string) bool) []byte
 			names = append(names, name)
 		}
 	}
+	return AppendNamed(dst, h, names)
+}
+
+// AppendNamed appends the fields of h that have these names, which it sorts.
+func AppendNamed(dst []byte, h http.Header, names []string) []byte {
 	if len(names) > 1 {
 		slices.Sort(names)
 	}
