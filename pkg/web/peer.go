@@ -45,8 +45,7 @@ type peer struct {
 	tail     []byte        // input that the parser awaits more of, or that waits
 	incoming *body         // of the request whose body comes in
 	inline   *inlineBody   // the same with Inline
-	bodyBy   time.Duration // by when more of the body must be here
-	headBy   time.Duration // by when the head must be complete; 0: none has begun
+	by       time.Duration // by when the head must be complete, or more of the body here; 0: neither has begun
 	full     bool          // too much waits to be sent: nothing is parsed
 	over     bool          // nothing is parsed any more
 	paused   bool          // by us
@@ -54,16 +53,37 @@ type peer struct {
 	// Guarded by mu.
 
 	mu      sync.Mutex
-	queue   []*exchange   // requests in their order; the first is being answered
-	running bool          // on the pool's list, or on one of its goroutines
-	stalled bool          // the queue is full, or a request may end the protocol: nothing is parsed
-	rest    bool          // the loop awaits nothing of a request that has begun
-	held    bool          // Hold was called
-	closing bool          // nothing more is answered
-	ended   error         // the connection is over, or the peer sends no more: why
+	queue   []*exchange // requests in their order; the first is being answered
+	running bool        // on the pool's list, or on one of its goroutines
+	stalled bool        // the queue is full, or a request may end the protocol: nothing is parsed
+	rest    bool        // the loop awaits nothing of a request that has begun
+	held    bool        // Hold was called
+	closing bool        // nothing more is answered
+	waits   waiting     // what the deadline is for
+	rare    *rare       // nil most often
+}
+
+// rare is what few peers need; guarded by the peer's mu.
+type rare struct {
+	ended   error         // the connection is over: why
 	upgrade *exchange     // answered by 101: to be handed over
-	waits   waiting       // what the deadline is for
 	drain   chan struct{} // told when there is room to send again
+}
+
+// rareLocked returns what few peers need. It needs mu.
+func (p *peer) rareLocked() *rare {
+	if p.rare == nil {
+		p.rare = new(rare)
+	}
+	return p.rare
+}
+
+// upgradeLocked returns what is to be handed over, if anything. It needs mu.
+func (p *peer) upgradeLocked() *exchange {
+	if p.rare == nil {
+		return nil
+	}
+	return p.rare.upgrade
 }
 
 // inlineBody is a request whose body is collected.
@@ -79,10 +99,11 @@ func (p *peer) wake() { p.c.SetTimer(timer, 0) }
 func (p *peer) drained() chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.drain == nil {
-		p.drain = make(chan struct{}, 1)
+	r := p.rareLocked()
+	if r.drain == nil {
+		r.drain = make(chan struct{}, 1)
 	}
-	return p.drain
+	return r.drain
 }
 
 // receive handles input: what was left, and m behind it.
@@ -120,7 +141,7 @@ func (p *peer) blocked() bool {
 		return true
 	}
 	if p.h.config.Inline {
-		return p.upgrade != nil
+		return p.rare != nil && p.rare.upgrade != nil // the loop's alone then
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -142,18 +163,21 @@ func (p *peer) parse(t *turn, in []byte) (used int) {
 		}
 		switch kind {
 		case http1.More:
-			if p.headBy == 0 && p.parser.InHead() && used < len(in) {
-				p.headBy = later(t.now, p.h.limits.HeadTimeout)
+			if p.by == 0 && p.parser.InHead() && used < len(in) {
+				p.by = later(t.now, p.h.limits.HeadTimeout)
 			}
 			return used
 		case http1.RequestHead:
-			p.headBy = 0
-			p.bodyBy = later(t.now, p.h.limits.BodyTimeout)
+			p.by = 0
+			if t.head.HasBody() {
+				p.by = later(t.now, p.h.limits.BodyTimeout)
+			}
 			p.head(t)
 		case http1.BodyPart:
 			p.extend(t.now, len(data))
 			p.part(t, data)
 		case http1.BodyEnd:
+			p.by = 0
 			p.end(t, data)
 		}
 	}
@@ -170,9 +194,9 @@ func later(now, d time.Duration) time.Duration {
 
 // extend gives the peer the time that n bytes of a body are worth.
 func (p *peer) extend(now time.Duration, n int) {
-	if p.bodyBy != never {
+	if p.by != never {
 		worth := time.Duration(n) * time.Second / time.Duration(p.h.limits.BodyRate)
-		p.bodyBy = min(p.bodyBy+worth, now+p.h.limits.BodyTimeout)
+		p.by = min(p.by+worth, now+p.h.limits.BodyTimeout)
 	}
 }
 
@@ -340,7 +364,9 @@ func (p *peer) serveInline(t *turn, x *exchange) {
 	}
 	switch {
 	case x.upgraded:
-		p.upgrade = x
+		p.mu.Lock()
+		p.rareLocked().upgrade = x
+		p.mu.Unlock()
 	case closing:
 		p.over = true
 		if t.flush(p) == nil {
@@ -388,8 +414,9 @@ func (p *peer) answered(x *exchange, closing bool) {
 	p.queue = p.queue[1:]
 	wake := false
 	switch {
-	case x.upgraded && p.ended == nil:
-		p.upgrade, p.closing, wake = x, true, true
+	case x.upgraded && p.endedLocked() == nil:
+		p.rareLocked().upgrade = x
+		p.closing, wake = true, true
 	case closing:
 		p.closing = true
 	case p.stalled && len(p.queue) <= p.h.limits.Pipeline/2:
@@ -420,7 +447,9 @@ func (p *peer) settle(now time.Duration) {
 		p.pause()
 	case p.paused:
 		p.paused = false
-		p.bodyBy = later(now, p.h.limits.BodyTimeout) // it was not the peer who was slow
+		if !p.parser.InHead() {
+			p.by = later(now, p.h.limits.BodyTimeout) // it was not the peer who was slow
+		}
 		p.c.Resume()
 	}
 	switch {
@@ -428,9 +457,9 @@ func (p *peer) settle(now time.Duration) {
 	case p.rest, p.paused, p.over, p.closing:
 		p.awaitLocked(waitNothing, never)
 	case !p.parser.InHead():
-		p.awaitLocked(waitBody, p.bodyBy)
-	case p.headBy != 0:
-		p.awaitLocked(waitHead, p.headBy)
+		p.awaitLocked(waitBody, p.by)
+	case p.by != 0:
+		p.awaitLocked(waitHead, p.by)
 	default:
 		p.awaitLocked(waitNothing, never)
 	}
@@ -447,8 +476,8 @@ func (p *peer) pause() {
 // the connection may be closed or given away; if not, the next one is awaited,
 // and it returns true. It needs mu.
 func (p *peer) restLocked(now time.Duration) bool {
-	idle := p.rest && len(p.queue) == 0 && p.upgrade == nil
-	if idle == p.held && p.ended == nil {
+	idle := p.rest && len(p.queue) == 0 && p.upgradeLocked() == nil
+	if idle == p.held && p.endedLocked() == nil {
 		p.held = !idle
 		if c, ok := any(p.c).(holder); ok {
 			if p.held {
@@ -518,7 +547,7 @@ func (p *peer) expire(waits waiting) {
 // only.
 func (p *peer) handOver() bool {
 	p.mu.Lock()
-	x := p.upgrade
+	x := p.upgradeLocked()
 	p.mu.Unlock()
 	if x == nil || p.over {
 		return false
@@ -566,10 +595,11 @@ func (p *peer) gone(why error) {
 	p.over = true
 	p.tail, p.inline = nil, nil
 	p.mu.Lock()
-	p.ended = why
+	r := p.rareLocked()
+	r.ended = why
 	p.closing = true
 	queue := append([]*exchange(nil), p.queue...)
-	drain := p.drain
+	drain := r.drain
 	p.mu.Unlock()
 	if p.incoming != nil {
 		p.incoming.fail(errCut)
@@ -590,5 +620,12 @@ func (p *peer) gone(why error) {
 func (p *peer) endedWith() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.ended
+	return p.endedLocked()
+}
+
+func (p *peer) endedLocked() error {
+	if p.rare == nil {
+		return nil
+	}
+	return p.rare.ended
 }

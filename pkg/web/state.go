@@ -27,7 +27,7 @@ func (h *Handler) Busy(c *conn.Conn) bool {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return len(p.queue) > 0 || p.running || p.upgrade != nil || p.incoming != nil
+	return len(p.queue) > 0 || p.running || p.upgradeLocked() != nil || p.incoming != nil
 }
 
 // Capture writes down where the stream of c stands, with the bytes that have
@@ -96,7 +96,7 @@ func (h *Handler) Restore(c *conn.Conn, state []byte) error {
 	p.parser = parser
 	if inBody {
 		p.inline = &inlineBody{head: parts[2], body: parts[3]}
-		p.bodyBy = later(h.clock(), h.limits.BodyTimeout)
+		p.by = later(h.clock(), h.limits.BodyTimeout)
 	}
 	p.receive(parts[1])
 	return nil
