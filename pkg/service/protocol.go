@@ -370,11 +370,12 @@ func (p HTTP) listener(name string, set listenerConfig) (worker.Listener, error)
 }
 
 // listener takes, of what the operator can set, what HTTP has as well:
-// max_message is the longest body, queue_depth the requests read ahead.
+// max_message is the longest body, queue_depth the requests read ahead,
+// read_idle_timeout how long a peer may fall behind with a body.
 func (p Web) listener(name string, set listenerConfig) (worker.Listener, error) {
-	const has = "inline, max_message, queue_depth, send_high, send_low, send_limit, first_byte_timeout, message_timeout, idle_timeout, write_timeout, close_timeout, max_connections, max_connections_per_peer, accept_rate and accept_burst"
-	if key := set.unusable("inline", "max_message", "queue_depth", "send_high", "send_low", "send_limit", "first_byte_timeout", "message_timeout", "idle_timeout",
-		"write_timeout", "close_timeout", "max_connections", "max_connections_per_peer", "accept_rate", "accept_burst"); key != "" {
+	const has = "inline, max_message, queue_depth, send_high, send_low, send_limit, first_byte_timeout, message_timeout, read_idle_timeout, idle_timeout, write_timeout, close_timeout, max_connections, max_connections_per_peer, accept_rate and accept_burst"
+	if key := set.unusable("inline", "max_message", "queue_depth", "send_high", "send_low", "send_limit", "first_byte_timeout", "message_timeout", "read_idle_timeout",
+		"idle_timeout", "write_timeout", "close_timeout", "max_connections", "max_connections_per_peer", "accept_rate", "accept_burst"); key != "" {
 		return worker.Listener{}, &settingError{key, "HTTP has no such setting, only " + has}
 	}
 	if set.Inline != nil {
@@ -388,6 +389,9 @@ func (p Web) listener(name string, set listenerConfig) (worker.Listener, error) 
 	}
 	if set.MessageTimeout != 0 {
 		p.Limits.HeadTimeout = set.MessageTimeout
+	}
+	if set.ReadIdleTimeout != 0 {
+		p.Limits.BodyTimeout = set.ReadIdleTimeout
 	}
 	if set.IdleTimeout != 0 {
 		p.Limits.IdleTimeout = set.IdleTimeout
