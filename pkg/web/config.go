@@ -125,5 +125,10 @@ func (h *Handler) ConnConfig(limits conn.Limits) *conn.Config {
 	limits.MaxMessage, limits.Message = 0, -1
 	limits.Idle, limits.ReadIdle, limits.WriteIdle, limits.Auth = -1, -1, -1, -1
 	h.sendHigh = limits.SendHigh
+	// A part is sent while at most SendHigh bytes wait, and has to fit beside
+	// them, with its framing.
+	if limits.SendHard > 0 {
+		h.sendStep = min(sendStep, max(limits.SendHard-limits.SendHigh-64, 1))
+	}
 	return &conn.Config{Handler: h, Inline: true, Limits: limits}
 }

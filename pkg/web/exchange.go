@@ -52,8 +52,6 @@ func newExchange(p *peer, t *turn) *exchange {
 	t.spare = nil
 	if x == nil {
 		x = new(exchange)
-	} else {
-		x.recycle()
 	}
 	x.p, x.handler, x.minor, x.close, x.upgrade = p, p.h.config.Handler, h.Minor, h.Close, h.Upgrade
 	x.head = string(h.Method) == http.MethodHead
@@ -76,6 +74,7 @@ func newExchange(p *peer, t *turn) *exchange {
 // recycle makes x empty, but for its maps, which are.
 func (x *exchange) recycle() {
 	header, response := x.own.Header, x.response.header
+	clear(header)
 	clear(response)
 	*x = exchange{}
 	x.own.Header, x.response.header = header, response
@@ -92,6 +91,7 @@ func (t *turn) keep(x *exchange) {
 	if asked || x.own.Header == nil || len(x.own.Header) > maxKept || len(x.response.header) > maxKept {
 		return // others may hold the context; large maps stay large
 	}
+	x.recycle()
 	t.spare = x
 }
 

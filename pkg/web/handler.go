@@ -19,6 +19,7 @@ type Handler struct {
 	config   Config
 	limits   Limits
 	sendHigh int
+	sendStep int
 	start    time.Time
 	event    func(conn.Event) // may be nil
 	seat     *scoreboard.Seat // may be nil
@@ -37,7 +38,7 @@ func New(config Config) *Handler {
 	if config.Handler == nil {
 		config.Handler = http.DefaultServeMux
 	}
-	h := &Handler{config: config, limits: config.Limits.withDefaults(config.Inline), sendHigh: DefaultSendHigh, start: time.Now()}
+	h := &Handler{config: config, limits: config.Limits.withDefaults(config.Inline), sendHigh: DefaultSendHigh, sendStep: sendStep, start: time.Now()}
 	h.pool.init(h.limits.Running, h.limits.Waiting)
 	h.sweep.init(h.clock)
 	h.turns.New = func() any { return new(turn) }

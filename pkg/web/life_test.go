@@ -264,6 +264,42 @@ func TestInlineAnswersToAPeerThatDoesNotReadAreBounded(t *testing.T) {
 	}
 }
 
+func TestSmallSendLimitsAreKept(t *testing.T) {
+	const size = 1 << 20
+	s := start(t, Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if n, err := io.Copy(w, &numbers{n: size}); n != size || err != nil {
+			t.Errorf("copied %d bytes, %v", n, err)
+		}
+	})}, conn.Limits{SendHigh: 8 << 10, SendHard: 24 << 10})
+	a := dial(t, s.addr).ask(get)
+	if n, err := check(strings.NewReader(a.body)); n != size || err != nil || a.err != nil {
+		t.Errorf("%d bytes, %v, %v", n, err, a.err)
+	}
+}
+
+func TestPeerThatEndsInTheMiddleIsClosed(t *testing.T) {
+	for _, tt := range []struct{ name, sent string }{
+		{name: "of a head", sent: "GET / HT"},
+		{name: "of a body", sent: "POST / HTTP/1.1\r\n" + host + "Content-Length: 10\r\n\r\nhello"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			each(t, ours, func(t *testing.T, how way) {
+				s := start(t, Config{Inline: how == inline, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if _, err := io.ReadAll(r.Body); !errors.Is(err, io.ErrUnexpectedEOF) {
+						t.Errorf("the handler reads %v", err)
+					}
+				})}, conn.Limits{})
+				c := dial(t, s.addr)
+				c.send(tt.sent)
+				c.CloseWrite()
+				if why := receive(t, s.ends); !errors.Is(why, conn.ErrPeerClosed) && !strings.Contains(fmt.Sprint(why), "unexpected EOF") {
+					t.Errorf("ended with %v", why)
+				}
+			})
+		})
+	}
+}
+
 func TestWriteDeadlineEndsAWriteThatWaits(t *testing.T) {
 	errs := make(chan error, 1)
 	c := dial(t, serve(t, pooled, func(w http.ResponseWriter, r *http.Request) {

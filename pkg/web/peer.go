@@ -571,12 +571,19 @@ func (p *peer) handOver() bool {
 	return true
 }
 
-// peerClosed ends the contexts of what is being answered.
+// peerClosed ends the contexts of what is being answered, and what will not
+// be complete any more. Loop only.
 func (p *peer) peerClosed() {
-	if b := p.incoming; b != nil {
-		b.fail(errCut)
-		p.incoming = nil
+	if p.over {
+		return
+	}
+	if !p.parser.Between() {
 		p.over = true
+		p.tail, p.inline = nil, nil
+		if p.incoming != nil {
+			p.incoming.fail(errCut)
+			p.incoming = nil
+		}
 		p.finish(conn.ErrPeerClosed)
 	}
 	p.mu.Lock()

@@ -387,7 +387,7 @@ func (w *response) flushBody() {
 // data frames and sends a part of the body.
 func (w *response) data(p []byte) {
 	for len(p) > 0 && w.err == nil {
-		n := min(len(p), sendStep)
+		n := min(len(p), w.x.p.h.sendStep)
 		switch w.framing {
 		case http1.NoBody:
 			return

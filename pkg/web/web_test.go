@@ -218,7 +218,7 @@ var behaviours = []struct {
 		handler: func(w http.ResponseWriter, r *http.Request) {
 			r.Body = http.MaxBytesReader(w, r.Body, 3)
 			if _, err := io.ReadAll(r.Body); err != nil {
-				http.Error(w, err.Error(), 413)
+				http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
 			}
 		},
 		request: "POST / HTTP/1.1\r\n" + host + "Content-Length: 5\r\n\r\nhello",
