@@ -73,6 +73,12 @@ var hostileListeners = []struct {
 	{name: "web-slow", kind: "nethttp-hello", setting: "message_timeout"},
 	{name: "web-idle", kind: "nethttp-hello", setting: "idle_timeout"},
 	{name: "web-stall", kind: "nethttp-hello", setting: "write_timeout"},
+	{name: "loop-web", kind: "http-hello"},
+	{name: "loop-web-mute", kind: "http-hello", setting: "first_byte_timeout"},
+	{name: "loop-web-slow", kind: "http-hello", setting: "message_timeout"},
+	{name: "loop-web-idle", kind: "http-hello", setting: "idle_timeout"},
+	{name: "loop-web-body", kind: "http-hello", setting: "read_idle_timeout"},
+	{name: "loop-web-stall", kind: "http-hello", setting: "write_timeout"},
 }
 
 // hostileKinds are the ways to be hostile. Each attack goes on until the
@@ -110,6 +116,19 @@ var hostileKinds = []struct {
 	{name: "a half-closer, http", listener: "web", attack: halfCloseHTTP},
 	{name: "a body that never comes, http", listener: "web-stall", late: true, attack: keepTheBody},
 	{name: "a pipeliner that never reads, http", listener: "web-stall", few: true, attack: pipelineAndNeverRead},
+	{name: "one that connects and is silent, http on the loop", listener: "loop-web-mute", late: true, attack: beSilent},
+	{name: "one that falls silent, http on the loop", listener: "loop-web-idle", attack: func(v *visit) error {
+		return v.fallSilent(request, "")
+	}},
+	{name: "a dribbler, http on the loop", listener: "loop-web-slow", attack: func(v *visit) error {
+		return v.dribbleOn("GET / HTTP/1.1\r\nHost: a\r\n", "X: y\r\n")
+	}},
+	{name: "a dribbler of a body, http on the loop", listener: "loop-web-body", attack: func(v *visit) error {
+		return v.dribbleOn("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10000\r\n\r\n", "x")
+	}},
+	{name: "an endless head, http on the loop", listener: "loop-web", attack: sendEndlessHead},
+	{name: "a half-closer, http on the loop", listener: "loop-web", attack: halfCloseHTTP},
+	{name: "a pipeliner that never reads, http on the loop", listener: "loop-web-stall", few: true, attack: pipelineAndNeverRead},
 	{name: "a resetter in mid-message", listener: "text", attack: resetInMidMessage},
 }
 
@@ -338,7 +357,8 @@ func (v *visit) dribbleOn(head, piece string) error {
 	for {
 		select {
 		case r := <-end:
-			if len(r.text) > 0 || r.err != nil && !isGone(r.err) {
+			told := strings.HasPrefix(string(r.text), "HTTP/1.1 408 ")
+			if len(r.text) > 0 && !told || r.err != nil && !isGone(r.err) {
 				return fmt.Errorf("got %.60q, %v, want the end", r.text, r.err)
 			}
 			return v.in(v.began, to)
@@ -691,7 +711,7 @@ func hostileFile(dir string) string {
 		if l.kind != "nethttp-hello" {
 			deadlines = append(deadlines, "first_byte_timeout", "close_timeout")
 		}
-		if l.setting == "idle_timeout" {
+		if l.setting == "idle_timeout" || l.setting == "read_idle_timeout" {
 			deadlines = append(deadlines, l.setting)
 		}
 		for _, key := range deadlines {

@@ -44,6 +44,7 @@ var floors = map[string]int{
 
 	"pkg/hub":        2,
 	"pkg/supervisor": 2,
+	"pkg/web":        2,
 	"pkg/worker":     2,
 
 	"pkg/channel":             3,

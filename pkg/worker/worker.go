@@ -63,7 +63,7 @@ type Config struct {
 type Listener struct {
 	Name string
 	// Conn configures the connections; the worker sets its Listener, Pool,
-	// Seat, Released and Event. nil: Packet or HTTP is served.
+	// Seat, Event, Move and Bound. nil: Packet or HTTP is served.
 	Conn *conn.Config
 	// Dispatch says which worker serves a new connection; empty means
 	// DispatchShared. It is for connections of Conn that are not Pinned.
@@ -79,6 +79,19 @@ type Listener struct {
 	HTTP http.Handler
 	// HTTPLimits go with HTTP.
 	HTTPLimits HTTPLimits
+}
+
+// Application is what a conn.Handler may be besides, if it has goroutines of
+// its own.
+type Application interface {
+	// Serving tells, before the first connection, where panics are reported
+	// and where requests and panics are counted.
+	Serving(event func(conn.Event), seat *scoreboard.Seat)
+	// Drain says that the worker leaves: it is called on the loop, before the
+	// connections are drained.
+	Drain()
+	// Close waits until all goroutines have ended. The connections are gone.
+	Close()
 }
 
 const (
@@ -115,6 +128,7 @@ type Worker struct {
 	listeners []*listener
 	packets   []*packets
 	servers   []*httpServer
+	handlers  []Application
 
 	// overdue is closed when Run must return whatever still runs.
 	overdue  chan struct{}
@@ -361,9 +375,17 @@ func (w *Worker) configure(l *Listener, g *gate) *conn.Config {
 	if l.Dispatch == DispatchHashID {
 		c.Bound = w.bound
 	}
-	c.Released = nil
-	if g != nil {
-		c.Released = func(c *conn.Conn) { g.left(textAddress(c.Peer())) }
+	if a, ok := c.Handler.(Application); ok {
+		a.Serving(w.connEvent, w.seat)
+		w.handlers = append(w.handlers, a)
+	}
+	if released := c.Released; g != nil {
+		c.Released = func(c *conn.Conn) {
+			if released != nil {
+				released(c)
+			}
+			g.left(textAddress(c.Peer()))
+		}
 	}
 	return &c
 }
