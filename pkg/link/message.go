@@ -123,6 +123,29 @@ type Gathered struct {
 	Error string `json:"error,omitempty"`
 }
 
+// MoveRequest is the argument of the question "move": the worker hands over
+// one connection and answers with a GiveResult.
+type MoveRequest struct {
+	Conn uint64 `json:"conn"`
+	To   uint64 `json:"to"` // incarnation
+}
+
+// GiveRequest is the argument of the question "give": the worker hands over
+// up to Count connections, to the incarnations in turn, and answers with a
+// GiveResult.
+type GiveRequest struct {
+	Count int      `json:"count"`
+	To    []uint64 `json:"to"`
+}
+
+// GiveResult is what came of a MoveRequest or GiveRequest.
+type GiveResult struct {
+	Given   int           `json:"given"`
+	Thawed  int           `json:"thawed"`  // that stay, for whatever reason
+	Refused int           `json:"refused"` // of those, by the taker's word
+	Longest time.Duration `json:"longest_ns"`
+}
+
 // Readiness says that the application of a worker that serves wants no new
 // connections, or wants them again.
 type Readiness struct {

@@ -434,6 +434,7 @@ type seatWords struct{ *scoreboard.Seat }
 func (s *seatWords) count(n int) {
 	for _, w := range []interface{ Add(uint64) uint64 }{
 		&s.Accepts, &s.Messages, &s.BytesIn, &s.BytesOut, &s.SendFailures, &s.Panics, &s.Refused, &s.Datagrams, &s.GCCycles, &s.GCPauseNS,
+		&s.HandoffsGiven, &s.HandoffsTaken, &s.HandoffsRefused, &s.HandoffsThawed,
 	} {
 		w.Add(uint64(n))
 	}
