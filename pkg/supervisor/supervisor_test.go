@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,6 +37,7 @@ type fake struct {
 	in    chan any // link.Body or unix.Signal
 	once  sync.Once
 	began time.Time
+	busy  atomic.Bool // it does not read
 }
 
 func (f *fakes) launch(o order) (process, error) {
@@ -86,11 +88,17 @@ func (f *fakes) every() []*fake {
 func (p *fake) PID() int { return p.pid }
 
 func (p *fake) Send(b link.Body) error {
+	if p.busy.Load() {
+		return link.ErrBusy
+	}
 	p.in <- b
 	return nil
 }
 
 func (p *fake) SendFile(b link.Body, fd int) error {
+	if p.busy.Load() {
+		return link.ErrBusy
+	}
 	p.in <- withFile{b, fd}
 	return nil
 }
