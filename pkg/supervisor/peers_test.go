@@ -129,10 +129,7 @@ func (w *town) obey(p *fake, m any) bool {
 			p.order.said(w.give(p, m.To))
 			fallthrough
 		default:
-			go func() {
-				time.Sleep(time.Second) // fake time
-				p.exit(Exit{})
-			}()
+			time.AfterFunc(time.Second, func() { p.exit(Exit{}) }) // fake time
 		}
 	case link.Gather:
 		w.respond(p, m)
