@@ -29,7 +29,6 @@ func (d *drain) handOver(t terms) {
 	d.exodus = w.begin(ids, target, func(m moved) {
 		m.Left = w.set.Len()
 		w.send(link.Handed{Given: m.Given, Left: m.Left, Longest: m.Longest})
-		w.log.Info("handed over", zap.Int("given", m.Given), zap.Int("left", m.Left), zap.Duration("longest", m.Longest))
 		d.progress()
 	})
 }
