@@ -321,7 +321,6 @@ type bare struct {
 	commands chan func()
 	epoll    int
 	conns    []int
-	fds      [bareBatch]int
 	oob      []byte
 	received chan struct{} // closed when what was being received is there
 	last     time.Duration
