@@ -111,8 +111,8 @@ func (w *Worker) moveSome(which func() ([]uint64, error), to []uint64) (moved, e
 			}
 			return nil
 		}
-		if len(to) == 0 || target(nil) == nil {
-			refused = fmt.Errorf("no worker takes connections, of those asked for")
+		if len(to) == 0 {
+			refused = errNobody
 			return
 		}
 		w.begin(ids, target, func(m moved) { done <- m })
