@@ -237,7 +237,7 @@ func TestNewcomersAreDispatched(t *testing.T) {
 			for _, w := range []*proc{workers[0], workers[2]} {
 				w.tell(link.Peer{Incarnation: workers[1].incarnation, Pool: "worker", Slot: 1, Generation: 1, Seat: int(workers[1].incarnation) - 1})
 			}
-			workers[1].awaitState(link.StateDraining)
+			expect[link.Draining](workers[1])
 			had := workers[1].seat.Connections.Load()
 			more := talkTo(t, s, 30)
 			if has := workers[1].seat.Connections.Load(); has > had {
