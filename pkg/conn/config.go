@@ -60,6 +60,22 @@ type Config struct {
 	// has the connection.
 	Released func(*Conn)
 
+	// Farewell, if not nil, returns the message with which a connection is
+	// closed, nil for none, when that is not asked for by Close or CloseNow:
+	// why is a *ProtocolError, ErrDrained, ErrPeerClosed and the like, or a
+	// *PanicError. It is sent behind what waits, as Close's last messages
+	// are. Without a Farewell, a connection whose time is over, or whose
+	// callback has panicked, is closed as by CloseNow. It is called on the
+	// loop, or after a panic where that was, and must not block.
+	Farewell func(c *Conn, why error) []byte
+
+	// Probe, if not nil, is called on the loop when nothing came from the
+	// peer for ProbeAfter, to ask it for a sign of life, and must not block.
+	// If nothing comes within ProbeWait after it, the connection ends with
+	// ErrIdle. Neither passes while the connection is not read.
+	Probe                 func(c *Conn)
+	ProbeAfter, ProbeWait time.Duration
+
 	// Pinned connections do not move to another process: Set.Freeze and
 	// Conn.MoveTo answer ErrPinned.
 	Pinned bool

@@ -79,6 +79,7 @@ type Conn struct {
 	lastIn   time.Duration // last byte in, or the accept
 	lastOut  time.Duration // last byte out, or the accept
 	partial  time.Duration // first byte of the incomplete message in in, 0: none; before the first byte the accept
+	probed   time.Duration // Config.Probe was called last
 	progress time.Duration // since when the kernel takes nothing; once Closing: since when there is no progress
 	counted  int           // what the seat's QueueBytes has of queued
 	rx, tx   atomic.Uint64 // read by anyone
@@ -266,6 +267,15 @@ func (c *Conn) Value() any {
 	return *v
 }
 
+// Session returns what Config.NewSession has made for this connection, nil
+// without that. Which of its methods may be called here, the session says.
+func (c *Conn) Session() wire.Session {
+	if x := c.extra.Load(); x != nil {
+		return x.session
+	}
+	return nil
+}
+
 // SetValue keeps the application's own state of this connection.
 func (c *Conn) SetValue(v any) { c.value.Store(&v) }
 
@@ -374,7 +384,7 @@ func (c *Conn) settleInput() {
 	if c.ending {
 		c.end(c.extra.Load().over)
 	} else if !c.has(flagFreezing) && c.atBoundary() {
-		c.end(ErrDrained)
+		c.end(c.set.drain.why)
 	}
 }
 
