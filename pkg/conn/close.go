@@ -155,7 +155,7 @@ func (c *Conn) release(why error) {
 		return
 	}
 	c.state = Closed
-	if c.has(flagFreezing) {
+	if c.has(flagFreezing | flagLeaving) {
 		c.set.freezeLater(c.extra.Load().frozen)
 	}
 	loop := c.set.loop

@@ -76,6 +76,16 @@ type Config struct {
 	Probe                 func(c *Conn)
 	ProbeAfter, ProbeWait time.Duration
 
+	// Becomes is what Conn.Become can make of a connection of this Config:
+	// other Configs for the same listener, told apart by their ProtocolName.
+	Becomes []*Config
+
+	// FinishFirst has Freeze leave a connection that Hold keeps as it is, read
+	// and served, until Release; Conn.Leaving says so meanwhile. Without it a
+	// connection is not read, and told nothing, from Freeze on: whoever has
+	// called Hold must not need more of the peer then.
+	FinishFirst bool
+
 	// Pinned connections do not move to another process: Set.Freeze and
 	// Conn.MoveTo answer ErrPinned.
 	Pinned bool

@@ -105,13 +105,15 @@ type extra struct {
 
 	over   error   // of Conn.ending
 	frozen *Frozen // from Freeze to its end
+	become *become // while flagBecome is set
 
 	// Guarded by the connection's mu.
 
 	why    error // what Close was given first
 	timers map[string]*timer
 	late   queue  // behind out, while flagLate is set
-	holds  int    // Hold without Release
+	holds  int    // Hold without Release, and partial
+	partly bool   // Partial was called with true
 	slot   int    // MoveTo's, and where it went once flagLeft is set
 	bound  uint64 // Bind's
 }
@@ -192,11 +194,13 @@ const (
 	flagLate                             // what is sent goes to extra.late
 	flagLeft                             // another process has it
 	flagNew                              // OnConnect is still to be called, here or elsewhere
+	flagLeaving                          // Freeze was called, and is put off by Hold
+	flagBecome                           // Become was called
 )
 
 const (
 	flagsEnded   = flagGoodbye | flagCloseNow | flagClosed                 // no more messages in or out
-	flagsHeld    = flagsEnded | flagsPause                                 // no more messages in for now
+	flagsHeld    = flagsEnded | flagsPause | flagBecome                    // no more messages in for now
 	flagsPause   = flagPaused | flagThrottled | flagClogged | flagsFreezes // not read for now
 	flagsFreezes = flagFreezing | flagFrozen
 	flagsTell    = flagTellFull | flagTellDrain | flagsMove
@@ -327,6 +331,9 @@ func (c *Conn) settle() {
 		flags &^= flagsTell // they wait, so that their callbacks do not put off the freeze for ever
 		c.set.freezeLater(c.extra.Load().frozen)
 	}
+	if flags&flagLeaving != 0 {
+		c.set.freezeLater(c.extra.Load().frozen)
+	}
 	c.flags.And(^(flagDirty | flags&flagsTell))
 	if c.state == Closed {
 		c.mu.Unlock()
@@ -353,6 +360,9 @@ func (c *Conn) settle() {
 	c.flushLocked()
 	if c.state == Closed {
 		return
+	}
+	if flags&flagBecome != 0 && c.state == Open && !c.has(flagsEnded) {
+		c.turnInto()
 	}
 	if c.state == Open {
 		c.settleInput()
@@ -383,7 +393,7 @@ func (c *Conn) settleInput() {
 	}
 	if c.ending {
 		c.end(c.extra.Load().over)
-	} else if !c.has(flagFreezing) && c.atBoundary() {
+	} else if !c.has(flagFreezing|flagLeaving) && c.atBoundary() {
 		c.end(c.set.drain.why)
 	}
 }

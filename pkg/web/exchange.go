@@ -28,11 +28,9 @@ type exchange struct {
 	response response
 	body     *body // nil: none, or it is complete
 
-	minor    int
-	head     bool // the method is HEAD
-	close    bool // the request is the connection's last
-	upgrade  bool // the request asks for another protocol
-	upgraded bool // and got it
+	minor int
+	head  bool // the method is HEAD
+	close bool // the request is the connection's last
 
 	// Of an exchange without a request, and of one that ends the connection.
 
@@ -53,7 +51,7 @@ func newExchange(p *peer, t *turn) *exchange {
 	if x == nil {
 		x = new(exchange)
 	}
-	x.p, x.handler, x.minor, x.close, x.upgrade = p, p.h.config.Handler, h.Minor, h.Close, h.Upgrade
+	x.p, x.handler, x.minor, x.close = p, p.h.config.Handler, h.Minor, h.Close
 	x.head = string(h.Method) == http.MethodHead
 	x.ctx.c = p.c
 	header := x.own.Header
@@ -82,7 +80,7 @@ func (x *exchange) recycle() {
 
 // keep leaves x to the turn's next request, if the handler may not hold it.
 func (t *turn) keep(x *exchange) {
-	if !t.h.config.Reuse || !t.h.config.Inline || x.upgraded {
+	if !t.h.config.Reuse || !t.h.config.Inline {
 		return
 	}
 	x.ctx.mu.Lock()
@@ -111,9 +109,6 @@ func newExchangeOf(p *peer, t *turn, in *inlineBody, trailer []byte) *exchange {
 	}
 	return x
 }
-
-// mayUpgrade says whether what follows the request may be another protocol.
-func (x *exchange) mayUpgrade() bool { return x.upgrade && x.p.h.config.Upgrade != nil }
 
 // serve has the request answered and says whether the connection ends with
 // it, which end does.
@@ -264,9 +259,8 @@ func localAddr(s string) net.Addr {
 }
 
 // Conn returns the connection of the request whose context ctx is, or is
-// derived from; nil if that is none of this package's. Until the connection is
-// handed over by Config.Upgrade, whoever sends on it or closes it disturbs what
-// is said there.
+// derived from; nil if that is none of this package's. Whoever sends on it or closes it disturbs what is
+// said there.
 func Conn(ctx context.Context) *conn.Conn {
 	c, _ := ctx.Value(connKey{}).(*conn.Conn)
 	return c

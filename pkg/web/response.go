@@ -36,7 +36,7 @@ type room struct {
 var rooms = sync.Pool{New: func() any { return &room{body: make([]byte, 0, bodyRoom)} }}
 
 // ErrNoHijack is what Hijack of the reactor's responses fails with.
-var ErrNoHijack = fmt.Errorf("web: the connection is the reactor's: answer 101 with Config.Upgrade, or serve the handler by net/http to hijack: %w", http.ErrNotSupported)
+var ErrNoHijack = fmt.Errorf("web: the connection is the reactor's: declare a Stream, or serve the handler by net/http to hijack: %w", http.ErrNotSupported)
 
 // response is the http.ResponseWriter of one request. As with net/http, one
 // goroutine at a time may use it, and only until the handler has returned.
@@ -227,8 +227,7 @@ func (w *response) commit(done bool) {
 func (w *response) appendConnection(out []byte) []byte {
 	x := w.x
 	if w.status == http.StatusSwitchingProtocols {
-		x.upgraded = x.mayUpgrade()
-		w.close = !x.upgraded
+		w.close = true // there is nobody for what would follow
 		for _, v := range w.connection {
 			out = http1.AppendField(out, "Connection", v)
 		}

@@ -30,6 +30,7 @@ func (d *drain) handOver(t terms) {
 		m.Left = w.set.Len()
 		w.send(link.Handed{Given: m.Given, Left: m.Left, Longest: m.Longest})
 		w.log.Info("handed over", zap.Int("given", m.Given), zap.Int("left", m.Left), zap.Duration("longest", m.Longest))
+		d.farewell()
 		d.progress()
 	})
 }
