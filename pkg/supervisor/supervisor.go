@@ -247,7 +247,7 @@ type (
 	balancePlan       struct{ reply chan planned }
 	happened          struct { // something for the events and the log
 		kind, message string
-		slot          *slot // nil: of the whole service
+		slot          *slot
 	}
 	balanced         struct{}
 	incarnationBroke struct {
