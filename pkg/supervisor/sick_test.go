@@ -165,7 +165,7 @@ func TestHangIsFoundAtOnceAndHealthyWorkersAreLeftToSleep(t *testing.T) {
 // nextLook asks the supervisor's goroutine when it looks at the workers next.
 func (w *ward) nextLook() time.Time {
 	reply := make(chan time.Time, 1)
-	w.post(verb{do: func(s *Supervisor, _ *slot, _ chan error) { reply <- s.lookDue }, verdict: make(chan error, 1)})
+	w.post(verb{do: func(s *Supervisor, _ *slot, _ chan outcome) { reply <- s.lookDue }, verdict: make(chan outcome, 1)})
 	return <-reply
 }
 

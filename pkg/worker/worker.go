@@ -249,7 +249,6 @@ func prepare(in *link.Inherited, conf Config) (*Worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(inbox) // the supervisor has it then
 	if err := w.makeListeners(in); err != nil {
 		return nil, err
 	}
