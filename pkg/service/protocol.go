@@ -4,9 +4,11 @@ import (
 	"encoding"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
@@ -285,8 +287,17 @@ type WebLimits = httpweb.Limits
 // of which there are Limits.Running, and may block; what comes when too many wait is
 // answered by 503. The context ends when the handler has returned or the
 // client has gone.
+//
+// A connection moves to another worker between two requests, in the middle of
+// a head, and, with Inline, of a body. When its worker leaves, a handler that runs is waited
+// for until the end of the grace, while the client notices nothing.
 type Web struct {
 	Handler http.Handler // nil: http.DefaultServeMux
+
+	// Streams are what a connection turns into with a GET for one of these
+	// paths: a WebSocket, if the request asks for one, or Events. The path is to
+	// be as in the request, without escapes, and means itself only.
+	Streams map[string]Stream
 
 	// Inline runs the handler on the loop, where it must not block. It is
 	// given requests with their body complete, up to Limits.Body (1 MiB), and
@@ -487,10 +498,11 @@ func (p HTTP) listener(name string, set listenerConfig) (worker.Listener, error)
 // max_message is the longest body, queue_depth the requests read ahead,
 // read_idle_timeout how long a peer may fall behind with a body.
 func (p Web) listener(name string, set listenerConfig) (worker.Listener, error) {
-	const has = "inline, max_message, queue_depth, send_high, send_low, send_limit, first_byte_timeout, message_timeout, read_idle_timeout, idle_timeout, write_timeout, close_timeout, max_connections, max_connections_per_peer, accept_rate and accept_burst"
-	if key := set.unusable("inline", "max_message", "queue_depth", "send_high", "send_low", "send_limit", "first_byte_timeout", "message_timeout", "read_idle_timeout",
-		"idle_timeout", "write_timeout", "close_timeout", "max_connections", "max_connections_per_peer", "accept_rate", "accept_burst"); key != "" {
-		return worker.Listener{}, &settingError{key, "HTTP has no such setting, only " + has}
+	if key := set.usesAny("auth_timeout", "write_idle_timeout"); key != "" {
+		return worker.Listener{}, &settingError{key, "HTTP has no such setting"}
+	}
+	if key := set.usesAny("origins", "compress_above", "ping_interval", "pong_timeout"); key != "" && len(p.Streams) == 0 {
+		return worker.Listener{}, &settingError{key, "only WebSocket has this setting, and there is none here"}
 	}
 	if set.Inline != nil {
 		p.Inline = *set.Inline
@@ -510,8 +522,21 @@ func (p Web) listener(name string, set listenerConfig) (worker.Listener, error) 
 	if set.IdleTimeout != 0 {
 		p.Limits.IdleTimeout = set.IdleTimeout
 	}
-	h := httpweb.New(httpweb.Config{Handler: p.Handler, Inline: p.Inline, Reuse: p.Reuse, Limits: p.Limits})
+	streams := make(map[string]httpweb.Stream)
+	for path, s := range p.Streams {
+		if s == nil || !strings.HasPrefix(path, "/") || strings.ContainsAny(path, "?#% ") {
+			return worker.Listener{}, fmt.Errorf("stream at %q: want a path as it is in a request, and what is served there", path)
+		}
+		var err error
+		if streams[path], err = s.stream(path, set); err != nil {
+			return worker.Listener{}, fmt.Errorf("stream at %q: %w", path, err)
+		}
+	}
+	h := httpweb.New(httpweb.Config{Handler: p.Handler, Inline: p.Inline, Reuse: p.Reuse, Limits: p.Limits, Streams: streams})
 	c := h.ConnConfig(set.limits(p.Send))
+	if set.Movable != nil {
+		c.Pinned = !*set.Movable
+	}
 	if err := c.Limits.Check(); err != nil {
 		return worker.Listener{}, err
 	}
