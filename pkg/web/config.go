@@ -90,7 +90,7 @@ type Config struct {
 	// request runs on a goroutine.
 	Inline bool
 
-	// Reuse, with Inline, allows the request, its Header and URL, the
+	// Reuse, with Inline, allows the request, its Header with the values, and URL, the
 	// ResponseWriter and its Header to be used for the next request when the
 	// handler has returned: neither it nor anything it has started may hold them
 	// then. Strings that were in them stay good, and so do contexts that were derived

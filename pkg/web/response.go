@@ -94,7 +94,11 @@ func (w *response) WriteHeader(status int) {
 		return
 	}
 	w.status = status
-	w.room = rooms.Get().(*room)
+	if w.turn != nil {
+		w.room = &w.turn.room
+	} else {
+		w.room = rooms.Get().(*room)
+	}
 	w.room.head = w.fields(http1.AppendStatusLine(w.room.head[:0], w.x.minor, status))
 }
 
@@ -127,8 +131,8 @@ func (w *response) fields(dst []byte) []byte {
 			w.announce(http.CanonicalHeaderKey(strings.TrimSpace(name)))
 		}
 	}
-	var room [16]string
-	names := room[:0]
+	var room [16]field
+	fields := room[:0]
 	for name, values := range w.header {
 		switch name {
 		case "Content-Length":
@@ -161,10 +165,24 @@ func (w *response) fields(dst []byte) []byte {
 			continue
 		}
 		if !slices.Contains(w.trailers, name) {
-			names = append(names, name)
+			fields = append(fields, field{name, values})
 		}
 	}
-	return http1.AppendNamed(dst, w.header, names)
+	if len(fields) > 1 {
+		slices.SortFunc(fields, func(a, b field) int { return strings.Compare(a.name, b.name) })
+	}
+	for _, f := range fields {
+		for _, v := range f.values {
+			dst = http1.AppendField(dst, f.name, v)
+		}
+	}
+	return dst
+}
+
+// field is one of a head.
+type field struct {
+	name   string
+	values []string
 }
 
 // announce notes a trailer, unless it would frame the message.
@@ -196,7 +214,7 @@ func (w *response) commit(done bool) {
 		out = http1.AppendField(out, "Content-Type", http.DetectContentType(body))
 	}
 	if !w.hasDate {
-		out = http1.AppendDate(out, time.Now())
+		out = http1.AppendDate(out, w.turn.dateOf())
 	}
 	if w.length >= 0 {
 		out = append(out, "Content-Length: "...)
@@ -520,11 +538,16 @@ func (w *response) finish() (closing bool) {
 // over ends the use of the response.
 func (w *response) over() {
 	w.ended = true
-	if r := w.room; r != nil {
-		w.room = nil
-		if cap(r.head) <= 2*sendStep {
-			r.head, r.body = r.head[:0], r.body[:0]
-			rooms.Put(r)
-		}
+	r := w.room
+	if r == nil {
+		return
+	}
+	w.room = nil
+	if cap(r.head) > 2*sendStep {
+		r.head = nil
+	}
+	r.head, r.body = r.head[:0], r.body[:0]
+	if w.turn == nil {
+		rooms.Put(r)
 	}
 }

@@ -11,9 +11,9 @@ import (
 // for Body: Method, URL (which becomes u), RequestURI, Proto and its numbers,
 // Header without Host, Host, ContentLength, TransferEncoding, Trailer and
 // Close. Nothing of it aliases h. A Header that r has already is emptied and
-// used. It fails if net/url does not take the target,
-// which the parser has checked before.
-func (h *Head) Fill(r *http.Request, u *url.URL) error {
+// used, and so is room for its values; nil: it is made. It fails if net/url
+// does not take the target, which the parser has checked before.
+func (h *Head) Fill(r *http.Request, u *url.URL, room *[]string) error {
 	// One string for all of the head; what is kept of it is a part of that.
 	raw := string(h.Raw)
 	method := len(h.Method)
@@ -30,10 +30,10 @@ func (h *Head) Fill(r *http.Request, u *url.URL) error {
 	if err := h.fillURL(r, u); err != nil {
 		return err
 	}
-	h.fillHeader(r, raw)
+	h.fillHeader(r, raw, room)
 	r.Host = u.Host
 	if r.Host == "" && len(h.Host) > 0 {
-		r.Host = string(h.Host)
+		r.Host = h.in(raw, h.Host)
 	}
 	if h.Chunked {
 		r.TransferEncoding = []string{"chunked"}
@@ -86,19 +86,26 @@ func (h *Head) fillURL(r *http.Request, u *url.URL) error {
 }
 
 // fillHeader makes the map. raw is a copy of h.Raw.
-func (h *Head) fillHeader(r *http.Request, raw string) {
+func (h *Head) fillHeader(r *http.Request, raw string, room *[]string) {
 	header := r.Header
 	if header == nil {
 		header = make(http.Header, len(h.Fields))
-	} else {
+	} else if len(header) > 0 {
 		clear(header)
 	}
-	values := make([]string, len(h.Fields))
+	var values []string
+	if room != nil && cap(*room) >= len(h.Fields) {
+		values = (*room)[:len(h.Fields)]
+	} else {
+		values = make([]string, len(h.Fields))
+		if room != nil {
+			*room = values
+		}
+	}
 	for i, f := range h.Fields {
-		name := h.in(raw, f.Name)
-		key, known := commonNames[name]
-		if !known {
-			key = textproto.CanonicalMIMEHeaderKey(name)
+		key := commonName(f.Name)
+		if key == "" {
+			key = textproto.CanonicalMIMEHeaderKey(h.in(raw, f.Name))
 		}
 		if key == "Host" || h.Chunked && (key == "Transfer-Encoding" || key == "Trailer") {
 			continue
@@ -140,9 +147,10 @@ func (h *Head) fillTrailer(r *http.Request) {
 	}
 }
 
-// commonNames has the canonical form of the names that most requests are made
-// of, as browsers, tools and proxies write them, so that it is not made anew.
-var commonNames = func() map[string]string {
+// commonNames has the names that most requests are made of, as browsers,
+// tools and proxies write them, and their canonical form, so that it is not made
+// anew: those with the same nameHash stand together.
+var commonNames = func() (table [256][][2]string) {
 	m := make(map[string]string)
 	for _, name := range []string{
 		"Accept", "Accept-Charset", "Accept-Encoding", "Accept-Language", "Authorization", "Cache-Control", "Connection",
@@ -160,8 +168,29 @@ var commonNames = func() map[string]string {
 	for _, name := range []string{"DNT", "Last-Event-ID", "Sec-WebSocket-Extensions", "Sec-WebSocket-Key", "Sec-WebSocket-Protocol", "Sec-WebSocket-Version", "TE", "X-Real-IP", "X-Request-ID"} {
 		m[name] = http.CanonicalHeaderKey(name)
 	}
-	return m
+	for name, canonical := range m {
+		hash := nameHash([]byte(name))
+		table[hash] = append(table[hash], [2]string{name, canonical})
+	}
+	return table
 }()
+
+// nameHash is for a name that is not empty.
+func nameHash(name []byte) uint8 {
+	n := len(name)
+	return uint8(n)*5 + name[0]*3 + name[n-1]*7 + name[n/2]*11
+}
+
+// commonName returns the canonical form of a name, "" if that is none of
+// commonNames.
+func commonName(name []byte) string {
+	for _, c := range commonNames[nameHash(name)] {
+		if c[0] == string(name) {
+			return c[1]
+		}
+	}
+	return ""
+}
 
 // FillTrailer puts a trailer section, as Parser.Next returned it, into
 // r.Trailer.

@@ -47,7 +47,7 @@ func ours(t *testing.T, in []byte) (all []*http.Request, bodies []string, comple
 		switch kind {
 		case RequestHead:
 			r := new(http.Request)
-			if err := h.Fill(r, new(url.URL)); err != nil {
+			if err := h.Fill(r, new(url.URL), nil); err != nil {
 				t.Fatalf("head %q was accepted, but Fill says %v", h.Raw, err)
 			}
 			all, bodies = append(all, r), append(bodies, "")
@@ -139,7 +139,7 @@ func TestRequestKeepsNothingOfTheInput(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := new(http.Request)
-	if err := h.Fill(r, new(url.URL)); err != nil {
+	if err := h.Fill(r, new(url.URL), nil); err != nil {
 		t.Fatal(err)
 	}
 	clear(in)
@@ -176,7 +176,7 @@ func BenchmarkHeadAndRequest(b *testing.B) {
 			http.Request
 			url.URL
 		}
-		if err := h.Fill(&x.Request, &x.URL); err != nil {
+		if err := h.Fill(&x.Request, &x.URL, nil); err != nil {
 			b.Fatal(err)
 		}
 	}
