@@ -56,13 +56,13 @@ func newExchange(p *peer, t *turn) *exchange {
 	x.head = string(h.Method) == http.MethodHead
 	x.ctx.c = p.c
 	r := &x.own
-	var room *[]string
+	var room *http1.Room
 	if p.h.config.Reuse {
 		if x.kept == nil {
 			x.kept = &kept{request: *blank.WithContext(&x.ctx)}
 		}
 		*r = x.kept.request
-		r.Header, room = x.kept.header, &x.kept.values
+		r.Header, room = x.kept.header, &x.kept.room
 	} else {
 		*r = *blank.WithContext(&x.ctx)
 	}
@@ -81,7 +81,7 @@ func newExchange(p *peer, t *turn) *exchange {
 type kept struct {
 	request http.Request // empty, with the exchange's context
 	header  http.Header
-	values  []string // of header
+	room    http1.Room
 }
 
 // recycle makes x empty, but for its maps, which are, and what is written anew

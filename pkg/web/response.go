@@ -133,43 +133,23 @@ func (w *response) fields(dst []byte) []byte {
 	}
 	var room [16]field
 	fields := room[:0]
-	for name, values := range w.header {
-		switch name {
-		case "Content-Length":
-			if len(values) == 1 && allowed {
-				if n, err := strconv.ParseInt(strings.TrimSpace(values[0]), 10, 64); err == nil && n >= 0 {
-					w.length = n
-				}
-			}
-			continue
-		case "Connection":
-			w.connection = slices.Clone(values)
-			w.close = w.close || http1.HasToken(values, "close")
-			continue
-		case "Transfer-Encoding":
-			w.toClose = len(values) == 1 && values[0] == "identity"
-			w.hasType = true // nothing is known of a body that is encoded
-			continue
-		case "Content-Type":
-			w.hasType = true
-			if w.status == http.StatusNotModified {
-				continue
-			}
-		case "Content-Encoding":
-			w.hasEncoding = len(values) > 0 && values[0] != ""
-		case "Date":
-			w.hasDate = true
-		}
-		if strings.HasPrefix(name, http.TrailerPrefix) {
-			w.prefixed = true
-			continue
-		}
-		if !slices.Contains(w.trailers, name) {
-			fields = append(fields, field{name, values})
+	// Most often there is a type, perhaps a length, and nothing else: that is
+	// known without walking through the map.
+	left := len(w.header)
+	for _, name := range [...]string{"Content-Type", "Content-Length"} {
+		if values, ok := w.header[name]; ok {
+			fields = w.field(fields, name, values, allowed)
+			left--
 		}
 	}
-	if len(fields) > 1 {
-		slices.SortFunc(fields, func(a, b field) int { return strings.Compare(a.name, b.name) })
+	if left > 0 {
+		fields = fields[:0]
+		for name, values := range w.header {
+			fields = w.field(fields, name, values, allowed)
+		}
+		if len(fields) > 1 {
+			slices.SortFunc(fields, func(a, b field) int { return strings.Compare(a.name, b.name) })
+		}
 	}
 	for _, f := range fields {
 		for _, v := range f.values {
@@ -177,6 +157,45 @@ func (w *response) fields(dst []byte) []byte {
 		}
 	}
 	return dst
+}
+
+// field takes note of what the handler has set, and appends it if it is to be
+// sent as it is.
+func (w *response) field(fields []field, name string, values []string, allowed bool) []field {
+	switch name {
+	case "Content-Length":
+		if len(values) == 1 && allowed {
+			if n, err := strconv.ParseInt(strings.TrimSpace(values[0]), 10, 64); err == nil && n >= 0 {
+				w.length = n
+			}
+		}
+		return fields
+	case "Connection":
+		w.connection = slices.Clone(values)
+		w.close = w.close || http1.HasToken(values, "close")
+		return fields
+	case "Transfer-Encoding":
+		w.toClose = len(values) == 1 && values[0] == "identity"
+		w.hasType = true // nothing is known of a body that is encoded
+		return fields
+	case "Content-Type":
+		w.hasType = true
+		if w.status == http.StatusNotModified {
+			return fields
+		}
+	case "Content-Encoding":
+		w.hasEncoding = len(values) > 0 && values[0] != ""
+	case "Date":
+		w.hasDate = true
+	}
+	if strings.HasPrefix(name, http.TrailerPrefix) {
+		w.prefixed = true
+		return fields
+	}
+	if slices.Contains(w.trailers, name) {
+		return fields
+	}
+	return append(fields, field{name, values})
 }
 
 // field is one of a head.

@@ -11,9 +11,10 @@ import (
 // for Body: Method, URL (which becomes u), RequestURI, Proto and its numbers,
 // Header without Host, Host, ContentLength, TransferEncoding, Trailer and
 // Close. Nothing of it aliases h. A Header that r has already is emptied and
-// used, and so is room for its values; nil: it is made. It fails if net/url
-// does not take the target, which the parser has checked before.
-func (h *Head) Fill(r *http.Request, u *url.URL, room *[]string) error {
+// used, and so is room, which may be nil; both are the last request's then. It
+// fails if net/url does not take the target, which the parser has checked
+// before.
+func (h *Head) Fill(r *http.Request, u *url.URL, room *Room) error {
 	// One string for all of the head; what is kept of it is a part of that.
 	raw := string(h.Raw)
 	method := len(h.Method)
@@ -85,27 +86,40 @@ func (h *Head) fillURL(r *http.Request, u *url.URL) error {
 	return nil
 }
 
+// Room is what Fill may use again for the next request.
+type Room struct {
+	keys   []string // of the fields of the last head, if each was there once
+	values []string // theirs, of which the map's are parts
+}
+
 // fillHeader makes the map. raw is a copy of h.Raw.
-func (h *Head) fillHeader(r *http.Request, raw string, room *[]string) {
-	header := r.Header
+func (h *Head) fillHeader(r *http.Request, raw string, room *Room) {
+	var own Room
+	if room == nil {
+		room = &own
+	}
+	if h.refill(r.Header, raw, room) {
+		return
+	}
+	header, n := r.Header, len(h.Fields)
 	if header == nil {
-		header = make(http.Header, len(h.Fields))
+		header = make(http.Header, n)
 	} else if len(header) > 0 {
 		clear(header)
 	}
-	var values []string
-	if room != nil && cap(*room) >= len(h.Fields) {
-		values = (*room)[:len(h.Fields)]
-	} else {
-		values = make([]string, len(h.Fields))
-		if room != nil {
-			*room = values
-		}
+	if cap(room.values) < n {
+		room.values = make([]string, n)
 	}
+	values := room.values[:n]
+	room.values = values
+	room.keys = room.keys[:0]
 	for i, f := range h.Fields {
 		key := commonName(f.Name)
 		if key == "" {
 			key = textproto.CanonicalMIMEHeaderKey(h.in(raw, f.Name))
+		}
+		if room != &own {
+			room.keys = append(room.keys, key)
 		}
 		if key == "Host" || h.Chunked && (key == "Transfer-Encoding" || key == "Trailer") {
 			continue
@@ -113,6 +127,7 @@ func (h *Head) fillHeader(r *http.Request, raw string, room *[]string) {
 		values[i] = h.in(raw, f.Value)
 		if old := header[key]; old != nil {
 			header[key] = append(old, values[i])
+			room.keys = room.keys[:0]
 		} else {
 			header[key] = values[i : i+1 : i+1]
 		}
@@ -124,6 +139,39 @@ func (h *Head) fillHeader(r *http.Request, raw string, room *[]string) {
 			header["Cache-Control"] = []string{"no-cache"}
 		}
 	}
+}
+
+// refill puts the values into a map that holds the same keys, from the last
+// request, and says whether it could: clients send the same fields again and
+// again, and to look a key up costs half of what it costs to clear the map and
+// to set it. Whatever was done to the map or to a list in it is seen here.
+func (h *Head) refill(header http.Header, raw string, room *Room) bool {
+	if len(room.keys) == 0 || len(room.keys) != len(h.Fields) || h.Chunked {
+		return false
+	}
+	hosts := 0
+	for i, f := range h.Fields {
+		key := room.keys[i]
+		if commonName(f.Name) != key {
+			return false
+		}
+		if key == "Host" {
+			hosts++
+			continue
+		}
+		if at := header[key]; len(at) != 1 || &at[0] != &room.values[i] || key == "Pragma" {
+			return false
+		}
+	}
+	if len(header)+hosts != len(h.Fields) {
+		return false
+	}
+	for i, f := range h.Fields {
+		if room.keys[i] != "Host" {
+			room.values[i] = h.in(raw, f.Value)
+		}
+	}
+	return true
 }
 
 // fillTrailer makes the map with what the request announces.
