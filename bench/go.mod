@@ -4,8 +4,15 @@ go 1.26.0
 
 require (
 	github.com/mainstay-go/mainstay v0.0.0-00010101000000-000000000000
+	github.com/valyala/fasthttp v1.74.0
 	go.uber.org/goleak v1.3.0
 	golang.org/x/sys v0.49.0
+)
+
+require (
+	github.com/klauspost/compress v1.20.0 // indirect
+	github.com/molecule-man/go-brrr v1.0.1 // indirect
+	github.com/valyala/bytebufferpool v1.0.0 // indirect
 )
 
 replace github.com/mainstay-go/mainstay => ../

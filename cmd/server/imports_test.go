@@ -192,6 +192,9 @@ func checkFile(t *testing.T, root, module, name string) error {
 		if strings.HasSuffix(name, "_test.go") && slices.Contains(loggers, imported) {
 			continue // an Example may end by log.Fatal
 		}
+		if strings.HasSuffix(name, "_test.go") && isOurs && strings.HasPrefix(imported, "test/") {
+			continue // peers to be tested with stand beside the floors
+		}
 		if verdict := checkImport(dir, imported, isOurs); verdict != "" {
 			t.Errorf("%s: %s", set.Position(spec.Pos()), verdict)
 		}

@@ -23,6 +23,7 @@ func newService() *service.Service {
 	s.Kind("discard", service.Raw[none]{Inline: true})
 	s.Kind("text-echo", service.Text[none]{Inline: true, OnMessage: reply, OnBufferFull: pause, OnBufferDrain: resume})
 	s.Kind("frame-echo", service.Frame[none]{Inline: true, OnMessage: reply, OnBufferFull: pause, OnBufferDrain: resume})
+	s.Kind("ws-echo", service.WebSocket[none]{Inline: true, OnMessage: replyMessage, OnBufferFull: pause, OnBufferDrain: resume})
 	s.Kind("udp-echo", service.Packet{OnPacket: replyPacket})
 	s.Kind("http-hello", service.Web{Inline: true, Reuse: true, Handler: http.HandlerFunc(hello)})
 	s.Kind("nethttp-hello", service.HTTP{Handler: http.HandlerFunc(hello)})
@@ -33,6 +34,13 @@ func newService() *service.Service {
 // its peer would miss a part otherwise.
 func reply(c *service.Conn[none], m []byte) {
 	if err := c.Send(m); err != nil {
+		c.CloseNow(err)
+	}
+}
+
+// replyMessage sends a message of WebSocket back, as text or as bytes.
+func replyMessage(c *service.Conn[none], m service.Message) {
+	if err := c.SendMessage(m); err != nil {
 		c.CloseNow(err)
 	}
 }

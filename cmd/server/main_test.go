@@ -18,7 +18,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/mainstay-go/mainstay/pkg/control"
-	"github.com/mainstay-go/mainstay/pkg/link"
+	"github.com/mainstay-go/mainstay/pkg/service/servicetest"
 )
 
 // TestMain makes the test binary the program itself where a script, or a
@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(withTrap) != "" {
 		trapMain()
 	}
-	if link.IsWorker() {
+	if servicetest.IsService() {
 		main()
 		return
 	}

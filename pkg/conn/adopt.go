@@ -39,12 +39,12 @@ func (s *Set) Adopt(fd int, id rows.ID, row *rows.Row, config func(listener stri
 	if cfg == nil {
 		return nil, fmt.Errorf("%w: %q", ErrListener, st.listener)
 	}
+	if cfg = cfg.speaking(st.protocol); cfg == nil {
+		return nil, fmt.Errorf("%w: listener %q has %q, want %q", ErrProtocol, st.listener, config(st.listener).ProtocolName, st.protocol)
+	}
 	settings, err := s.settingsOf(cfg)
 	if err != nil {
 		return nil, err
-	}
-	if st.protocol != settings.ProtocolName {
-		return nil, fmt.Errorf("%w: listener %q has %q, want %q", ErrProtocol, st.listener, settings.ProtocolName, st.protocol)
 	}
 	if _, err := s.allocator(); err != nil {
 		return nil, fmt.Errorf("conn: %w", err)

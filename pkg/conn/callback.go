@@ -99,7 +99,11 @@ func (s *Set) leave(c *Conn) {
 func (c *Conn) panicked(value any) {
 	err := &PanicError{Value: value, Stack: debug.Stack()}
 	c.cfg.Seat.Panics.Add(1)
-	c.CloseNow(err)
+	if c.cfg.Farewell != nil {
+		c.end(err)
+	} else {
+		c.CloseNow(err)
+	}
 	if c.cfg.Event != nil {
 		c.cfg.Event(Event{Kind: CallbackPanicked, Listener: c.Listener(), Conn: c, Peer: c.peer, Err: err})
 	}

@@ -56,8 +56,27 @@ func (c *Conn) bye(flag uint32, why error, last [][]byte) (err error) {
 	return err
 }
 
-// end is Close on the loop's own account, when no callback runs or waits.
-func (c *Conn) end(why error) { _ = c.bye(flagGoodbye, why, nil) }
+// end is Close on this package's own account: it says farewell.
+func (c *Conn) end(why error) {
+	var last [][]byte
+	if f := c.cfg.Farewell; f != nil && !c.has(flagsEnded) {
+		if m := f(c, why); m != nil {
+			last = [][]byte{m}
+		}
+	}
+	_ = c.bye(flagGoodbye, why, last)
+}
+
+// cut is release on this package's own account: if there is something to be
+// said, the peer gets it first, or what of it can be sent at once.
+func (c *Conn) cut(why error) {
+	if c.cfg.Farewell != nil && c.state == Open {
+		c.end(why)
+		c.mu.Lock()
+		c.flushLocked()
+	}
+	c.release(why)
+}
 
 // startClosing acts on Close.
 func (c *Conn) startClosing() {
@@ -136,7 +155,7 @@ func (c *Conn) release(why error) {
 		return
 	}
 	c.state = Closed
-	if c.has(flagFreezing) {
+	if c.has(flagFreezing | flagLeaving) {
 		c.set.freezeLater(c.extra.Load().frozen)
 	}
 	loop := c.set.loop

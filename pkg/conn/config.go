@@ -60,6 +60,32 @@ type Config struct {
 	// has the connection.
 	Released func(*Conn)
 
+	// Farewell, if not nil, returns the message with which a connection is
+	// closed, nil for none, when that is not asked for by Close or CloseNow:
+	// why is a *ProtocolError, ErrDrained, ErrPeerClosed and the like, or a
+	// *PanicError. It is sent behind what waits, as Close's last messages
+	// are. Without a Farewell, a connection whose time is over, or whose
+	// callback has panicked, is closed as by CloseNow. It is called on the
+	// loop, or after a panic where that was, and must not block.
+	Farewell func(c *Conn, why error) []byte
+
+	// Probe, if not nil, is called on the loop when nothing came from the
+	// peer for ProbeAfter, to ask it for a sign of life, and must not block.
+	// If nothing comes within ProbeWait after it, the connection ends with
+	// ErrIdle. Neither passes while the connection is not read.
+	Probe                 func(c *Conn)
+	ProbeAfter, ProbeWait time.Duration
+
+	// Becomes is what Conn.Become can make of a connection of this Config:
+	// other Configs for the same listener, told apart by their ProtocolName.
+	Becomes []*Config
+
+	// FinishFirst has Freeze leave a connection that Hold keeps as it is, read
+	// and served, until Release; Conn.Leaving says so meanwhile. Without it a
+	// connection is not read, and told nothing, from Freeze on: whoever has
+	// called Hold must not need more of the peer then.
+	FinishFirst bool
+
 	// Pinned connections do not move to another process: Set.Freeze and
 	// Conn.MoveTo answer ErrPinned.
 	Pinned bool

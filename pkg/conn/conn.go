@@ -79,6 +79,7 @@ type Conn struct {
 	lastIn   time.Duration // last byte in, or the accept
 	lastOut  time.Duration // last byte out, or the accept
 	partial  time.Duration // first byte of the incomplete message in in, 0: none; before the first byte the accept
+	probed   time.Duration // Config.Probe was called last
 	progress time.Duration // since when the kernel takes nothing; once Closing: since when there is no progress
 	counted  int           // what the seat's QueueBytes has of queued
 	rx, tx   atomic.Uint64 // read by anyone
@@ -104,13 +105,15 @@ type extra struct {
 
 	over   error   // of Conn.ending
 	frozen *Frozen // from Freeze to its end
+	become *become // while flagBecome is set
 
 	// Guarded by the connection's mu.
 
 	why    error // what Close was given first
 	timers map[string]*timer
 	late   queue  // behind out, while flagLate is set
-	holds  int    // Hold without Release
+	holds  int    // Hold without Release, and partial
+	partly bool   // Partial was called with true
 	slot   int    // MoveTo's, and where it went once flagLeft is set
 	bound  uint64 // Bind's
 }
@@ -191,11 +194,13 @@ const (
 	flagLate                             // what is sent goes to extra.late
 	flagLeft                             // another process has it
 	flagNew                              // OnConnect is still to be called, here or elsewhere
+	flagLeaving                          // Freeze was called, and is put off by Hold
+	flagBecome                           // Become was called
 )
 
 const (
 	flagsEnded   = flagGoodbye | flagCloseNow | flagClosed                 // no more messages in or out
-	flagsHeld    = flagsEnded | flagsPause                                 // no more messages in for now
+	flagsHeld    = flagsEnded | flagsPause | flagBecome                    // no more messages in for now
 	flagsPause   = flagPaused | flagThrottled | flagClogged | flagsFreezes // not read for now
 	flagsFreezes = flagFreezing | flagFrozen
 	flagsTell    = flagTellFull | flagTellDrain | flagsMove
@@ -266,6 +271,15 @@ func (c *Conn) Value() any {
 	return *v
 }
 
+// Session returns what Config.NewSession has made for this connection, nil
+// without that. Which of its methods may be called here, the session says.
+func (c *Conn) Session() wire.Session {
+	if x := c.extra.Load(); x != nil {
+		return x.session
+	}
+	return nil
+}
+
 // SetValue keeps the application's own state of this connection.
 func (c *Conn) SetValue(v any) { c.value.Store(&v) }
 
@@ -317,6 +331,9 @@ func (c *Conn) settle() {
 		flags &^= flagsTell // they wait, so that their callbacks do not put off the freeze for ever
 		c.set.freezeLater(c.extra.Load().frozen)
 	}
+	if flags&flagLeaving != 0 {
+		c.set.freezeLater(c.extra.Load().frozen)
+	}
 	c.flags.And(^(flagDirty | flags&flagsTell))
 	if c.state == Closed {
 		c.mu.Unlock()
@@ -343,6 +360,9 @@ func (c *Conn) settle() {
 	c.flushLocked()
 	if c.state == Closed {
 		return
+	}
+	if flags&flagBecome != 0 && c.state == Open && !c.has(flagsEnded) {
+		c.turnInto()
 	}
 	if c.state == Open {
 		c.settleInput()
@@ -373,8 +393,8 @@ func (c *Conn) settleInput() {
 	}
 	if c.ending {
 		c.end(c.extra.Load().over)
-	} else if !c.has(flagFreezing) && c.atBoundary() {
-		c.end(ErrDrained)
+	} else if !c.has(flagFreezing|flagLeaving) && c.atBoundary() {
+		c.end(c.set.drain.why)
 	}
 }
 

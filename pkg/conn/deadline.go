@@ -34,14 +34,41 @@ func (c *Conn) expired(now time.Duration) {
 		// The peer is not to blame for what waits for us.
 		c.restamp()
 	}
-	if over, due := c.reading(now); over != nil {
-		if c.events&reactor.Readable != 0 && c.lastIn < due && c.unread() {
-			// The loop was held up, not the peer: it is judged once that was read.
-			c.expireBy(now + time.Millisecond)
-			return
-		}
+	over, due := c.reading(now)
+	if over == nil {
+		over, due = c.probing(now)
+	}
+	if over == nil {
+		return
+	}
+	if c.events&reactor.Readable != 0 && c.lastIn < due && c.unread() {
+		// The loop was held up, not the peer: it is judged once that was read.
+		c.expireBy(now + time.Millisecond)
+		return
+	}
+	if c.cfg.Farewell != nil {
+		c.end(over)
+	} else {
 		c.release(over)
 	}
+}
+
+// probing asks a silent peer for a sign of life, and says whether that was in
+// vain.
+func (c *Conn) probing(now time.Duration) (over error, due time.Duration) {
+	cfg := c.cfg
+	switch {
+	case cfg.Probe == nil:
+	case c.probed > c.lastIn:
+		if at := c.probed + cfg.ProbeWait; c.check(at, now) {
+			return ErrIdle, at
+		}
+	case c.check(c.lastIn+cfg.ProbeAfter, now):
+		c.probed = now
+		c.expireBy(now + cfg.ProbeWait)
+		cfg.Probe(c)
+	}
+	return nil, 0
 }
 
 // reading says which deadline of the reading side is over, nil if none is.
@@ -77,6 +104,9 @@ func (c *Conn) armDeadlines(now time.Duration) {
 	}
 	if over, _ := c.reading(now); over != nil {
 		c.expireBy(now)
+	}
+	if c.cfg.Probe != nil {
+		c.expireBy(max(now, c.lastIn+c.cfg.ProbeAfter))
 	}
 }
 

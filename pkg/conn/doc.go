@@ -11,6 +11,7 @@
 //	         pool.go      of the Pool empties, in order
 //	reply    write.go     Send encodes into the send queue, from any goroutine; what a callback on the
 //	                      loop sends of its own raw message is written from the loop's buffer
+//	become   become.go    it may change its protocol, and go on as another listener's would
 //	settle   conn.go      the loop acts on the marks that calls have left: it flushes with one write,
 //	                      tells of full and empty queues, pauses and resumes, begins to close
 //	close    close.go     the only place that closes the descriptor: flush, half-close, linger, release

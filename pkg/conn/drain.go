@@ -31,6 +31,7 @@ const (
 // drain is a drain that goes on.
 type drain struct {
 	mode       DrainMode
+	why        error
 	start, end time.Duration
 	timer      *reactor.Timer
 	list       []*Conn // those to be closed, once that has begun
@@ -39,7 +40,7 @@ type drain struct {
 }
 
 // Drain ends all connections, and those that are accepted meanwhile, with
-// ErrDrained, in the given way; what is left after grace is closed at once,
+// ErrDrained, or ErrStopping if it is prompt, in the given way; what is left after grace is closed at once,
 // wherever it is. A connection is at a message boundary if the peer has sent
 // nothing that is not handled, no callback runs or waits for the Pool, and
 // all replies have left. done, which may be nil, is called on the loop when
@@ -56,6 +57,12 @@ func (s *Set) Drain(mode DrainMode, grace time.Duration, done func()) {
 	}
 	if done != nil {
 		d.done = append(d.done, done)
+	}
+	// A patient drain whose grace is cut short is no end of the service.
+	if mode == DrainPrompt && (d.why == nil || grace > 0) {
+		d.why = ErrStopping
+	} else if d.why == nil {
+		d.why = ErrDrained
 	}
 	d.mode = mode
 	d.start = s.loop.Clock()
@@ -78,7 +85,7 @@ func (s *Set) drainStep() {
 			// A frozen one is perhaps another process's already; if it comes
 			// back, the next step finds it.
 			if c := s.conns[i]; !c.has(flagFrozen) {
-				c.release(ErrDrained)
+				c.cut(d.why)
 			}
 		}
 	case d.mode == DrainPatient && late >= 0:

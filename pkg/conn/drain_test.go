@@ -43,7 +43,7 @@ func TestPromptDrainClosesAtMessageBoundaries(t *testing.T) {
 			t.Errorf("idle client got %q", got)
 		}
 		idleClient.Close()
-		if got := receive(t, closed); got.c != idle && got.c != work || got.why != ErrDrained {
+		if got := receive(t, closed); got.c != idle && got.c != work || !errors.Is(got.why, ErrDrained) {
 			t.Errorf("first OnClose of %p with %v, want of %p with ErrDrained", got.c, got.why, idle)
 		}
 		write(t, halfClient, "age\n")
@@ -103,7 +103,7 @@ func TestGraceEndsEverything(t *testing.T) {
 		if took := time.Since(began); took < grace {
 			t.Errorf("mode %d: over after %v, want not before %v", mode, took, grace)
 		}
-		if why := receive(t, closed); why != ErrDrained {
+		if why := receive(t, closed); !errors.Is(why, ErrDrained) {
 			t.Errorf("mode %d: OnClose with %v, want ErrDrained", mode, why)
 		}
 	}

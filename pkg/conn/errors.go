@@ -58,6 +58,9 @@ var (
 
 	// ErrDrained ends a connection that Set.Drain closed.
 	ErrDrained = errors.New("conn: drained")
+
+	// ErrStopping is the ErrDrained of a prompt drain: of a service that stops.
+	ErrStopping = fmt.Errorf("%w: the service stops", ErrDrained)
 )
 
 // MovedError is the answer of a connection's methods once another process has

@@ -33,7 +33,7 @@ type Frozen struct {
 // Freeze has c stand still. It is not read any more from now on; when the
 // callbacks that run or wait for the Pool have returned, and what Hold keeps
 // was let go of, frozen is called at the end of a turn, in no callback and
-// exactly once. A callback that does not return holds it up for as long. The
+// exactly once. With Config.FinishFirst all of it begins when nothing is kept. A callback that does not return holds it up for as long. The
 // two ends of a pipe freeze together, whichever was asked for: see
 // Frozen.Partner.
 //
@@ -46,7 +46,7 @@ func (s *Set) Freeze(c *Conn, frozen func(f *Frozen, err error)) {
 	switch {
 	case c.state != Open || c.has(flagsEnded):
 		err = c.gone()
-	case c.has(flagsFreezes):
+	case c.has(flagsFreezes | flagLeaving):
 		err = ErrFrozen
 	case c.cfg.Pinned:
 		err = ErrPinned
@@ -56,7 +56,11 @@ func (s *Set) Freeze(c *Conn, frozen func(f *Frozen, err error)) {
 		s.loop.AtTurnEnd(func() { f.tell(nil, err) })
 		return
 	}
-	f.begin()
+	if c.cfg.FinishFirst && c.kept() {
+		f.announce()
+	} else {
+		f.begin()
+	}
 	s.freezeLater(f)
 }
 
@@ -64,7 +68,7 @@ func (s *Set) Freeze(c *Conn, frozen func(f *Frozen, err error)) {
 // called then. Of a pipe's two ends either will do. Otherwise it does nothing.
 // Loop only.
 func (s *Set) Unfreeze(c *Conn) {
-	if !c.has(flagFreezing) {
+	if !c.has(flagFreezing | flagLeaving) {
 		return
 	}
 	f := c.extra.Load().frozen.first()
@@ -96,6 +100,15 @@ func (f *Frozen) tell(frozen *Frozen, err error) {
 	}
 }
 
+// announce has begin put off until Release.
+func (f *Frozen) announce() {
+	c := f.conn
+	c.mu.Lock()
+	c.extraLocked().frozen = f
+	c.flags.Or(flagLeaving)
+	c.mu.Unlock()
+}
+
 // begin stops reading.
 func (f *Frozen) begin() {
 	c := f.conn
@@ -103,6 +116,7 @@ func (f *Frozen) begin() {
 	f.reading = c.events&reactor.Readable != 0
 	c.mu.Lock()
 	c.extraLocked().frozen = f
+	c.flags.And(^flagLeaving)
 	c.flags.Or(flagFreezing)
 	c.mu.Unlock()
 }
@@ -112,7 +126,7 @@ func (f *Frozen) giveUp() {
 	f.all(func(f *Frozen) {
 		c := f.conn
 		c.extra.Load().frozen = nil
-		c.mark(0, flagFreezing)
+		c.mark(0, flagFreezing|flagLeaving)
 		if c.state == Open {
 			c.greet()
 			c.startTimers() // those that were over meanwhile
@@ -153,6 +167,16 @@ func (s *Set) freeze() {
 // try freezes if nothing stands in the way. Otherwise whatever does has the
 // connection settled when it is over, and that comes back here.
 func (f *Frozen) try() {
+	if c := f.conn; c.has(flagLeaving) {
+		switch {
+		case c.state != Open || c.has(flagsEnded):
+			f.fail(c.gone())
+			return
+		case c.kept():
+			return // Release comes back here
+		}
+		f.begin()
+	}
 	if p := f.conn.piped(); p != nil && f.partner == nil && !f.include(p) {
 		return
 	}
@@ -187,7 +211,7 @@ func (f *Frozen) include(p *Conn) bool {
 	case p.cfg.Pinned:
 		f.fail(ErrPinned)
 		return false
-	case p.has(flagFreezing): // by an attempt of its own
+	case p.has(flagFreezing | flagLeaving): // by an attempt of its own
 		p.extra.Load().frozen.fail(ErrFrozen)
 	}
 	f.partner = &Frozen{conn: p, partner: f, second: true}
@@ -199,7 +223,7 @@ func (f *Frozen) include(p *Conn) bool {
 func (c *Conn) still() bool {
 	// A connection whose own end is due is ended when it is settled, one that
 	// waits for a tail would have to wait for it twice.
-	return !c.running() && !c.onHold() && !(c.ending && !c.held) && !c.has(flagLate)
+	return !c.running() && !c.kept() && !(c.ending && !c.held) && !c.has(flagLate|flagBecome)
 }
 
 // stop makes it frozen, both ends at once, unless somebody was quicker.
@@ -225,7 +249,7 @@ func (f *Frozen) stop() bool {
 func (c *Conn) stop() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.has(flagsEnded|flagRunning) || c.extra.Load().holds > 0 {
+	if c.has(flagsEnded|flagRunning|flagBecome) || c.keptLocked() {
 		return false // it is settled again
 	}
 	c.flags.And(^flagFreezing)

@@ -17,8 +17,9 @@ type Info struct {
 func (c *Conn) Info() Info {
 	now := c.set.loop.Now()
 	info := Info{Conn: c, Age: c.opened.until(now), Idle: max(0, now-max(c.lastIn, c.lastOut))}
+	info.Buffered = c.buffered()
 	if c.in != nil {
-		info.Buffered = len(c.in.bytes())
+		info.Buffered += len(c.in.bytes())
 	}
 	c.mu.Lock()
 	flags := c.flags.Load()

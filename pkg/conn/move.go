@@ -130,19 +130,66 @@ func (c *Conn) Hold() error {
 func (c *Conn) Release() {
 	c.mu.Lock()
 	x := c.extra.Load()
-	if x == nil || x.holds == 0 {
+	if x == nil || !c.keptLocked() {
 		c.mu.Unlock()
 		panic("conn: Release without Hold")
 	}
 	x.holds--
-	first := x.holds == 0 && c.dirtyLocked()
+	first := !c.keptLocked() && c.dirtyLocked()
 	c.mu.Unlock()
 	if first {
 		c.set.settleLater(c)
 	}
 }
 
-// onHold says whether somebody has called Hold. Loop only.
+// Partial says whether the application keeps a part of a message, or messages
+// that it has not handled, of which EncodeValue tells: then the connection is not at a
+// message boundary, but it can move. The last call counts. Any goroutine may
+// call it.
+func (c *Conn) Partial(yes bool) {
+	c.mu.Lock()
+	x := c.extra.Load()
+	if c.has(flagClosed) || x == nil && !yes || x != nil && x.partly == yes {
+		c.mu.Unlock()
+		return
+	}
+	x = c.extraLocked()
+	x.partly = yes
+	first := false
+	if yes {
+		x.holds++
+	} else {
+		x.holds--
+		first = x.holds == 0 && c.dirtyLocked()
+	}
+	c.mu.Unlock()
+	if first {
+		c.set.settleLater(c)
+	}
+}
+
+// Leaving says that another process is to have the connection as soon as it is
+// let go of: whoever keeps it by Hold should begin nothing new with it. Any
+// goroutine may call it.
+func (c *Conn) Leaving() bool { return c.has(flagLeaving) }
+
+// kept says whether somebody has called Hold, so that it cannot move. Loop
+// only.
+func (c *Conn) kept() bool {
+	if c.extra.Load() == nil {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.keptLocked()
+}
+
+func (c *Conn) keptLocked() bool {
+	x := c.extra.Load()
+	return x != nil && (x.holds > 1 || x.holds == 1 && !x.partly)
+}
+
+// onHold says whether somebody has called Hold, or Partial. Loop only.
 func (c *Conn) onHold() bool {
 	x := c.extra.Load()
 	if x == nil {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/reactor"
+	"github.com/mainstay-go/mainstay/pkg/wire"
 	"golang.org/x/sys/unix"
 )
 
@@ -118,7 +119,8 @@ func (c *Conn) readable() {
 // that data lies in c.in; otherwise it starts with what c.in has, but lies in
 // the loop's buffer.
 func (c *Conn) process(data []byte, own bool) {
-	used, err := c.split(data)
+	used, fresh, err := c.split(data)
+	c.releaseMessage()
 	if n := len(data) - used + c.buffered(); err == nil && !c.held && n > c.cfg.Limits.MaxMessage+overhead {
 		err = fmt.Errorf("%d bytes and no end: %w", n, ErrTooLong)
 	}
@@ -133,9 +135,9 @@ func (c *Conn) process(data []byte, own bool) {
 	c.keep(data[used:], used, own)
 	now := c.set.loop.Now()
 	switch {
-	case c.in == nil || c.held:
+	case c.held || c.in == nil && c.buffered() == 0:
 		c.partial = 0
-	case used > 0 || c.partial == 0:
+	case fresh || c.partial == 0:
 		c.partial = now
 		if limit := c.cfg.Limits.Message; limit >= 0 {
 			c.expireBy(now + limit)
@@ -153,6 +155,22 @@ func (c *Conn) buffered() int {
 	}
 	return c.extra.Load().session.Buffered()
 }
+
+// releaseMessage tells a session that the messages it has returned are not
+// needed any more.
+func (c *Conn) releaseMessage() {
+	if c.cfg.NewSession == nil {
+		return
+	}
+	if r, ok := c.extra.Load().session.(wire.Releaser); ok {
+		r.Release()
+	}
+}
+
+// fresh says whether what the protocol has of an incomplete message, once it
+// has returned one, has begun behind that: a ping inside of a message is none
+// of its parts.
+func (c *Conn) fresh() bool { return c.buffered() == 0 }
 
 // processHeld goes on with input that was held up.
 func (c *Conn) processHeld() {
@@ -214,8 +232,9 @@ func (c *Conn) broken(call string, errno unix.Errno) {
 }
 
 // split delivers the messages at the start of data and returns how many bytes
-// that used. It sets held if there may be more of them.
-func (c *Conn) split(data []byte) (used int, err error) {
+// that used, and whether an incomplete message that is left has begun among
+// them. It sets held if there may be more of them.
+func (c *Conn) split(data []byte) (used int, fresh bool, err error) {
 	switch {
 	case c.cfg.Inline:
 		return c.splitInline(data)
@@ -223,7 +242,7 @@ func (c *Conn) split(data []byte) (used int, err error) {
 		return c.splitForPool(data)
 	case c.running(): // with messages from before the pipe, which go first
 		c.held = true
-		return 0, nil
+		return 0, false, nil
 	default:
 		return c.splitInline(data) // what is only passed on needs no goroutine
 	}
@@ -246,7 +265,7 @@ func (c *Conn) next(data []byte) (advance int, m []byte, ok bool, err error) {
 }
 
 // splitInline has messages handled on the loop, straight from data.
-func (c *Conn) splitInline(data []byte) (used int, err error) {
+func (c *Conn) splitInline(data []byte) (used int, fresh bool, err error) {
 	s := c.set
 	s.enter(c)
 	n := 0
@@ -254,16 +273,18 @@ func (c *Conn) splitInline(data []byte) (used int, err error) {
 	for used < len(data) {
 		advance, m, ok, err := c.next(data[used:])
 		if err != nil {
-			return used, err
+			return used, fresh, err
 		}
 		used += advance
 		if !ok {
 			if advance == 0 {
-				return used, nil
+				return used, fresh, nil
 			}
+			fresh = fresh || c.cfg.NewSession == nil
 			continue
 		}
 		n++
+		fresh = fresh || c.fresh()
 		s.countsOf(c.cfg.Seat).messages++
 		c.message(m)
 		if c.has(flagsHeld | flagTellFull) {
@@ -279,24 +300,26 @@ func (c *Conn) splitInline(data []byte) (used int, err error) {
 		}
 	}
 	c.held = used < len(data)
-	return used, nil
+	return used, fresh, nil
 }
 
 // splitForPool copies messages into the connection's inbox, for the Pool.
-func (c *Conn) splitForPool(data []byte) (used int, err error) {
+func (c *Conn) splitForPool(data []byte) (used int, fresh bool, err error) {
 	n := 0
 	for used < len(data) {
 		advance, m, ok, err := c.next(data[used:])
 		if err != nil {
-			return used, err
+			return used, fresh, err
 		}
 		used += advance
 		if !ok {
 			if advance == 0 {
 				break
 			}
+			fresh = fresh || c.cfg.NewSession == nil
 			continue
 		}
+		fresh = fresh || c.fresh()
 		copied := getBuffer(len(m)).add(m)
 		c.push(event{kind: message, message: copied})
 		n++
@@ -306,5 +329,5 @@ func (c *Conn) splitForPool(data []byte) (used int, err error) {
 		}
 	}
 	c.set.countsOf(c.cfg.Seat).messages += uint64(n)
-	return used, nil
+	return used, fresh, nil
 }

@@ -85,6 +85,13 @@ type listenerConfig struct {
 	WriteIdleTimeout time.Duration
 	WriteTimeout     time.Duration
 	CloseTimeout     time.Duration
+
+	// Of WebSocket.
+
+	Origins       []string
+	CompressAbove int // bytes
+	PingInterval  time.Duration
+	PongTimeout   time.Duration
 }
 
 // rebalanceAfterChange has connections rebalanced when a worker has come that
@@ -249,6 +256,10 @@ var listenerSettings = []setting[listenerConfig]{
 	timeout("write_idle_timeout", func(l *listenerConfig) *time.Duration { return &l.WriteIdleTimeout }),
 	timeout("write_timeout", func(l *listenerConfig) *time.Duration { return &l.WriteTimeout }),
 	timeout("close_timeout", func(l *listenerConfig) *time.Duration { return &l.CloseTimeout }),
+	words("origins", `origins such as ["https://*.example.com"]`, func(l *listenerConfig) *[]string { return &l.Origins }),
+	size("compress_above", 1, maxBuffer, func(l *listenerConfig) *int { return &l.CompressAbove }),
+	timeout("ping_interval", func(l *listenerConfig) *time.Duration { return &l.PingInterval }),
+	duration("pong_timeout", time.Millisecond, time.Hour, func(l *listenerConfig) *time.Duration { return &l.PongTimeout }),
 }
 
 // checkControl says what is wrong with the URL of a control socket.

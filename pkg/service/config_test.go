@@ -79,6 +79,10 @@ message_timeout = "2s"
 idle_timeout = "3s"
 write_timeout = "4s"
 close_timeout = "none"
+origins = ["https://*.example.com", "null"]
+compress_above = "1KiB"
+ping_interval = "8s"
+pong_timeout = "9s"
 
 [listener."b.c"]
 serve = "discard"
@@ -101,6 +105,7 @@ serve = "discard"
 				AuthTimeout: 5 * time.Second, ReadIdleTimeout: 6 * time.Second, WriteIdleTimeout: 7 * time.Second,
 				FirstByteTimeout: time.Second, MessageTimeout: 2 * time.Second, IdleTimeout: 3 * time.Second,
 				WriteTimeout: 4 * time.Second, CloseTimeout: noTimeout,
+				Origins: []string{"https://*.example.com", "null"}, CompressAbove: 1024, PingInterval: 8 * time.Second, PongTimeout: 9 * time.Second,
 			},
 			"b.c": {Serve: "discard"},
 		},
@@ -193,6 +198,10 @@ var wrongKeys = []struct {
 	{"auth_timeout", `listener.a.auth_timeout = 10`, `key "listener.a.auth_timeout": got 10, want a duration such as "30s", from 1ms to 720h, or "none"`},
 	{"read_idle_timeout", `listener.a.read_idle_timeout = ""`, `key "listener.a.read_idle_timeout": got "", want a duration such as "30s", from 1ms to 720h, or "none"`},
 	{"write_idle_timeout", `listener.a.write_idle_timeout = "1us"`, `key "listener.a.write_idle_timeout": got "1us", want a duration such as "30s", from 1ms to 720h, or "none"`},
+	{"origins", `listener.a.origins = "*"`, `key "listener.a.origins": got "*", want origins such as ["https://*.example.com"]`},
+	{"compress_above", `listener.a.compress_above = 0`, `key "listener.a.compress_above": got 0, want bytes, or a size such as "1MiB", up to 1GiB`},
+	{"ping_interval", `listener.a.ping_interval = "off"`, `key "listener.a.ping_interval": got "off", want a duration such as "30s", from 1ms to 720h, or "none"`},
+	{"pong_timeout", `listener.a.pong_timeout = "none"`, `key "listener.a.pong_timeout": got "none", want a duration such as "30s", from 1ms to 1h`},
 	{"no TOML", `workers 2`, ``},
 	{"key twice", `start_attempts = 1`, ``},
 }

@@ -5,10 +5,14 @@ import (
 	"strings"
 )
 
-// command is a setting that is a program and its arguments: in the file an
-// array of strings, elsewhere the same as JSON. An empty array is none.
+// command is a setting that is a program and its arguments.
 func command[T any](key string, field func(*T) *[]string) setting[T] {
-	want := `a program and its arguments such as ["/usr/bin/notify", "worker"]`
+	return words(key, `a program and its arguments such as ["/usr/bin/notify", "worker"]`, field)
+}
+
+// words is a setting that is some strings, the first of which is not empty: in
+// the file an array, elsewhere the same as JSON. An empty array is none.
+func words[T any](key, want string, field func(*T) *[]string) setting[T] {
 	return setting[T]{key, want, false, func(t *T, v any) error {
 		var words []string
 		switch v := v.(type) {

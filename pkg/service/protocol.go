@@ -4,21 +4,24 @@ import (
 	"encoding"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
-	"github.com/mainstay-go/mainstay/pkg/web"
+	httpweb "github.com/mainstay-go/mainstay/pkg/web"
 	"github.com/mainstay-go/mainstay/pkg/wire"
 	"github.com/mainstay-go/mainstay/pkg/wire/frame"
 	"github.com/mainstay-go/mainstay/pkg/wire/text"
+	"github.com/mainstay-go/mainstay/pkg/wire/websocket"
 	"github.com/mainstay-go/mainstay/pkg/worker"
 )
 
 // Protocol is what can be served on a listener: Raw, Text, Frame, Framed,
-// Packet, Web or HTTP.
+// WebSocket, Packet, Web or HTTP.
 type Protocol interface {
 	// listener returns what a worker serves under the name, with what the
 	// operator has set.
@@ -45,6 +48,7 @@ type Conn[T any] struct {
 	State T
 
 	conn *conn.Conn
+	web  *webConfig // nil: it is no WebSocket
 }
 
 // ID returns the number of the connection, which it keeps when it moves to
@@ -63,20 +67,36 @@ func (c *Conn[T]) Peer() string { return c.conn.Peer() }
 func (c *Conn[T]) Local() string { return c.conn.Local() }
 
 // Send puts the message into the send queue, from where it leaves at the end
-// of the loop's turn; m is copied. nil means that it is in the queue. It
+// of the loop's turn; m is copied. On a WebSocket it is a text, for which it may
+// return ErrNotText; SendMessage sends others. nil means that it is in the queue. It
 // returns ErrFull, and takes nothing, if more than Limits.SendHard bytes
 // would wait; ErrClosed after Close or once the connection is over; ErrTooLong
 // or the protocol's own error if the message cannot be sent at all.
-func (c *Conn[T]) Send(m []byte) error { return c.conn.Send(m) }
+func (c *Conn[T]) Send(m []byte) error {
+	if c.web != nil {
+		return c.send(websocket.Text, m)
+	}
+	return c.conn.Send(m)
+}
 
 // Close ends the connection: what is in the send queue leaves first, and
 // behind it the messages in last, within Limits.Close; OnClose is told why.
 // The peer gets the end of the stream and is given the rest of that time to
 // take note, so that what it still sends does not destroy what is on its way.
-// After the first call, or the end of the connection, it does nothing. The
+// The peer of a WebSocket is told a code first: the one of a *CloseError, 1000
+// for nil, 1011 for any other why. After the first call, or the end of the connection, it does nothing. The
 // error is Send's for the first message of last that was refused; the
 // connection is closed all the same.
-func (c *Conn[T]) Close(why error, last ...[]byte) error { return c.conn.Close(why, last...) }
+func (c *Conn[T]) Close(why error, last ...[]byte) error {
+	if c.web == nil {
+		return c.conn.Close(why, last...)
+	}
+	messages, refused := closeMessages(why, last)
+	if err := c.conn.Close(why, messages...); len(last) > 0 && err != nil {
+		return err
+	}
+	return refused
+}
 
 // CloseNow ends the connection without waiting for what is in the send queue;
 // otherwise as Close.
@@ -135,10 +155,19 @@ func (c *Conn[T]) Release() { c.conn.Release() }
 // before still leaves; so ends a pipe into which a message does not fit. Pause
 // is undone; OnBufferFull and OnBufferDrain are not called any more.
 //
-// It returns ErrPiped if one of them is piped already, or both are the same;
-// ErrFrozen if one is just about to move; ErrClosed or a *MovedError if one is
+// It returns ErrNoPipe if one of them is a WebSocket, ErrPiped if one is piped
+// already, or both are the same; ErrFrozen if one is just about to move; ErrClosed or a *MovedError if one is
 // over, and then the other is closed. Any goroutine may call it.
-func Pipe[T, U any](a *Conn[T], b *Conn[U]) error { return conn.Pipe(a.conn, b.conn) }
+func Pipe[T, U any](a *Conn[T], b *Conn[U]) error {
+	if a.web != nil || b.web != nil {
+		return ErrNoPipe
+	}
+	return conn.Pipe(a.conn, b.conn)
+}
+
+// ErrNoPipe is Pipe's answer if a connection is a WebSocket: somebody has to
+// answer its pings, and to say which kind its messages are.
+var ErrNoPipe = errors.New("service: a WebSocket has no pipe")
 
 // BytesIn returns how many bytes came in.
 func (c *Conn[T]) BytesIn() uint64 { return c.conn.BytesIn() }
@@ -251,7 +280,7 @@ type Packet struct {
 }
 
 // WebLimits bound what the peers of a Web may take.
-type WebLimits = web.Limits
+type WebLimits = httpweb.Limits
 
 // Web serves HTTP/1.1 and HTTP/1.0 on the worker's loop, for what net/http
 // does with a goroutine and several KiB for each connection that is idle. The
@@ -263,8 +292,17 @@ type WebLimits = web.Limits
 // of which there are Limits.Running, and may block; what comes when too many wait is
 // answered by 503. The context ends when the handler has returned or the
 // client has gone.
+//
+// A connection moves to another worker between two requests, in the middle of
+// a head, and, with Inline, of a body. When its worker leaves, a handler that runs is waited
+// for until the end of the grace, while the client notices nothing.
 type Web struct {
 	Handler http.Handler // nil: http.DefaultServeMux
+
+	// Streams are what a connection turns into with a GET for one of these
+	// paths: a WebSocket, if the request asks for one, or Events. The path is to
+	// be as in the request, without escapes, and means itself only.
+	Streams map[string]Stream
 
 	// Inline runs the handler on the loop, where it must not block. It is
 	// given requests with their body complete, up to Limits.Body (1 MiB), and
@@ -322,6 +360,15 @@ func (p Framed[T]) listener(name string, set listenerConfig) (worker.Listener, e
 		Protocol: p.Protocol, ProtocolName: protocolName(p.Protocol), Handler: h, Limits: set.limits(p.Limits),
 		Inline: p.Inline, Pinned: p.Pinned, EncodeValue: h.encode, DecodeValue: h.decode,
 	}
+	if key := set.usesAny("origins", "compress_above", "ping_interval", "pong_timeout"); key != "" {
+		return worker.Listener{}, &settingError{key, "only WebSocket has this setting"}
+	}
+	return set.serve(name, c)
+}
+
+// serve is a listener of connections, with what the operator has set for any
+// protocol.
+func (set listenerConfig) serve(name string, c *conn.Config) (worker.Listener, error) {
 	if set.Inline != nil {
 		c.Inline = *set.Inline
 	}
@@ -378,6 +425,26 @@ func (l listenerConfig) accept() worker.AcceptLimits {
 // unusable returns a key that is set and is none of those that a protocol
 // has; address and serve are every protocol's.
 func (l listenerConfig) unusable(has ...string) string {
+	for _, key := range l.keys() {
+		if !slices.Contains(has, key) {
+			return key
+		}
+	}
+	return ""
+}
+
+// usesAny returns the first of the keys that is set.
+func (l listenerConfig) usesAny(keys ...string) string {
+	for _, key := range l.keys() {
+		if slices.Contains(keys, key) {
+			return key
+		}
+	}
+	return ""
+}
+
+// keys are those that are set, but for address and serve.
+func (l listenerConfig) keys() (keys []string) {
 	for _, k := range []struct {
 		key string
 		set bool
@@ -389,12 +456,14 @@ func (l listenerConfig) unusable(has ...string) string {
 		{"read_idle_timeout", l.ReadIdleTimeout != 0}, {"write_idle_timeout", l.WriteIdleTimeout != 0},
 		{"first_byte_timeout", l.FirstByteTimeout != 0}, {"message_timeout", l.MessageTimeout != 0},
 		{"idle_timeout", l.IdleTimeout != 0}, {"write_timeout", l.WriteTimeout != 0}, {"close_timeout", l.CloseTimeout != 0},
+		{"origins", len(l.Origins) != 0}, {"compress_above", l.CompressAbove != 0},
+		{"ping_interval", l.PingInterval != 0}, {"pong_timeout", l.PongTimeout != 0},
 	} {
-		if k.set && !slices.Contains(has, k.key) {
-			return k.key
+		if k.set {
+			keys = append(keys, k.key)
 		}
 	}
-	return ""
+	return keys
 }
 
 // listener takes, of what the operator can set, the limits that datagrams
@@ -434,10 +503,11 @@ func (p HTTP) listener(name string, set listenerConfig) (worker.Listener, error)
 // max_message is the longest body, queue_depth the requests read ahead,
 // read_idle_timeout how long a peer may fall behind with a body.
 func (p Web) listener(name string, set listenerConfig) (worker.Listener, error) {
-	const has = "inline, movable, dispatch, max_message, queue_depth, send_high, send_low, send_limit, first_byte_timeout, message_timeout, read_idle_timeout, idle_timeout, write_timeout, close_timeout, max_connections, max_connections_per_peer, accept_rate and accept_burst"
-	if key := set.unusable("inline", "movable", "dispatch", "max_message", "queue_depth", "send_high", "send_low", "send_limit", "first_byte_timeout", "message_timeout", "read_idle_timeout",
-		"idle_timeout", "write_timeout", "close_timeout", "max_connections", "max_connections_per_peer", "accept_rate", "accept_burst"); key != "" {
-		return worker.Listener{}, &settingError{key, "HTTP has no such setting, only " + has}
+	if key := set.usesAny("auth_timeout", "write_idle_timeout"); key != "" {
+		return worker.Listener{}, &settingError{key, "HTTP has no such setting"}
+	}
+	if key := set.usesAny("origins", "compress_above", "ping_interval", "pong_timeout"); key != "" && len(p.Streams) == 0 {
+		return worker.Listener{}, &settingError{key, "only WebSocket has this setting, and there is none here"}
 	}
 	if set.Inline != nil {
 		p.Inline = *set.Inline
@@ -457,7 +527,17 @@ func (p Web) listener(name string, set listenerConfig) (worker.Listener, error) 
 	if set.IdleTimeout != 0 {
 		p.Limits.IdleTimeout = set.IdleTimeout
 	}
-	h := web.New(web.Config{Handler: p.Handler, Inline: p.Inline, Reuse: p.Reuse, Limits: p.Limits})
+	streams := make(map[string]httpweb.Stream)
+	for path, s := range p.Streams {
+		if s == nil || !strings.HasPrefix(path, "/") || strings.ContainsAny(path, "?#% ") {
+			return worker.Listener{}, fmt.Errorf("stream at %q: want a path as it is in a request, and what is served there", path)
+		}
+		var err error
+		if streams[path], err = s.stream(path, set); err != nil {
+			return worker.Listener{}, fmt.Errorf("stream at %q: %w", path, err)
+		}
+	}
+	h := httpweb.New(httpweb.Config{Handler: p.Handler, Inline: p.Inline, Reuse: p.Reuse, Limits: p.Limits, Streams: streams})
 	c := h.ConnConfig(set.limits(p.Send))
 	if set.Movable != nil {
 		c.Pinned = !*set.Movable
@@ -488,7 +568,21 @@ func (h *callbacks[T]) encode(c *conn.Conn) ([]byte, error) {
 	if !ok {
 		return nil, nil // OnConnect has panicked before it was made, or it is piped away
 	}
-	state := any(&typed.State)
+	return encodeState(&typed.State)
+}
+
+func (h *callbacks[T]) decode(c *conn.Conn, b []byte) error {
+	typed := &Conn[T]{conn: c}
+	c.SetValue(typed)
+	if b == nil {
+		return nil
+	}
+	return decodeState(b, &typed.State)
+}
+
+// encodeState returns what another process needs of a State, given by its
+// address; nil for one that has nothing to say.
+func encodeState(state any) ([]byte, error) {
 	if _, none := state.(*struct{}); none {
 		return nil, nil
 	}
@@ -498,11 +592,9 @@ func (h *callbacks[T]) encode(c *conn.Conn) ([]byte, error) {
 	return json.Marshal(state)
 }
 
-func (h *callbacks[T]) decode(c *conn.Conn, b []byte) error {
-	typed := &Conn[T]{conn: c}
-	c.SetValue(typed)
-	state := any(&typed.State)
-	if _, none := state.(*struct{}); none || b == nil {
+// decodeState is the reverse.
+func decodeState(b []byte, state any) error {
+	if _, none := state.(*struct{}); none {
 		return nil
 	}
 	if m, ok := state.(binaryState); ok {

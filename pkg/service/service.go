@@ -62,6 +62,7 @@ var (
 	ErrMessageDeadline = conn.ErrMessageDeadline
 	ErrStalled         = conn.ErrStalled
 	ErrDrained         = conn.ErrDrained
+	ErrStopping        = conn.ErrStopping
 	ErrPiped           = conn.ErrPiped
 	ErrPinned          = conn.ErrPinned
 	ErrFrozen          = conn.ErrFrozen

@@ -90,7 +90,7 @@ type Config struct {
 	// request runs on a goroutine.
 	Inline bool
 
-	// Reuse, with Inline, allows the request, its Header and URL, the
+	// Reuse, with Inline, allows the request, its Header with the values, and URL, the
 	// ResponseWriter and its Header to be used for the next request when the
 	// handler has returned: neither it nor anything it has started may hold them
 	// then. Strings that were in them stay good, and so do contexts that were derived
@@ -100,14 +100,26 @@ type Config struct {
 
 	Limits Limits
 
-	// Upgrade takes over the connection of a request that the handler has
-	// answered by 101 (Switching Protocols), when that answer is in the send queue.
-	// rest is what the peer has sent behind the request, valid until Upgrade
-	// returns. It is called on the loop, in a callback of c. From then on c is
-	// its own: it sets what handles the callbacks, and c.Value is not this
-	// package's any more. An error closes the connection. nil: 101 is not
-	// possible, and ends the connection.
-	Upgrade func(c *conn.Conn, r *http.Request, rest []byte) error
+	// Streams are, by the path of their request, what connections turn into:
+	// for a GET of such a path, without a body, the Handler is not asked. The path
+	// has to be in the request as it is here, without escapes.
+	Streams map[string]Stream
+}
+
+// Stream is what a connection becomes with a request, behind the answers to
+// those before it.
+type Stream struct {
+	// Conn serves the connection from then on. Its ProtocolName is its own.
+	Conn *conn.Config
+
+	// Begin, if not nil, is given the request, in a callback of c on the loop
+	// and before OnConnect of Conn, which answers it; most often it sets c's Value.
+	// Without it the head of the request is the first input, as it came. What
+	// the peer has sent behind it is input too.
+	Begin func(c *conn.Conn, r *http.Request)
+
+	// Upgrade: only a request for another protocol (RFC 9110 7.8) is meant.
+	Upgrade bool
 }
 
 // ConnConfig returns the configuration of connections that h serves, with
@@ -130,8 +142,12 @@ func (h *Handler) ConnConfig(limits conn.Limits) *conn.Config {
 	if limits.SendHard > 0 {
 		h.sendStep = min(sendStep, max(limits.SendHard-limits.SendHigh-64, 1))
 	}
-	return &conn.Config{
-		Handler: h, Inline: true, Limits: limits, ProtocolName: "http/1",
+	c := &conn.Config{
+		Handler: h, Inline: true, Limits: limits, ProtocolName: "http/1", FinishFirst: true,
 		EncodeValue: h.Capture, DecodeValue: h.Restore, Released: h.released,
 	}
+	for _, s := range h.config.Streams {
+		c.Becomes = append(c.Becomes, s.Conn)
+	}
+	return c
 }

@@ -9,7 +9,7 @@ import (
 	"net/netip"
 	"net/url"
 	"runtime/debug"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
@@ -26,13 +26,12 @@ type exchange struct {
 	url      url.URL
 	ctx      requestContext
 	response response
+	kept     *kept // nil unless Config.Reuse is set
 	body     *body // nil: none, or it is complete
 
-	minor    int
-	head     bool // the method is HEAD
-	close    bool // the request is the connection's last
-	upgrade  bool // the request asks for another protocol
-	upgraded bool // and got it
+	minor int
+	head  bool // the method is HEAD
+	close bool // the request is the connection's last
 
 	// Of an exchange without a request, and of one that ends the connection.
 
@@ -53,14 +52,21 @@ func newExchange(p *peer, t *turn) *exchange {
 	if x == nil {
 		x = new(exchange)
 	}
-	x.p, x.handler, x.minor, x.close, x.upgrade = p, p.h.config.Handler, h.Minor, h.Close, h.Upgrade
+	x.p, x.handler, x.minor, x.close = p, p.h.config.Handler, h.Minor, h.Close
 	x.head = string(h.Method) == http.MethodHead
 	x.ctx.c = p.c
-	header := x.own.Header
-	x.own = *blank.WithContext(&x.ctx)
-	x.own.Header = header
 	r := &x.own
-	if h.Fill(r, &x.url) != nil {
+	var room *http1.Room
+	if p.h.config.Reuse {
+		if x.kept == nil {
+			x.kept = &kept{request: *blank.WithContext(&x.ctx)}
+		}
+		*r = x.kept.request
+		r.Header, room = x.kept.header, &x.kept.room
+	} else {
+		*r = *blank.WithContext(&x.ctx)
+	}
+	if h.Fill(r, &x.url, room) != nil {
 		return nil
 	}
 	r.Body = http.NoBody
@@ -71,24 +77,32 @@ func newExchange(p *peer, t *turn) *exchange {
 	return x
 }
 
-// recycle makes x empty, but for its maps, which are.
+// kept is what an exchange keeps for the next request.
+type kept struct {
+	request http.Request // empty, with the exchange's context
+	header  http.Header
+	room    http1.Room
+}
+
+// recycle makes x empty, but for its maps, which are, and what is written anew
+// for each request.
 func (x *exchange) recycle() {
-	header, response := x.own.Header, x.response.header
+	header := x.response.header
 	clear(header)
-	clear(response)
-	*x = exchange{}
-	x.own.Header, x.response.header = header, response
+	x.kept.header = x.own.Header
+	x.request, x.body, x.why = nil, nil, nil
+	x.url = url.URL{}
+	x.response = response{header: header}
+	x.status, x.reason, x.cut = 0, "", false
+	x.ctx.ended.Store(false)
 }
 
 // keep leaves x to the turn's next request, if the handler may not hold it.
 func (t *turn) keep(x *exchange) {
-	if !t.h.config.Reuse || !t.h.config.Inline || x.upgraded {
+	if !t.h.config.Reuse || !t.h.config.Inline {
 		return
 	}
-	x.ctx.mu.Lock()
-	asked := x.ctx.inner != nil
-	x.ctx.mu.Unlock()
-	if asked || x.own.Header == nil || len(x.own.Header) > maxKept || len(x.response.header) > maxKept {
+	if x.ctx.inner.Load() != nil || x.kept == nil || x.own.Header == nil || len(x.own.Header) > maxKept || len(x.response.header) > maxKept {
 		return // others may hold the context; large maps stay large
 	}
 	x.recycle()
@@ -111,9 +125,6 @@ func newExchangeOf(p *peer, t *turn, in *inlineBody, trailer []byte) *exchange {
 	}
 	return x
 }
-
-// mayUpgrade says whether what follows the request may be another protocol.
-func (x *exchange) mayUpgrade() bool { return x.upgrade && x.p.h.config.Upgrade != nil }
 
 // serve has the request answered and says whether the connection ends with
 // it, which end does.
@@ -186,37 +197,41 @@ var busy = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 // it becomes a context of package context only when one does: then those that
 // are derived from it need no goroutine each.
 type requestContext struct {
-	c *conn.Conn
+	c     *conn.Conn
+	inner atomic.Pointer[cancelable] // nil: nobody has asked
+	ended atomic.Bool
+}
 
-	// Guarded by mu.
-
-	mu    sync.Mutex
-	inner context.Context // nil: nobody has asked
-	stop  context.CancelFunc
-	ended bool
+// cancelable is what package context makes.
+type cancelable struct {
+	context.Context
+	stop context.CancelFunc
 }
 
 var _ context.Context = (*requestContext)(nil)
 
 func (x *requestContext) get() context.Context {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if x.inner == nil {
-		x.inner, x.stop = context.WithCancel(context.Background())
-		if x.ended {
-			x.stop()
+	if x.inner.Load() == nil {
+		made := new(cancelable)
+		made.Context, made.stop = context.WithCancel(context.Background())
+		if !x.inner.CompareAndSwap(nil, made) {
+			made.stop() // another was quicker
 		}
 	}
-	return x.inner
+	in := x.inner.Load()
+	// Either cancel, which comes to inner behind ended, finds it, or it is
+	// found here.
+	if x.ended.Load() {
+		in.stop()
+	}
+	return in
 }
 
 // cancel ends it. Any goroutine may call it.
 func (x *requestContext) cancel() {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.ended = true
-	if x.stop != nil {
-		x.stop()
+	x.ended.Store(true)
+	if in := x.inner.Load(); in != nil {
+		in.stop()
 	}
 }
 
@@ -228,9 +243,7 @@ func (x *requestContext) Done() <-chan struct{} { return x.get().Done() }
 
 // Err returns context.Canceled after that.
 func (x *requestContext) Err() error {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if x.ended {
+	if x.ended.Load() {
 		return context.Canceled
 	}
 	return nil
@@ -247,13 +260,10 @@ func (x *requestContext) Value(key any) any {
 	case http.LocalAddrContextKey:
 		return localAddr(x.c.Local())
 	}
-	x.mu.Lock()
-	inner := x.inner
-	x.mu.Unlock()
-	if inner == nil {
-		return nil
+	if in := x.inner.Load(); in != nil {
+		return in.Value(key)
 	}
-	return inner.Value(key)
+	return nil
 }
 
 func localAddr(s string) net.Addr {
@@ -264,9 +274,8 @@ func localAddr(s string) net.Addr {
 }
 
 // Conn returns the connection of the request whose context ctx is, or is
-// derived from; nil if that is none of this package's. Until the connection is
-// handed over by Config.Upgrade, whoever sends on it or closes it disturbs what
-// is said there.
+// derived from; nil if that is none of this package's. Whoever sends on it or closes it disturbs what is
+// said there.
 func Conn(ctx context.Context) *conn.Conn {
 	c, _ := ctx.Value(connKey{}).(*conn.Conn)
 	return c

@@ -41,7 +41,7 @@ func New(config Config) *Handler {
 	h := &Handler{config: config, limits: config.Limits.withDefaults(config.Inline), sendHigh: DefaultSendHigh, sendStep: sendStep, start: time.Now()}
 	h.pool.init(h.limits.Running, h.limits.Waiting)
 	h.sweep.init(h.clock)
-	h.turns.New = func() any { return new(turn) }
+	h.turns.New = func() any { return &turn{room: room{body: make([]byte, 0, bodyRoom)}} }
 	return h
 }
 
@@ -80,7 +80,9 @@ func (h *Handler) clock() time.Duration { return time.Since(h.start) }
 type turn struct {
 	h     *Handler
 	head  http1.Head
-	out   []byte // answers, to be sent together
+	out   []byte    // answers, to be sent together
+	room  room      // of the response that is being written
+	date  time.Time // of the answers; zero: it was not asked for
 	now   time.Duration
 	done  int       // requests answered
 	spare *exchange // to be used again; most often nil
@@ -91,7 +93,7 @@ const outHigh = 32 << 10
 
 func (h *Handler) newTurn() *turn {
 	t := h.turns.Get().(*turn)
-	t.h, t.now, t.done = h, h.clock(), 0
+	t.h, t.now, t.done, t.date = h, h.clock(), 0, time.Time{}
 	return t
 }
 
@@ -102,6 +104,18 @@ func (t *turn) free() {
 	t.out = t.out[:0]
 	t.head = http1.Head{Fields: t.head.Fields[:0]}
 	t.h.turns.Put(t)
+}
+
+// dateOf returns the time for an answer: that of the first one of the turn.
+// t may be nil.
+func (t *turn) dateOf() time.Time {
+	if t == nil {
+		return time.Now()
+	}
+	if t.date.IsZero() {
+		t.date = time.Now()
+	}
+	return t.date
 }
 
 // flush sends the answers of the turn.

@@ -596,57 +596,62 @@ func TestDrainWaitsForARequest(t *testing.T) {
 	}
 }
 
-// lines is a protocol that a connection is upgraded to.
-type lines struct{ conn.NopHandler }
+// lines is a protocol that a connection turns into.
+type lines struct {
+	conn.NopHandler
+	heard chan string
+}
 
-func TestHandlerCanChangeTheProtocol(t *testing.T) {
+func (l lines) OnConnect(c *conn.Conn) { c.Send([]byte(c.Value().(string))) }
+func (l lines) OnMessage(c *conn.Conn, m []byte) {
+	select {
+	case l.heard <- string(m):
+	default:
+	}
+	c.Send(append([]byte("heard "), m...))
+}
+
+func TestConnectionTurnsIntoAStream(t *testing.T) {
 	each(t, ours, func(t *testing.T, how way) {
-		over := make(chan string, 1)
+		l := lines{heard: make(chan string, 10)}
 		s := start(t, Config{
-			Inline: how == inline,
-			Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if r.Header.Get("Upgrade") != "lines" {
-					echoPath(w, r)
-					return
-				}
-				w.Header().Set("Connection", "Upgrade")
-				w.Header().Set("Upgrade", "lines")
-				w.WriteHeader(101)
-			}),
-			Upgrade: func(c *conn.Conn, r *http.Request, rest []byte) error {
-				if r.URL.Path == "/refused" {
-					return errors.New("no")
-				}
-				c.SetValue(lines{})
-				over <- r.URL.Path + " " + string(rest)
-				return c.Send([]byte("welcome\n"))
+			Inline: how == inline, Handler: http.HandlerFunc(echoPath),
+			Streams: map[string]Stream{
+				"/lines": {Upgrade: true, Conn: &conn.Config{Handler: l, Inline: true, ProtocolName: "lines"},
+					Begin: func(c *conn.Conn, r *http.Request) { c.SetValue("welcome to " + r.RequestURI + "\n") }},
+				"/raw": {Conn: &conn.Config{Handler: polite{}, Inline: true, ProtocolName: "raw"}},
 			},
 		}, conn.Limits{})
-		const upgrade = " HTTP/1.1\r\n" + host + "Connection: upgrade\r\nUpgrade: "
+		for _, c := range s.conf.Becomes {
+			c.Listener, c.Seat = s.conf.Listener, s.seat
+		}
+		const upgrade = " HTTP/1.1\r\n" + host + "Connection: upgrade\r\nUpgrade: lines\r\n\r\n"
 		c := dial(t, s.addr)
-		c.send("GET /a" + upgrade + "other\r\n\r\n" + get + "GET /b" + upgrade + "lines\r\n\r\nnot HTTP\n")
-		for _, want := range []string{"/a", "/"} {
+		c.send("GET /other" + upgrade + get + "GET /lines HTTP/1.1\r\n" + host + "\r\n" + "POST /lines" + strings.Replace(upgrade, "\r\n\r\n", "\r\nContent-Length: 1\r\n\r\n1", 1) +
+			"GET /lines?a=b" + upgrade + "not HTTP\n")
+		for _, want := range []string{"/other", "/", "/lines", "/lines"} {
 			if a := c.response("GET"); a.body != want {
 				t.Errorf("got %q, want %q", a.body, want)
 			}
 		}
-		if a := c.response("GET"); a.StatusCode != 101 || a.Header.Get("Upgrade") != "lines" || a.Header.Get("Connection") != "Upgrade" {
-			t.Errorf("got %d %v", a.StatusCode, a.Header)
+		c.expect("welcome to /lines?a=b\nheard not HTTP\n")
+		c.send("more\n")
+		c.expect("heard more\n")
+		s.until("it is none of HTTP's", func() bool { return s.web.conns.Load() == 0 })
+		raw := dial(t, s.addr)
+		request := "GET /raw HTTP/1.1\r\n" + host + "\r\n"
+		raw.send(get + request + "and more")
+		if a := raw.response("GET"); a.body != "/" {
+			t.Errorf("got %q", a.body)
 		}
-		c.expect("welcome\n")
-		if got, want := receive(t, over), "/b not HTTP\n"; got != want {
-			t.Errorf("handed over %q, want %q", got, want)
-		}
-		if n := s.web.conns.Load(); n != 0 {
-			t.Errorf("%d connections are served by HTTP, want none", n)
-		}
-		refused := dial(t, s.addr)
-		if a := refused.ask("GET /refused" + upgrade + "lines\r\n\r\n"); a.StatusCode != 101 {
-			t.Errorf("got %d", a.StatusCode)
-		}
-		refused.end()
+		raw.expect(request + "and more")
 	})
 }
+
+// polite sends everything back.
+type polite struct{ conn.NopHandler }
+
+func (polite) OnMessage(c *conn.Conn, m []byte) { c.Send(m) }
 
 func TestSwitchThatNobodyTakesEndsTheConnection(t *testing.T) {
 	each(t, ours, func(t *testing.T, how way) {
@@ -743,7 +748,7 @@ func TestConnectionWithARequestIsNotGivenAway(t *testing.T) {
 
 func TestForeignStateIsRefused(t *testing.T) {
 	s := start(t, Config{Inline: true}, conn.Limits{})
-	for _, state := range [][]byte{{}, {2}, {1}, {1, 5, 1}, {1, 6, 1, 2, 0, 5, 0, 0, 0, 0, 0}, {1, 6, 1, 0, 0, 0, 0, 0, 0, 0, 0, 9}} {
+	for _, state := range [][]byte{{}, {2}, {1}, {1, 5, 1}, {1, 6, 1, 2, 0, 5, 0, 0, 0, 0, 0, 0}, {1, 6, 1, 0, 0, 0, 0, 0, 0, 0, 0}, {1, 6, 1, 0, 0, 0, 0, 0, 0, 0, 0, 9, 9}} {
 		errs := make(chan error, 1)
 		s.do(func() {
 			s.conf = s.web.ConnConfig(conn.Limits{})
@@ -757,8 +762,8 @@ func TestForeignStateIsRefused(t *testing.T) {
 }
 
 func FuzzRestoreTakesAnything(f *testing.F) {
-	f.Add([]byte{1, 6, 1, byte(0), 0, 0, 0, 0, 3, 'G', 'E', 'T', 0, 0})
-	f.Add([]byte{1, 6, 1, byte(1), 0, 2, 0, 0, 0, 3, 'G', 'E', 'T', 1, 'x'})
+	f.Add([]byte{1, 6, 1, byte(0), 0, 0, 0, 0, 3, 'G', 'E', 'T', 0, 0, 7})
+	f.Add([]byte{1, 6, 1, byte(1), 0, 2, 0, 0, 0, 3, 'G', 'E', 'T', 1, 'x', 0})
 	s := start(f, Config{Inline: true, Handler: http.HandlerFunc(echoBody)}, conn.Limits{})
 	f.Fuzz(func(t *testing.T, state []byte) {
 		errs := make(chan error, 1)

@@ -1,8 +1,10 @@
 package web
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"net/http"
 	"sync"
 	"time"
 
@@ -50,7 +52,9 @@ type peer struct {
 	running bool        // on the pool's list, or on one of its goroutines
 	stalled bool        // the queue is full, or a request may end the protocol: nothing is parsed
 	rest    bool        // the loop awaits nothing of a request that has begun
+	pooled  bool        // a body comes in that is not collected
 	held    bool        // Hold was called
+	partly  bool        // Partial was called
 	closing bool        // nothing more is answered
 	waits   waiting     // what the deadline is for
 	rare    *rare       // nil most often
@@ -58,9 +62,8 @@ type peer struct {
 
 // rare is what few peers need; guarded by the peer's mu.
 type rare struct {
-	ended   error         // the connection is over: why
-	upgrade *exchange     // answered by 101: to be handed over
-	drain   chan struct{} // told when there is room to send again
+	ended error         // the connection is over: why
+	drain chan struct{} // told when there is room to send again
 }
 
 // rareLocked returns what few peers need. It needs mu.
@@ -69,14 +72,6 @@ func (p *peer) rareLocked() *rare {
 		p.rare = new(rare)
 	}
 	return p.rare
-}
-
-// upgradeLocked returns what is to be handed over, if anything. It needs mu.
-func (p *peer) upgradeLocked() *exchange {
-	if p.rare == nil {
-		return nil
-	}
-	return p.rare.upgrade
 }
 
 // inlineBody is a request whose body is collected.
@@ -125,7 +120,6 @@ func (p *peer) receive(m []byte) {
 		p.h.seat.Messages.Add(uint64(t.done - 1)) // the connection has counted the read
 	}
 	t.free()
-	p.handOver()
 }
 
 // blocked says whether parsing waits for something.
@@ -134,10 +128,13 @@ func (p *peer) blocked() bool {
 		return true
 	}
 	if p.h.config.Inline {
-		return p.rare != nil && p.rare.upgrade != nil // the loop's alone then
+		return false
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if len(p.queue) > 0 && p.parser.InHead() && p.c.Leaving() {
+		p.stalled = true // what comes next is for another process
+	}
 	return p.stalled || p.closing
 }
 
@@ -165,6 +162,14 @@ func (p *peer) parse(t *turn, in []byte) (used int) {
 			if t.head.HasBody() {
 				p.by = later(t.now, p.h.limits.BodyTimeout)
 			}
+			if s, ok := p.stream(&t.head); ok {
+				if p.stallBehindAnswers() {
+					p.parser = http1.Parser{}
+					return used - advance
+				}
+				p.turnInto(t, s, in[used-advance:], advance)
+				return len(in)
+			}
 			p.head(t)
 		case http1.BodyPart:
 			p.extend(t.now, len(data))
@@ -175,6 +180,56 @@ func (p *peer) parse(t *turn, in []byte) (used int) {
 		}
 	}
 	return used
+}
+
+// stream says whether the request is for one of Config.Streams.
+func (p *peer) stream(h *http1.Head) (Stream, bool) {
+	if len(p.h.config.Streams) == 0 || h.HasBody() || string(h.Method) != http.MethodGet {
+		return Stream{}, false
+	}
+	path, _, _ := bytes.Cut(h.Target, []byte("?"))
+	s, ok := p.h.config.Streams[string(path)]
+	return s, ok && (h.Upgrade || !s.Upgrade)
+}
+
+// stallBehindAnswers says whether requests are being answered, and if so has
+// nothing parsed before that is over.
+func (p *peer) stallBehindAnswers() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stalled = len(p.queue) > 0
+	return p.stalled
+}
+
+// turnInto makes the connection a stream: in begins with the head, of n bytes,
+// of the request for it.
+func (p *peer) turnInto(t *turn, s Stream, in []byte, n int) {
+	var request *http.Request
+	if s.Begin != nil {
+		x := newExchange(p, t)
+		if x == nil {
+			p.refuse(t, 400, "")
+			return
+		}
+		request = x.request
+		in = in[n:]
+	}
+	if t.flush(p) != nil {
+		return
+	}
+	p.over = true
+	p.tail = nil
+	p.h.detach(p)
+	p.c.SetValue(nil)
+	p.mu.Lock()
+	p.keepLocked(false, false)
+	p.mu.Unlock()
+	if s.Begin != nil {
+		s.Begin(p.c, request)
+	}
+	if err := p.c.Become(s.Conn.ProtocolName, in); err != nil {
+		p.c.CloseNow(fmt.Errorf("web: %w", err))
+	}
 }
 
 // later is now+d, or never.
@@ -338,7 +393,7 @@ func (p *peer) enqueue(t *turn, x *exchange) {
 	t.done++
 	p.running = true
 	p.queue = append(p.queue, x)
-	p.stalled = len(p.queue) >= p.h.limits.Pipeline || x.mayUpgrade()
+	p.stalled = len(p.queue) >= p.h.limits.Pipeline
 	p.mu.Unlock()
 }
 
@@ -355,18 +410,13 @@ func (p *peer) serveInline(t *turn, x *exchange) {
 		_ = t.flush(p) // an error has closed the connection
 		p.full = p.full || p.c.Queued() > p.h.sendHigh
 	}
-	switch {
-	case x.upgraded:
-		p.mu.Lock()
-		p.rareLocked().upgrade = x
-		p.mu.Unlock()
-	case closing:
-		p.over = true
-		if t.flush(p) == nil {
-			x.end()
-		}
-	default:
+	if !closing {
 		t.keep(x)
+		return
+	}
+	p.over = true
+	if t.flush(p) == nil {
+		x.end()
 	}
 }
 
@@ -407,9 +457,6 @@ func (p *peer) answered(x *exchange, closing bool) {
 	p.queue = p.queue[1:]
 	wake := false
 	switch {
-	case x.upgraded && p.endedLocked() == nil:
-		p.rareLocked().upgrade = x
-		p.closing, wake = true, true
 	case closing:
 		p.closing = true
 	case p.stalled && len(p.queue) <= p.h.limits.Pipeline/2:
@@ -421,7 +468,7 @@ func (p *peer) answered(x *exchange, closing bool) {
 		p.restLocked(p.h.clock()) // if not at rest, the loop has set a deadline
 	}
 	p.mu.Unlock()
-	if closing && !x.upgraded {
+	if closing {
 		x.end()
 	}
 	if wake {
@@ -434,6 +481,7 @@ func (p *peer) settle(now time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.rest = p.parser.Between() && len(p.tail) == 0 && p.inline == nil
+	p.pooled = !p.parser.InHead() && p.inline == nil
 	pause := !p.over && (p.full || p.stalled || p.incoming.isFull())
 	switch {
 	case pause:
@@ -465,23 +513,41 @@ func (p *peer) pause() {
 	}
 }
 
-// restLocked notes whether anything of a request is there, which says whether
-// the connection may be closed or given away; if not, the next one is awaited,
-// and it returns true. It needs mu.
+// restLocked notes what of a request is there, which says whether the
+// connection may be closed, or given away; if there is nothing, the next one
+// is awaited, and it returns true. It needs mu.
 func (p *peer) restLocked(now time.Duration) bool {
-	idle := p.rest && len(p.queue) == 0 && p.upgradeLocked() == nil
-	if idle == p.held && p.endedLocked() == nil {
-		p.held = !idle
-		if !p.held {
+	busy := len(p.queue) > 0 || p.closing || p.pooled
+	p.keepLocked(busy, !busy && !p.rest)
+	idle := !busy && p.rest
+	if idle {
+		p.awaitLocked(waitRequest, later(now, p.h.limits.IdleTimeout))
+	}
+	return idle
+}
+
+// keepLocked keeps the connection here, by Hold, or from being closed between
+// two requests, by Partial. It needs mu.
+func (p *peer) keepLocked(here, partly bool) {
+	if p.endedLocked() != nil {
+		return
+	}
+	// What is new comes first, so that it is not let go of in between.
+	if partly && !p.partly {
+		p.c.Partial(true)
+	}
+	if here != p.held {
+		p.held = here
+		if !here {
 			p.c.Release()
 		} else if p.c.Hold() != nil {
 			p.held = false // it is over
 		}
 	}
-	if idle {
-		p.awaitLocked(waitRequest, later(now, p.h.limits.IdleTimeout))
+	if !partly && p.partly {
+		p.c.Partial(false)
 	}
-	return idle
+	p.partly = partly
 }
 
 // awaitLocked sets the deadline and what it is for. It needs mu.
@@ -499,9 +565,7 @@ func (p *peer) woken() {
 		p.expire(waits)
 		return
 	}
-	if !p.handOver() {
-		p.proceed()
-	}
+	p.proceed()
 }
 
 // proceed goes on with input that was held up. Loop only.
@@ -532,34 +596,6 @@ func (p *peer) expire(waits waiting) {
 		p.refuse(t, 408, "")
 	}
 	p.settle(t.now)
-}
-
-// handOver gives the connection away if a request was answered by 101. Loop
-// only.
-func (p *peer) handOver() bool {
-	p.mu.Lock()
-	x := p.upgradeLocked()
-	p.mu.Unlock()
-	if x == nil || p.over {
-		return false
-	}
-	p.over = true
-	p.h.sweep.set(p, never)
-	rest := p.tail
-	p.tail = nil
-	if p.paused {
-		p.paused = false
-		p.c.Resume()
-	}
-	p.h.detach(p)
-	p.c.SetValue(nil)
-	if p.held {
-		p.c.Release()
-	}
-	if err := p.h.config.Upgrade(p.c, x.request, rest); err != nil {
-		_ = p.c.Close(fmt.Errorf("web: upgrade: %w", err))
-	}
-	return true
 }
 
 // peerClosed ends the contexts of what is being answered, and what will not

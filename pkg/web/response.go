@@ -36,7 +36,7 @@ type room struct {
 var rooms = sync.Pool{New: func() any { return &room{body: make([]byte, 0, bodyRoom)} }}
 
 // ErrNoHijack is what Hijack of the reactor's responses fails with.
-var ErrNoHijack = fmt.Errorf("web: the connection is the reactor's: answer 101 with Config.Upgrade, or serve the handler by net/http to hijack: %w", http.ErrNotSupported)
+var ErrNoHijack = fmt.Errorf("web: the connection is the reactor's: declare a Stream, or serve the handler by net/http to hijack: %w", http.ErrNotSupported)
 
 // response is the http.ResponseWriter of one request. As with net/http, one
 // goroutine at a time may use it, and only until the handler has returned.
@@ -94,7 +94,11 @@ func (w *response) WriteHeader(status int) {
 		return
 	}
 	w.status = status
-	w.room = rooms.Get().(*room)
+	if w.turn != nil {
+		w.room = &w.turn.room
+	} else {
+		w.room = rooms.Get().(*room)
+	}
 	w.room.head = w.fields(http1.AppendStatusLine(w.room.head[:0], w.x.minor, status))
 }
 
@@ -127,44 +131,77 @@ func (w *response) fields(dst []byte) []byte {
 			w.announce(http.CanonicalHeaderKey(strings.TrimSpace(name)))
 		}
 	}
-	var room [16]string
-	names := room[:0]
-	for name, values := range w.header {
-		switch name {
-		case "Content-Length":
-			if len(values) == 1 && allowed {
-				if n, err := strconv.ParseInt(strings.TrimSpace(values[0]), 10, 64); err == nil && n >= 0 {
-					w.length = n
-				}
-			}
-			continue
-		case "Connection":
-			w.connection = slices.Clone(values)
-			w.close = w.close || http1.HasToken(values, "close")
-			continue
-		case "Transfer-Encoding":
-			w.toClose = len(values) == 1 && values[0] == "identity"
-			w.hasType = true // nothing is known of a body that is encoded
-			continue
-		case "Content-Type":
-			w.hasType = true
-			if w.status == http.StatusNotModified {
-				continue
-			}
-		case "Content-Encoding":
-			w.hasEncoding = len(values) > 0 && values[0] != ""
-		case "Date":
-			w.hasDate = true
-		}
-		if strings.HasPrefix(name, http.TrailerPrefix) {
-			w.prefixed = true
-			continue
-		}
-		if !slices.Contains(w.trailers, name) {
-			names = append(names, name)
+	var room [16]field
+	fields := room[:0]
+	// Most often there is a type, perhaps a length, and nothing else: that is
+	// known without walking through the map.
+	left := len(w.header)
+	for _, name := range [...]string{"Content-Type", "Content-Length"} {
+		if values, ok := w.header[name]; ok {
+			fields = w.field(fields, name, values, allowed)
+			left--
 		}
 	}
-	return http1.AppendNamed(dst, w.header, names)
+	if left > 0 {
+		fields = fields[:0]
+		for name, values := range w.header {
+			fields = w.field(fields, name, values, allowed)
+		}
+		if len(fields) > 1 {
+			slices.SortFunc(fields, func(a, b field) int { return strings.Compare(a.name, b.name) })
+		}
+	}
+	for _, f := range fields {
+		for _, v := range f.values {
+			dst = http1.AppendField(dst, f.name, v)
+		}
+	}
+	return dst
+}
+
+// field takes note of what the handler has set, and appends it if it is to be
+// sent as it is.
+func (w *response) field(fields []field, name string, values []string, allowed bool) []field {
+	switch name {
+	case "Content-Length":
+		if len(values) == 1 && allowed {
+			if n, err := strconv.ParseInt(strings.TrimSpace(values[0]), 10, 64); err == nil && n >= 0 {
+				w.length = n
+			}
+		}
+		return fields
+	case "Connection":
+		w.connection = slices.Clone(values)
+		w.close = w.close || http1.HasToken(values, "close")
+		return fields
+	case "Transfer-Encoding":
+		w.toClose = len(values) == 1 && values[0] == "identity"
+		w.hasType = true // nothing is known of a body that is encoded
+		return fields
+	case "Content-Type":
+		w.hasType = true
+		if w.status == http.StatusNotModified {
+			return fields
+		}
+	case "Content-Encoding":
+		w.hasEncoding = len(values) > 0 && values[0] != ""
+	case "Date":
+		w.hasDate = true
+	}
+	if strings.HasPrefix(name, http.TrailerPrefix) {
+		w.prefixed = true
+		return fields
+	}
+	if slices.Contains(w.trailers, name) {
+		return fields
+	}
+	return append(fields, field{name, values})
+}
+
+// field is one of a head.
+type field struct {
+	name   string
+	values []string
 }
 
 // announce notes a trailer, unless it would frame the message.
@@ -196,7 +233,7 @@ func (w *response) commit(done bool) {
 		out = http1.AppendField(out, "Content-Type", http.DetectContentType(body))
 	}
 	if !w.hasDate {
-		out = http1.AppendDate(out, time.Now())
+		out = http1.AppendDate(out, w.turn.dateOf())
 	}
 	if w.length >= 0 {
 		out = append(out, "Content-Length: "...)
@@ -227,8 +264,7 @@ func (w *response) commit(done bool) {
 func (w *response) appendConnection(out []byte) []byte {
 	x := w.x
 	if w.status == http.StatusSwitchingProtocols {
-		x.upgraded = x.mayUpgrade()
-		w.close = !x.upgraded
+		w.close = true // there is nobody for what would follow
 		for _, v := range w.connection {
 			out = http1.AppendField(out, "Connection", v)
 		}
@@ -521,11 +557,16 @@ func (w *response) finish() (closing bool) {
 // over ends the use of the response.
 func (w *response) over() {
 	w.ended = true
-	if r := w.room; r != nil {
-		w.room = nil
-		if cap(r.head) <= 2*sendStep {
-			r.head, r.body = r.head[:0], r.body[:0]
-			rooms.Put(r)
-		}
+	r := w.room
+	if r == nil {
+		return
+	}
+	w.room = nil
+	if cap(r.head) > 2*sendStep {
+		r.head = nil
+	}
+	r.head, r.body = r.head[:0], r.body[:0]
+	if w.turn == nil {
+		rooms.Put(r)
 	}
 }

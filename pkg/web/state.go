@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/wire/http1"
@@ -18,8 +19,9 @@ var ErrState = errors.New("web: not a state of a connection")
 // stateVersion is the first byte of a state.
 const stateVersion = 1
 
-// Busy says whether a request of c is being answered, or waits to be: c can
-// be given away as soon as that is over. Loop only.
+// Busy says whether a request of c is being answered, waits to be, or comes in
+// for a handler on a goroutine: c can be given away as soon as that is over.
+// Loop only.
 func (h *Handler) Busy(c *conn.Conn) bool {
 	p, ok := c.Value().(*peer)
 	if !ok {
@@ -27,7 +29,7 @@ func (h *Handler) Busy(c *conn.Conn) bool {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return len(p.queue) > 0 || p.running || p.upgradeLocked() != nil || p.incoming != nil
+	return len(p.queue) > 0 || p.pooled
 }
 
 // Capture writes down where the stream of c stands, with the bytes that have
@@ -42,6 +44,7 @@ func (h *Handler) Busy(c *conn.Conn) bool {
 //	varint  length, and input that was not parsed
 //	varint  length, and the head of the request whose body is collected; empty: none is
 //	varint  length, and what is there of that body
+//	varint  milliseconds that are left for what is awaited, and one; 0: for ever
 func (h *Handler) Capture(c *conn.Conn) ([]byte, error) {
 	p, ok := c.Value().(*peer)
 	if !ok {
@@ -59,7 +62,15 @@ func (h *Handler) Capture(c *conn.Conn) ([]byte, error) {
 		out = binary.AppendUvarint(out, uint64(len(b)))
 		out = append(out, b...)
 	}
-	return out, nil
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	left := uint64(0)
+	if p.waits != waitNothing {
+		if at := time.Duration(p.alarm.at.Load()); at != never {
+			left = uint64(max(at-h.clock(), 0)/time.Millisecond) + 1
+		}
+	}
+	return binary.AppendUvarint(out, left), nil
 }
 
 // restored is the value of a connection that another process has served,
@@ -68,6 +79,7 @@ type restored struct {
 	parser http1.Parser
 	inline *inlineBody // nil: no body is collected
 	tail   []byte
+	left   time.Duration // for what is awaited; 0: as long as at its start
 }
 
 // Restore takes up a connection that another process has served up to state,
@@ -93,15 +105,16 @@ func (h *Handler) Restore(c *conn.Conn, state []byte) error {
 		parts[i] = append([]byte(nil), rest[size:size+int(n)]...)
 		rest = rest[size+int(n):]
 	}
-	if len(rest) > 0 {
-		return fmt.Errorf("%w: %d bytes too many", ErrState, len(rest))
+	left, size := binary.Uvarint(rest)
+	if size != len(rest) || size <= 0 || left > maxLeftTime {
+		return fmt.Errorf("%w: its end", ErrState)
 	}
-	r := &restored{tail: parts[1]}
+	r := &restored{tail: parts[1], left: time.Duration(left) * time.Millisecond}
 	if err := r.parser.RestoreState(parts[0]); err != nil {
 		return fmt.Errorf("%w: %w", ErrState, err)
 	}
 	inBody := !r.parser.InHead()
-	if inBody != (len(parts[2]) > 0) || inBody && !h.config.Inline || int64(len(parts[3])) > h.limits.Body {
+	if inBody != (len(parts[2]) > 0) || int64(len(parts[3])) > h.limits.Body {
 		return fmt.Errorf("%w: it has a body of %d bytes that does not fit", ErrState, len(parts[3]))
 	}
 	if inBody {
@@ -111,6 +124,9 @@ func (h *Handler) Restore(c *conn.Conn, state []byte) error {
 	return nil
 }
 
+// maxLeftTime is in milliseconds; nobody waits for so long.
+const maxLeftTime = 1 << 40
+
 // OnAdopt goes on with a connection that another process has served.
 func (h *Handler) OnAdopt(c *conn.Conn, _ conn.Reason) {
 	r, ok := c.Value().(*restored)
@@ -119,9 +135,49 @@ func (h *Handler) OnAdopt(c *conn.Conn, _ conn.Reason) {
 	}
 	p := h.attach(c)
 	p.parser = r.parser
-	if r.inline != nil {
-		p.inline = r.inline
-		p.by = later(h.clock(), h.limits.BodyTimeout)
+	p.full = c.Queued() > h.sendHigh // OnBufferDrain follows
+	c.Resume()                       // it may have been held up for a reason that is none here
+	now := h.clock()
+	if in := r.inline; in != nil {
+		p.by = later(now, h.limits.BodyTimeout)
+		if h.config.Inline {
+			p.inline = in
+		} else if !p.handOut(in) {
+			c.CloseNow(ErrState)
+			return
+		}
+	} else if len(r.tail) > 0 {
+		p.by = later(now, h.limits.HeadTimeout)
+	}
+	if r.left > 0 && p.by != 0 {
+		p.by = min(p.by, now+r.left)
 	}
 	p.receive(r.tail)
+	if r.left == 0 || p.by != 0 {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.waits == waitRequest {
+		h.sweep.set(p, min(time.Duration(p.alarm.at.Load()), now+r.left))
+	}
+}
+
+// handOut has a request answered by a goroutine of which a process has
+// collected the body that served the connection on its loop.
+func (p *peer) handOut(in *inlineBody) bool {
+	t := p.h.newTurn()
+	defer t.free()
+	x := newExchangeOf(p, t, in, nil)
+	if x == nil {
+		return false
+	}
+	x.body = newBody(p, x.request, x.request.ContentLength, false)
+	x.request.Body = x.body
+	p.incoming = x.body
+	if err := x.body.put(in.body); err != nil {
+		return false
+	}
+	p.enqueue(t, x)
+	return t.flush(p) == nil
 }

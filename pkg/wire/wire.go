@@ -5,8 +5,8 @@
 // A protocol that has to remember something of a connection is a Session, of
 // which each connection has its own.
 //
-// Invariants: Split never keeps a reference to its input and never changes
-// it; the messages it finds do not depend on how the stream was cut into
+// Invariants: Split never keeps a reference to its input and changes none of it
+// but what it has advanced over; the messages it finds do not depend on how the stream was cut into
 // reads. Each protocol lives in a package below this one; start at Protocol.
 package wire
 
@@ -47,6 +47,11 @@ func (Raw) Split(in []byte, _ bool) (advance int, msg []byte, ok bool, err error
 
 // Append appends msg as it is. It never fails.
 func (Raw) Append(dst, msg []byte) ([]byte, error) { return append(dst, msg...), nil }
+
+// Releaser is a Session that keeps the message it has returned. Release is
+// called when the callbacks of a read have returned; that message is not valid
+// any more then. It is called by the connection's loop.
+type Releaser interface{ Release() }
 
 // Session is the protocol of one connection, for protocols that must remember
 // something of it from one message to the next. Split is called by the

@@ -33,14 +33,6 @@ const (
 	DispatchHashID Dispatch = "hash-id"
 )
 
-// Dispatches returns all that a Dispatch can be. An empty one is
-// DispatchShared.
-func Dispatches() []string {
-	return []string{
-		string(DispatchShared), string(DispatchRoundRobin), string(DispatchLeastConnections), string(DispatchHashIP), string(DispatchHashID),
-	}
-}
-
 // dispatcher finds the worker for a new connection. The loop owns it.
 type dispatcher struct {
 	w    *Worker

@@ -45,6 +45,7 @@ type drain struct {
 	servers  int            // HTTP servers that have not ended
 	packets  int            // datagram sockets with replies that wait
 	stopping bool
+	parting  bool    // the applications were told to say goodbye
 	exodus   *exodus // nil: nothing was handed over
 }
 
@@ -108,9 +109,6 @@ func (w *Worker) leaveListeners() *drain {
 		s.leaving.Store(true) // whoever is told of the drain finds it so
 		s.drained = func() { w.post(func() { d.servers--; d.progress() }) }
 	}
-	for _, a := range w.handlers {
-		a.Drain()
-	}
 	w.enter(link.StateDraining)
 	open := int(w.seat.Connections.Load())
 	w.send(link.Draining{Connections: open})
@@ -142,10 +140,23 @@ func (d *drain) on(t terms) {
 	if t.hand {
 		d.handOver(t)
 	}
+	d.farewell()
 	for _, s := range w.servers {
 		s.drain(t.prompt, t.grace)
 	}
 	d.progress()
+}
+
+// farewell has the applications on connections say goodbye, unless they are
+// being handed over: then the peers need not know.
+func (d *drain) farewell() {
+	if d.parting || d.exodus.goesOn() {
+		return
+	}
+	d.parting = true
+	for _, a := range d.w.handlers {
+		a.Drain()
+	}
 }
 
 // graceOver stops waiting for callbacks of the application; connections

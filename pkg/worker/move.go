@@ -29,6 +29,7 @@ func (d *drain) handOver(t terms) {
 	d.exodus = w.begin(ids, target, func(m moved) {
 		m.Left = w.set.Len()
 		w.send(link.Handed{Given: m.Given, Left: m.Left, Longest: m.Longest})
+		d.farewell()
 		d.progress()
 	})
 }

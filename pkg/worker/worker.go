@@ -87,8 +87,8 @@ type Application interface {
 	// Serving tells, before the first connection, where panics are reported
 	// and where requests and panics are counted.
 	Serving(event func(conn.Event), seat *scoreboard.Seat)
-	// Drain says that the worker leaves: it is called on the loop, before the
-	// connections are drained.
+	// Drain says that the worker leaves, and that the connections it still has
+	// stay with it to their end. It is called on the loop.
 	Drain()
 	// Close waits until all goroutines have ended. The connections are gone.
 	Close()
@@ -369,7 +369,17 @@ func (w *Worker) makeListeners(in *link.Inherited) error {
 }
 
 func (w *Worker) configure(l *Listener, g *gate) *conn.Config {
-	c := *l.Conn
+	return w.configured(l.Conn, l, g)
+}
+
+// configured returns a copy of a Config that knows its listener, and of what
+// its connections may become.
+func (w *Worker) configured(from *conn.Config, l *Listener, g *gate) *conn.Config {
+	c := *from
+	c.Becomes = nil
+	for _, other := range from.Becomes {
+		c.Becomes = append(c.Becomes, w.configured(other, l, g))
+	}
 	c.Listener, c.Pool, c.Seat, c.Event, c.Move = l.Name, w.pool, w.seat, w.connEvent, w.moveTo
 	if l.Dispatch == DispatchHashID {
 		c.Bound = w.bound

@@ -5,7 +5,10 @@
 // why.
 //
 //	http --server ../bin/server
-//	http --connections 100,1000 --pipelines 1,16 --peer 'nginx=nginx -c /path/with/{port}'
+//	http --connections 100,1000 --pipelines 1,16 --peer 'mine=/path/server --port {port}'
+//
+// Peers are net/http, fasthttp, which is this binary itself, and nginx where
+// it is installed.
 //
 // It ends what it has started, by the process ids it holds. Start reading at
 // run.
@@ -64,6 +67,9 @@ type server struct {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
+	if len(args) == 2 && args[0] == fastRole {
+		return serveFast(args[1])
+	}
 	var custom list
 	f := flag.NewFlagSet("http", flag.ContinueOnError)
 	f.SetOutput(stderr)
@@ -98,6 +104,16 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 			peers = append(peers, fmt.Sprintf("%s=%s run --workers 1 --config %s --control unix://%s/%s.sock --listen %s=tcp://127.0.0.1:{port}", kind, *binary, config, dir, kind, kind))
 		}
 	}
+	fast, err := fastCommand()
+	if err != nil {
+		return err
+	}
+	peers = append(peers, fast)
+	if nginx, err := nginxCommand(); err == nil {
+		peers = append(peers, nginx)
+	} else {
+		fmt.Fprintln(stderr, err)
+	}
 	peers = append(peers, custom...)
 	var servers []*server
 	defer func() {
@@ -110,7 +126,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		return err
 	}
 	for _, p := range peers {
-		s, err := start(ctx, p)
+		s, err := start(ctx, p, dir)
 		if err != nil {
 			return err
 		}
@@ -136,7 +152,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 }
 
 // start starts NAME=COMMAND on a free port.
-func start(ctx context.Context, peer string) (*server, error) {
+func start(ctx context.Context, peer, dir string) (*server, error) {
 	name, command, _ := strings.Cut(peer, "=")
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -145,6 +161,13 @@ func start(ctx context.Context, peer string) (*server, error) {
 	s := &server{name: name, addr: l.Addr().String()}
 	l.Close()
 	_, port, _ := net.SplitHostPort(s.addr)
+	if strings.Contains(command, "{nginx}") {
+		config, err := writeNginx(dir, port)
+		if err != nil {
+			return nil, err
+		}
+		command = strings.ReplaceAll(command, "{nginx}", config)
+	}
 	words := strings.Fields(strings.ReplaceAll(command, "{port}", port))
 	if len(words) == 0 {
 		return nil, fmt.Errorf("http: --peer %q: want NAME=COMMAND", peer)

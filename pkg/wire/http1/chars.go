@@ -1,5 +1,7 @@
 package http1
 
+import "encoding/binary"
+
 // What a byte may be part of.
 const (
 	isToken  byte = 1 << iota // RFC 9110 5.6.2
@@ -43,6 +45,21 @@ func all(b []byte, bit byte) bool {
 		}
 	}
 	return true
+}
+
+// allValue is all of isValue, eight bytes at a time.
+func allValue(b []byte) bool {
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	for ; len(b) >= 8; b = b[8:] {
+		w := binary.LittleEndian.Uint64(b)
+		del := w ^ 0x7f*ones // a byte of it is 0 where one of w is 0x7f
+		// The high bit of a byte is set where it is below 0x20, or 0x7f, and
+		// perhaps in those behind such a one: then each is looked at.
+		if ((w-0x20*ones)&^w|(del-ones)&^del)&highs != 0 && !all(b[:8], isValue) {
+			return false
+		}
+	}
+	return all(b, isValue)
 }
 
 // equalFold says whether b is lower, whose letters are in lower case,

@@ -143,12 +143,15 @@ func (h *Head) fieldLine(line []byte) *Error {
 	if line[0] == ' ' || line[0] == '\t' {
 		return errFold // RFC 9112 5.2
 	}
-	end := bytes.IndexByte(line, ':')
-	if end <= 0 || !all(line[:end], isToken) { // RFC 9112 5.1: no space before the colon
+	end := 0
+	for end < len(line) && class[line[end]]&isToken != 0 {
+		end++
+	}
+	if end == 0 || end == len(line) || line[end] != ':' { // RFC 9112 5.1: no space before the colon
 		return errName
 	}
 	f := Field{line[:end], trim(line[end+1:])}
-	if !all(f.Value, isValue) {
+	if !allValue(f.Value) {
 		return errValue
 	}
 	h.Fields = append(h.Fields, f)

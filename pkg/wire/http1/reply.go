@@ -91,14 +91,7 @@ func AppendFields(dst []byte, h http.Header, keep func(name string) bool) []byte
 			names = append(names, name)
 		}
 	}
-	return AppendNamed(dst, h, names)
-}
-
-// AppendNamed appends the fields of h that have these names, which it sorts.
-func AppendNamed(dst []byte, h http.Header, names []string) []byte {
-	if len(names) > 1 {
-		slices.Sort(names)
-	}
+	slices.Sort(names)
 	for _, name := range names {
 		for _, v := range h[name] {
 			dst = AppendField(dst, name, v)

@@ -11,9 +11,10 @@ import (
 // for Body: Method, URL (which becomes u), RequestURI, Proto and its numbers,
 // Header without Host, Host, ContentLength, TransferEncoding, Trailer and
 // Close. Nothing of it aliases h. A Header that r has already is emptied and
-// used. It fails if net/url does not take the target,
-// which the parser has checked before.
-func (h *Head) Fill(r *http.Request, u *url.URL) error {
+// used, and so is room, which may be nil; both are the last request's then. It
+// fails if net/url does not take the target, which the parser has checked
+// before.
+func (h *Head) Fill(r *http.Request, u *url.URL, room *Room) error {
 	// One string for all of the head; what is kept of it is a part of that.
 	raw := string(h.Raw)
 	method := len(h.Method)
@@ -30,10 +31,10 @@ func (h *Head) Fill(r *http.Request, u *url.URL) error {
 	if err := h.fillURL(r, u); err != nil {
 		return err
 	}
-	h.fillHeader(r, raw)
+	h.fillHeader(r, raw, room)
 	r.Host = u.Host
 	if r.Host == "" && len(h.Host) > 0 {
-		r.Host = string(h.Host)
+		r.Host = h.in(raw, h.Host)
 	}
 	if h.Chunked {
 		r.TransferEncoding = []string{"chunked"}
@@ -85,20 +86,40 @@ func (h *Head) fillURL(r *http.Request, u *url.URL) error {
 	return nil
 }
 
+// Room is what Fill may use again for the next request.
+type Room struct {
+	keys   []string // of the fields of the last head, if each was there once
+	values []string // theirs, of which the map's are parts
+}
+
 // fillHeader makes the map. raw is a copy of h.Raw.
-func (h *Head) fillHeader(r *http.Request, raw string) {
-	header := r.Header
+func (h *Head) fillHeader(r *http.Request, raw string, room *Room) {
+	var own Room
+	if room == nil {
+		room = &own
+	}
+	if h.refill(r.Header, raw, room) {
+		return
+	}
+	header, n := r.Header, len(h.Fields)
 	if header == nil {
-		header = make(http.Header, len(h.Fields))
-	} else {
+		header = make(http.Header, n)
+	} else if len(header) > 0 {
 		clear(header)
 	}
-	values := make([]string, len(h.Fields))
+	if cap(room.values) < n {
+		room.values = make([]string, n)
+	}
+	values := room.values[:n]
+	room.values = values
+	room.keys = room.keys[:0]
 	for i, f := range h.Fields {
-		name := h.in(raw, f.Name)
-		key, known := commonNames[name]
-		if !known {
-			key = textproto.CanonicalMIMEHeaderKey(name)
+		key := commonName(f.Name)
+		if key == "" {
+			key = textproto.CanonicalMIMEHeaderKey(h.in(raw, f.Name))
+		}
+		if room != &own {
+			room.keys = append(room.keys, key)
 		}
 		if key == "Host" || h.Chunked && (key == "Transfer-Encoding" || key == "Trailer") {
 			continue
@@ -106,6 +127,7 @@ func (h *Head) fillHeader(r *http.Request, raw string) {
 		values[i] = h.in(raw, f.Value)
 		if old := header[key]; old != nil {
 			header[key] = append(old, values[i])
+			room.keys = room.keys[:0]
 		} else {
 			header[key] = values[i : i+1 : i+1]
 		}
@@ -117,6 +139,39 @@ func (h *Head) fillHeader(r *http.Request, raw string) {
 			header["Cache-Control"] = []string{"no-cache"}
 		}
 	}
+}
+
+// refill puts the values into a map that holds the same keys, from the last
+// request, and says whether it could: clients send the same fields again and
+// again, and to look a key up costs half of what it costs to clear the map and
+// to set it. Whatever was done to the map or to a list in it is seen here.
+func (h *Head) refill(header http.Header, raw string, room *Room) bool {
+	if len(room.keys) == 0 || len(room.keys) != len(h.Fields) || h.Chunked {
+		return false
+	}
+	hosts := 0
+	for i, f := range h.Fields {
+		key := room.keys[i]
+		if commonName(f.Name) != key {
+			return false
+		}
+		if key == "Host" {
+			hosts++
+			continue
+		}
+		if at := header[key]; len(at) != 1 || &at[0] != &room.values[i] || key == "Pragma" {
+			return false
+		}
+	}
+	if len(header)+hosts != len(h.Fields) {
+		return false
+	}
+	for i, f := range h.Fields {
+		if room.keys[i] != "Host" {
+			room.values[i] = h.in(raw, f.Value)
+		}
+	}
+	return true
 }
 
 // fillTrailer makes the map with what the request announces.
@@ -140,9 +195,10 @@ func (h *Head) fillTrailer(r *http.Request) {
 	}
 }
 
-// commonNames has the canonical form of the names that most requests are made
-// of, as browsers, tools and proxies write them, so that it is not made anew.
-var commonNames = func() map[string]string {
+// commonNames has the names that most requests are made of, as browsers,
+// tools and proxies write them, and their canonical form, so that it is not made
+// anew: those with the same nameHash stand together.
+var commonNames = func() (table [256][][2]string) {
 	m := make(map[string]string)
 	for _, name := range []string{
 		"Accept", "Accept-Charset", "Accept-Encoding", "Accept-Language", "Authorization", "Cache-Control", "Connection",
@@ -160,8 +216,29 @@ var commonNames = func() map[string]string {
 	for _, name := range []string{"DNT", "Last-Event-ID", "Sec-WebSocket-Extensions", "Sec-WebSocket-Key", "Sec-WebSocket-Protocol", "Sec-WebSocket-Version", "TE", "X-Real-IP", "X-Request-ID"} {
 		m[name] = http.CanonicalHeaderKey(name)
 	}
-	return m
+	for name, canonical := range m {
+		hash := nameHash([]byte(name))
+		table[hash] = append(table[hash], [2]string{name, canonical})
+	}
+	return table
 }()
+
+// nameHash is for a name that is not empty.
+func nameHash(name []byte) uint8 {
+	n := len(name)
+	return uint8(n)*5 + name[0]*3 + name[n-1]*7 + name[n/2]*11
+}
+
+// commonName returns the canonical form of a name, "" if that is none of
+// commonNames.
+func commonName(name []byte) string {
+	for _, c := range commonNames[nameHash(name)] {
+		if c[0] == string(name) {
+			return c[1]
+		}
+	}
+	return ""
+}
 
 // FillTrailer puts a trailer section, as Parser.Next returned it, into
 // r.Trailer.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -47,7 +48,7 @@ func ours(t *testing.T, in []byte) (all []*http.Request, bodies []string, comple
 		switch kind {
 		case RequestHead:
 			r := new(http.Request)
-			if err := h.Fill(r, new(url.URL)); err != nil {
+			if err := h.Fill(r, new(url.URL), nil); err != nil {
 				t.Fatalf("head %q was accepted, but Fill says %v", h.Raw, err)
 			}
 			all, bodies = append(all, r), append(bodies, "")
@@ -139,7 +140,7 @@ func TestRequestKeepsNothingOfTheInput(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := new(http.Request)
-	if err := h.Fill(r, new(url.URL)); err != nil {
+	if err := h.Fill(r, new(url.URL), nil); err != nil {
 		t.Fatal(err)
 	}
 	clear(in)
@@ -176,7 +177,7 @@ func BenchmarkHeadAndRequest(b *testing.B) {
 			http.Request
 			url.URL
 		}
-		if err := h.Fill(&x.Request, &x.URL); err != nil {
+		if err := h.Fill(&x.Request, &x.URL, nil); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -191,6 +192,64 @@ func BenchmarkReadRequest(b *testing.B) {
 		r.Reset(&in)
 		if _, err := http.ReadRequest(r); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// Whatever requests follow one another, and whatever was done to the header of
+// the last one, each is as if it were the first.
+func TestRequestsInTheSameRoomAreAsInTheirOwn(t *testing.T) {
+	heads := []string{
+		"GET / HTTP/1.1\r\nHost: a\r\nUser-Agent: x\r\nAccept: */*\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: b\r\nUser-Agent: y\r\nAccept: text/html\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: a\r\nuser-agent: z\r\nACCEPT: */*\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: a\r\nAccept: 1\r\nAccept: 2\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: a\r\nAccept: 3\r\nUser-Agent: 2\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: a\r\nPragma: no-cache\r\nAccept: 2\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: a\r\nPragma: other\r\nAccept: 2\r\n\r\n",
+		"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nAccept: 2\r\n\r\n",
+		"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nX-Own: 2\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+		"GET / HTTP/1.0\r\nAccept: 1\r\n\r\n",
+		"GET / HTTP/1.0\r\n\r\n",
+	}
+	changes := []func(http.Header){
+		func(http.Header) {},
+		func(h http.Header) { h["Accept"] = []string{"mine"} },
+		func(h http.Header) { h.Add("Accept", "more") },
+		func(h http.Header) { h.Del("Accept") },
+		func(h http.Header) { h.Set("User-Agent", "mine") },
+		func(h http.Header) { h.Del("Accept"); h.Set("X-Own", "mine") },
+		func(h http.Header) {
+			for _, v := range h {
+				v[0] = "overwritten"
+			}
+		},
+	}
+	fill := func(head string, r *http.Request, room *Room) {
+		t.Helper()
+		var h Head
+		if _, kind, _, err := new(Parser).Next(&Limits{}, &h, []byte(head)); kind != RequestHead || err != nil {
+			t.Fatalf("%q: %v, %v", head, kind, err)
+		}
+		if err := h.Fill(r, new(url.URL), room); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, first := range heads {
+		for _, second := range heads {
+			for i, change := range changes {
+				var room Room
+				got, want := new(http.Request), new(http.Request)
+				fill(first, got, &room)
+				change(got.Header)
+				got = &http.Request{Header: got.Header}
+				fill(second, got, &room)
+				fill(second, want, nil)
+				if !reflect.DeepEqual(got, want) {
+					t.Errorf("%q, change %d, %q: got %v, want %v", first, i, second, got, want)
+				}
+			}
 		}
 	}
 }

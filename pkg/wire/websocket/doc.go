@@ -14,6 +14,7 @@
 //	Ping      at most 125 bytes
 //	Pong      at most 125 bytes
 //	Close     nothing, or a code of two bytes, big endian, and a reason
+//	Prepared  a Text or Binary that Prepare has encoded: server Append
 //
 // What follows from a message is its receiver's business. A server answers a
 // Request with what Accept or a Refusal made of it, a Ping with a Pong of the

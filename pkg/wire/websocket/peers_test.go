@@ -11,13 +11,13 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/coder/websocket"
+
+	"github.com/mainstay-go/mainstay/test/node"
 )
 
 // peerTime is how long a conversation with another implementation may take.
@@ -241,52 +241,6 @@ func TestCoderWebsocketServerIsUnderstood(t *testing.T) {
 	}
 }
 
-// nodeWS is the version of npm's ws that the tests speak with.
-const nodeWS = "8.18.3"
-
-// node returns a command that runs a script which can require("ws"). That is
-// installed once, in the user's cache.
-func node(t *testing.T, script string, args ...string) *exec.Cmd {
-	t.Helper()
-	for _, tool := range []string{"node", "npm"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("the peer is npm's ws, which needs %s: %v", tool, err)
-		}
-	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Skipf("the peer is npm's ws, which needs a place to be installed: %v", err)
-	}
-	dir := filepath.Join(cache, "mainstay-test", "npm-ws-"+nodeWS)
-	if _, err := os.Stat(dir); err != nil {
-		if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		// Somewhere else first: two test runs may do this at once.
-		fresh, err := os.MkdirTemp(filepath.Dir(dir), "installing-")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer os.RemoveAll(fresh)
-		ctx, cancel := context.WithTimeout(t.Context(), peerTime)
-		defer cancel()
-		out, err := exec.CommandContext(ctx, "npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", fresh, "ws@"+nodeWS).CombinedOutput()
-		if err != nil {
-			t.Skipf("the peer is npm's ws, which cannot be installed: %v\n%s", err, out)
-		}
-		if err := os.Rename(fresh, dir); err != nil {
-			if _, err := os.Stat(dir); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), peerTime)
-	t.Cleanup(cancel)
-	cmd := exec.CommandContext(ctx, "node", append([]string{"-e", script, "--"}, args...)...)
-	cmd.Env = append(os.Environ(), "NODE_PATH="+filepath.Join(dir, "node_modules"))
-	return cmd
-}
-
 // nodeClient sends messages of many kinds and lengths, whole and in fragments with
 // pings between, and compares the echoes.
 const nodeClient = `
@@ -329,7 +283,7 @@ func TestNodeClientIsServed(t *testing.T) {
 	for _, deflate := range []string{"false", "true"} {
 		t.Run("deflate "+deflate, func(t *testing.T) {
 			address := listen(t, &Config{CompressAbove: 1}, &AcceptOptions{Subprotocols: []string{"b"}, Deflate: true})
-			out, err := node(t, nodeClient, "ws://"+address, deflate).CombinedOutput()
+			out, err := node.Command(t, nodeClient, "ws://"+address, deflate).CombinedOutput()
 			if err != nil || string(out) != "done\n" {
 				t.Errorf("%v: %s", err, out)
 			}
@@ -347,7 +301,7 @@ process.stdin.on("end", () => process.exit(0)).resume();
 `
 
 func TestNodeServerIsUnderstood(t *testing.T) {
-	cmd := node(t, nodeServer)
+	cmd := node.Command(t, nodeServer)
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {

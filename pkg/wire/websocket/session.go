@@ -21,6 +21,7 @@ const (
 	Pong     Kind = 10
 	Request  Kind = 16
 	Response Kind = 17
+	Prepared Kind = 18
 )
 
 // Defaults of Config.
@@ -153,11 +154,15 @@ func (s *Session) CloseSent() bool { return s.flags.Load()&flagCloseSent != 0 }
 // the connection is at its proper end; the server closes it (RFC 6455 7.1.1).
 func (s *Session) CloseReceived() bool { return s.flags.Load()&flagCloseReceived != 0 }
 
-// Buffered returns how many bytes the session keeps of an unfinished message.
+// Buffered returns how many bytes the session keeps of an unfinished message,
+// its kind included: it is 0 only between two messages.
 func (s *Session) Buffered() int {
 	n := 0
-	if s.message != nil && !s.spent {
+	switch {
+	case s.message != nil && !s.spent:
 		n = len(s.message.b)
+	case s.kind != 0:
+		n = 1
 	}
 	if s.offer != nil && s.flags.Load()&flagAsked != 0 {
 		n += len(*s.offer)
@@ -271,7 +276,7 @@ func (s *Session) handshakeError(err error) error {
 //
 // The text of a Text is not looked at: it must be UTF-8. A Response changes the session: to
 // open with the subprotocol and the compression that its head tells, or to refused, if its
-// status is not 101. A Close is the last thing that is encoded.
+// status is not 101. A Prepared goes as it is. A Close is the last thing that is encoded.
 //
 // It returns an error, and dst as it was, if msg has no kind or none that this
 // side sends, if a Ping or Pong is longer than 125 bytes, if the code or the
@@ -284,7 +289,7 @@ func (s *Session) Append(dst, msg []byte) ([]byte, error) {
 	kind, payload := Kind(msg[0]), msg[1:]
 	flags := s.flags.Load()
 	switch kind {
-	case Text, Binary, Close, Ping, Pong:
+	case Text, Binary, Close, Ping, Pong, Prepared:
 		switch {
 		case flags&flagOpen == 0:
 			return dst, ErrNotOpen
@@ -317,6 +322,10 @@ func (s *Session) Append(dst, msg []byte) ([]byte, error) {
 			s.flags.Or(flagCloseSent)
 		}
 		return s.appendFrame(dst, kind, payload), nil
+	case Prepared:
+		if !s.client && len(payload) > 0 && (payload[0]&bitCompressed == 0 || flags&flagDeflate != 0) {
+			return append(dst, payload...), nil
+		}
 	}
 	return dst, fmt.Errorf("websocket: message of kind %d is not for this side to send", kind)
 }
