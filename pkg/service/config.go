@@ -18,6 +18,7 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/control"
 	"github.com/mainstay-go/mainstay/pkg/supervisor"
+	"github.com/mainstay-go/mainstay/pkg/worker"
 )
 
 // config is what an operator can set, merged from the built-in defaults, the
@@ -60,6 +61,8 @@ type listenerConfig struct {
 	Serve   string // kind of the protocol
 	Inline  *bool  // callbacks run on the loop
 	Movable *bool  // connections move to other workers
+
+	Dispatch worker.Dispatch // who serves a new connection
 
 	MaxMessage int // bytes
 	SendHigh   int // bytes
@@ -228,6 +231,9 @@ var listenerSettings = []setting[listenerConfig]{
 		}
 		return strconv.FormatBool(*l.Movable)
 	}},
+	oneOf("dispatch", []worker.Dispatch{
+		worker.DispatchShared, worker.DispatchRoundRobin, worker.DispatchLeastConnections, worker.DispatchHashIP, worker.DispatchHashID,
+	}, func(l *listenerConfig) *worker.Dispatch { return &l.Dispatch }),
 	size("max_message", 1, maxBuffer, func(l *listenerConfig) *int { return &l.MaxMessage }),
 	size("send_high", 1, maxBuffer, func(l *listenerConfig) *int { return &l.SendHigh }),
 	size("send_low", 1, maxBuffer, func(l *listenerConfig) *int { return &l.SendLow }),
@@ -340,15 +346,19 @@ func timeout[T any](key string, field func(*T) *time.Duration) setting[T] {
 	}}
 }
 
-func oneOf(key string, words []string, field func(*config) *string) setting[config] {
-	return setting[config]{key, "one of " + strings.Join(words, ", "), false, func(c *config, v any) error {
+func oneOf[T any, S ~string](key string, words []S, field func(*T) *S) setting[T] {
+	var list []string
+	for _, w := range words {
+		list = append(list, string(w))
+	}
+	return setting[T]{key, "one of " + strings.Join(list, ", "), false, func(c *T, v any) error {
 		s, _ := asString(v)
-		if !slices.Contains(words, s) {
+		if !slices.Contains(words, S(s)) {
 			return errWant
 		}
-		*field(c) = s
+		*field(c) = S(s)
 		return nil
-	}, func(c *config) string { return strconv.Quote(*field(c)) }}
+	}, func(c *T) string { return strconv.Quote(string(*field(c))) }}
 }
 
 // units of a size, the longer suffix before the one it ends with.
