@@ -2,9 +2,12 @@
 // a stream into messages, and its reverse. A protocol knows no descriptor, no
 // connection and no clock, so it can be tried on bytes alone, and fuzzed.
 //
-// Invariants: Split never keeps a reference to its input and changes none of it
-// but what it has advanced over; the messages it finds do not depend on how the stream was cut into
-// reads. Each protocol lives in a package below this one; start at Protocol.
+// A protocol that has to remember something of a connection is a Session, of
+// which each connection has its own.
+//
+// Invariants: Split never keeps a reference to its input and changes none of
+// it but, for itself, what it has advanced over; the messages it finds do not
+// depend on how the stream was cut into reads. Each protocol lives in a package below this one; start at Protocol.
 package wire
 
 import "errors"
