@@ -32,7 +32,7 @@ func (p netstrings) Split(in []byte, _ bool) (advance int, msg []byte, ok bool, 
 	}
 	if !found {
 		if len(digits) > len(strconv.Itoa(p.most)) {
-			return 0, nil, false, fmt.Errorf("%w: length %s...", errNetstring, digits)
+			return 0, nil, false, fmt.Errorf("%w: length of %d digits and more", errNetstring, len(digits))
 		}
 		return 0, nil, false, nil
 	}

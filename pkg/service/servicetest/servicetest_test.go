@@ -170,7 +170,7 @@ type failing struct {
 	cleanups []func()
 }
 
-var errFatal = errors.New("Fatal was called")
+var errFatal = errors.New("test ended by Fatalf")
 
 func (f *failing) Helper()                   {}
 func (f *failing) Cleanup(c func())          { f.cleanups = append(f.cleanups, c) }
