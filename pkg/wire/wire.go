@@ -7,7 +7,8 @@
 //
 // Invariants: Split never keeps a reference to its input and changes none of
 // it but, for itself, what it has advanced over; the messages it finds do not
-// depend on how the stream was cut into reads. Each protocol lives in a package below this one; start at Protocol.
+// depend on how the stream was cut into reads. Each protocol lives in a package
+// below this one; start at Protocol.
 package wire
 
 import "errors"
