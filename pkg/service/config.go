@@ -231,14 +231,9 @@ var listenerSettings = []setting[listenerConfig]{
 		}
 		return strconv.FormatBool(*l.Movable)
 	}},
-	{"dispatch", "one of " + strings.Join(worker.Dispatches(), ", "), false, func(l *listenerConfig, v any) error {
-		s, _ := v.(string)
-		if !slices.Contains(worker.Dispatches(), s) {
-			return errWant
-		}
-		l.Dispatch = worker.Dispatch(s)
-		return nil
-	}, func(l *listenerConfig) string { return quoteSet(string(l.Dispatch)) }},
+	oneOf("dispatch", []worker.Dispatch{
+		worker.DispatchShared, worker.DispatchRoundRobin, worker.DispatchLeastConnections, worker.DispatchHashIP, worker.DispatchHashID,
+	}, func(l *listenerConfig) *worker.Dispatch { return &l.Dispatch }),
 	size("max_message", 1, maxBuffer, func(l *listenerConfig) *int { return &l.MaxMessage }),
 	size("send_high", 1, maxBuffer, func(l *listenerConfig) *int { return &l.SendHigh }),
 	size("send_low", 1, maxBuffer, func(l *listenerConfig) *int { return &l.SendLow }),
@@ -351,15 +346,19 @@ func timeout[T any](key string, field func(*T) *time.Duration) setting[T] {
 	}}
 }
 
-func oneOf(key string, words []string, field func(*config) *string) setting[config] {
-	return setting[config]{key, "one of " + strings.Join(words, ", "), false, func(c *config, v any) error {
+func oneOf[T any, S ~string](key string, words []S, field func(*T) *S) setting[T] {
+	var list []string
+	for _, w := range words {
+		list = append(list, string(w))
+	}
+	return setting[T]{key, "one of " + strings.Join(list, ", "), false, func(c *T, v any) error {
 		s, _ := asString(v)
-		if !slices.Contains(words, s) {
+		if !slices.Contains(words, S(s)) {
 			return errWant
 		}
-		*field(c) = s
+		*field(c) = S(s)
 		return nil
-	}, func(c *config) string { return strconv.Quote(*field(c)) }}
+	}, func(c *T) string { return strconv.Quote(string(*field(c))) }}
 }
 
 // units of a size, the longer suffix before the one it ends with.

@@ -1,7 +1,7 @@
 // Package service is what an application imports: it says what is served on
 // which listener, and Main makes a whole program of it.
 //
-//	type user struct{ name string }
+//	type user struct{ Name string } // travels with the connection
 //
 //	func main() {
 //		s := service.New("chat")
@@ -37,6 +37,7 @@
 //
 //	service.go   Service: what an application says; Main
 //	protocol.go  Conn, Raw, Text, Framed, HTTP
+//	websocket.go WebSocket, and what Conn has for it
 //	config.go    the keys of the configuration
 //	hook.go      a command as a setting
 //	plan.go      sockets and protocols, paired by name

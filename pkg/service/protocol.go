@@ -132,9 +132,10 @@ func (c *Conn[T]) Working() { c.conn.Working() }
 // connection does not move at all, ErrClosed if it is over.
 func (c *Conn[T]) MoveTo(slot int) error { return c.conn.MoveTo(slot) }
 
-// Bind says that the connection belongs to id, such as a room or a user: if
-// the listener's dispatch is "hash-id" it moves, as by MoveTo, to the worker
-// that has all of this id; otherwise nothing happens. The last call counts.
+// Bind says that the connection belongs to id. If the listener's dispatch is
+// hash-id, it is given to the worker that has all of an id, after the
+// callbacks that run or wait; otherwise Bind does nothing. The last call
+// counts.
 func (c *Conn[T]) Bind(id uint64) { c.conn.Bind(id) }
 
 // Hold keeps the connection in this worker until Release, as a running
@@ -378,7 +379,7 @@ func (set listenerConfig) serve(name string, c *conn.Config) (worker.Listener, e
 	if err := c.Limits.Check(); err != nil {
 		return worker.Listener{}, err
 	}
-	return worker.Listener{Name: name, Conn: c, Dispatch: set.Dispatch, Accept: set.accept()}, nil
+	return worker.Listener{Name: name, Conn: c, Accept: set.accept(), Dispatch: set.Dispatch}, nil
 }
 
 // protocolName tells protocols apart that must not be taken for one another:
