@@ -106,6 +106,9 @@ func TestPartMovesAndIsNotAtABoundary(t *testing.T) {
 	write(t, client, "rest")
 	expectText(t, client, "rest")
 	c.Release()
+	if n, err := client.Read(make([]byte, 1)); n > 0 || !errors.Is(err, io.EOF) {
+		t.Errorf("got %d bytes, %v, want the end", n, err)
+	}
 	client.Close()
 	if why := receive(t, closed); !errors.Is(why, ErrDrained) {
 		t.Errorf("OnClose with %v", why)
