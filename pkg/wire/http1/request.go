@@ -15,11 +15,9 @@ import (
 // fails if net/url does not take the target, which the parser has checked
 // before.
 func (h *Head) Fill(r *http.Request, u *url.URL, room *Room) error {
-	// One string for all of the head; what is kept of it is a part of that.
-	raw := string(h.Raw)
-	method := len(h.Method)
-	r.Method = commonMethod(raw[:method])
-	r.RequestURI = raw[method+1 : method+1+len(h.Target)]
+	text := h.text()
+	r.Method = commonMethod(h.Method)
+	r.RequestURI = text[:len(h.Target)]
 	r.ProtoMajor, r.ProtoMinor = 1, h.Minor
 	if h.Minor == 1 {
 		r.Proto = "HTTP/1.1"
@@ -31,10 +29,10 @@ func (h *Head) Fill(r *http.Request, u *url.URL, room *Room) error {
 	if err := h.fillURL(r, u); err != nil {
 		return err
 	}
-	h.fillHeader(r, raw, room)
+	host := h.fillHeader(r, text[len(h.Target):], room)
 	r.Host = u.Host
-	if r.Host == "" && len(h.Host) > 0 {
-		r.Host = h.in(raw, h.Host)
+	if r.Host == "" {
+		r.Host = host
 	}
 	if h.Chunked {
 		r.TransferEncoding = []string{"chunked"}
@@ -43,22 +41,30 @@ func (h *Head) Fill(r *http.Request, u *url.URL, room *Room) error {
 	return nil
 }
 
-// in returns the part of raw, a copy of h.Raw, that part is of h.Raw. Both
-// end where the input's capacity ends, which tells how far part is from the
-// start.
-func (h *Head) in(raw string, part []byte) string {
-	at := cap(h.Raw) - cap(part)
-	return raw[at : at+len(part)]
+// text returns what is kept of a head as one string: the target, and the
+// values of the fields behind one another.
+func (h *Head) text() string {
+	n := len(h.Target)
+	for _, f := range h.Fields {
+		n += len(f.Value)
+	}
+	var b strings.Builder
+	b.Grow(n)
+	b.Write(h.Target)
+	for _, f := range h.Fields {
+		b.Write(f.Value)
+	}
+	return b.String()
 }
 
-func commonMethod(m string) string {
-	switch m {
+func commonMethod(m []byte) string {
+	switch string(m) {
 	case http.MethodGet:
 		return http.MethodGet
 	case http.MethodPost:
 		return http.MethodPost
 	}
-	return m
+	return string(m)
 }
 
 func (h *Head) fillURL(r *http.Request, u *url.URL) error {
@@ -92,14 +98,15 @@ type Room struct {
 	values []string // theirs, of which the map's are parts
 }
 
-// fillHeader makes the map. raw is a copy of h.Raw.
-func (h *Head) fillHeader(r *http.Request, raw string, room *Room) {
+// fillHeader makes the map, of text's part behind the target, and returns the
+// value of Host.
+func (h *Head) fillHeader(r *http.Request, text string, room *Room) (host string) {
 	var own Room
 	if room == nil {
 		room = &own
 	}
-	if h.refill(r.Header, raw, room) {
-		return
+	if host, ok := h.refill(r.Header, text, room); ok {
+		return host
 	}
 	header, n := r.Header, len(h.Fields)
 	if header == nil {
@@ -116,15 +123,20 @@ func (h *Head) fillHeader(r *http.Request, raw string, room *Room) {
 	for i, f := range h.Fields {
 		key := commonName(f.Name)
 		if key == "" {
-			key = textproto.CanonicalMIMEHeaderKey(h.in(raw, f.Name))
+			key = textproto.CanonicalMIMEHeaderKey(string(f.Name))
 		}
 		if room != &own {
 			room.keys = append(room.keys, key)
 		}
+		value := text[:len(f.Value)]
+		text = text[len(value):]
+		if key == "Host" {
+			host = value
+		}
 		if key == "Host" || h.Chunked && (key == "Transfer-Encoding" || key == "Trailer") {
 			continue
 		}
-		values[i] = h.in(raw, f.Value)
+		values[i] = value
 		if old := header[key]; old != nil {
 			header[key] = append(old, values[i])
 			room.keys = room.keys[:0]
@@ -139,39 +151,44 @@ func (h *Head) fillHeader(r *http.Request, raw string, room *Room) {
 			header["Cache-Control"] = []string{"no-cache"}
 		}
 	}
+	return host
 }
 
 // refill puts the values into a map that holds the same keys, from the last
 // request, and says whether it could: clients send the same fields again and
 // again, and to look a key up costs half of what it costs to clear the map and
 // to set it. Whatever was done to the map or to a list in it is seen here.
-func (h *Head) refill(header http.Header, raw string, room *Room) bool {
+func (h *Head) refill(header http.Header, text string, room *Room) (host string, ok bool) {
 	if len(room.keys) == 0 || len(room.keys) != len(h.Fields) || h.Chunked {
-		return false
+		return "", false
 	}
 	hosts := 0
 	for i, f := range h.Fields {
 		key := room.keys[i]
 		if commonName(f.Name) != key {
-			return false
+			return "", false
 		}
 		if key == "Host" {
 			hosts++
 			continue
 		}
 		if at := header[key]; len(at) != 1 || &at[0] != &room.values[i] || key == "Pragma" {
-			return false
+			return "", false
 		}
 	}
 	if len(header)+hosts != len(h.Fields) {
-		return false
+		return "", false
 	}
 	for i, f := range h.Fields {
-		if room.keys[i] != "Host" {
-			room.values[i] = h.in(raw, f.Value)
+		value := text[:len(f.Value)]
+		text = text[len(value):]
+		if room.keys[i] == "Host" {
+			host = value
+		} else {
+			room.values[i] = value
 		}
 	}
-	return true
+	return host, true
 }
 
 // fillTrailer makes the map with what the request announces.
