@@ -19,6 +19,7 @@ var floors = map[string]int{
 	"pkg/activation":      0,
 	"pkg/backoff":         0,
 	"pkg/journal":         0,
+	"pkg/keeper":          0,
 	"pkg/metrics":         0,
 	"pkg/notify":          0,
 	"pkg/reactor":         0,

@@ -1,0 +1,121 @@
+package keeper
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Probe tells whether a supervisor that is this process can take descriptors
+// out of a keeper: nil, or an *UnprotectedError. A filter that would end this
+// process for trying ends a child of it instead. It takes about a millisecond,
+// leaves nothing behind, and may be called from any goroutine; the answer is
+// good for the life of the process.
+//
+// What it does not tell is whether a worker can start a keeper: Start does.
+func Probe() error {
+	// A descriptor that is none: the filter, if there is one, comes first.
+	err := try(&trial{call: unix.SYS_PIDFD_GETFD, a: ^uintptr(0), undumpable: true})
+	switch {
+	case err == nil || errors.Is(err, unix.EBADF):
+	case errors.Is(err, errKilled):
+		return &UnprotectedError{Reason: Filtered, Err: os.NewSyscallError("pidfd_getfd", err)}
+	default:
+		return refused("pidfd_getfd", err)
+	}
+	return tryReach()
+}
+
+// tryReach takes a descriptor out of a child as it would be taken out of a
+// keeper. The child sleeps until it is killed, 10 seconds at most.
+func tryReach() error {
+	t := &trial{call: unix.SYS_PPOLL}
+	limit := &unix.Timespec{Sec: 10}
+	t.c = uintptr(unsafe.Pointer(limit))
+	var pinned runtime.Pinner // the address is a number from here on
+	pinned.Pin(limit)
+	defer pinned.Unpin()
+	pid, errno := startTrial(t)
+	if errno != 0 {
+		return refused("clone", errno)
+	}
+	child := int(t.pidfd)
+	fd, err := Reach(child, child)
+	unix.PidfdSendSignal(child, unix.SIGKILL, nil, 0)
+	wait(pid)
+	unix.Close(child)
+	switch {
+	case err == nil:
+		unix.Close(fd)
+		return nil
+	case errors.Is(err, unix.EPERM):
+		return &UnprotectedError{Reason: Ptrace, Err: os.NewSyscallError("pidfd_getfd", unix.EPERM)}
+	default:
+		return &UnprotectedError{Reason: reasonOf(err), Err: err}
+	}
+}
+
+var errKilled = errors.New("the process that called it was killed")
+
+// try has a child make t's call: nil, the call's error number, or errKilled.
+func try(t *trial) error {
+	pid, errno := startTrial(t)
+	if errno != 0 {
+		return fmt.Errorf("clone: %w", errno)
+	}
+	unix.Close(int(t.pidfd))
+	status, err := wait(pid)
+	switch {
+	case err != nil:
+		return err
+	case !status.Exited():
+		return errKilled
+	case status.ExitStatus() != 0:
+		return syscall.Errno(status.ExitStatus())
+	}
+	return nil
+}
+
+// startTrial calls spawnTrial as clone calls spawn.
+func startTrial(t *trial) (pid int, errno syscall.Errno) {
+	t.mask.all = ^uint64(0)
+	syscall.ForkLock.Lock()
+	defer syscall.ForkLock.Unlock()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	return spawnTrial(t)
+}
+
+// wait reaps a child of spawnTrial.
+func wait(pid int) (unix.WaitStatus, error) {
+	for {
+		var status unix.WaitStatus
+		_, err := unix.Wait4(pid, &status, unix.WALL, nil)
+		if err == nil {
+			return status, nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return 0, fmt.Errorf("keeper: process %d: %w", pid, os.NewSyscallError("wait4", err))
+		}
+	}
+}
+
+// SharesFiles tells whether worker and keeper still share one descriptor
+// table; after an exec in the worker they do not. Both must live, and must
+// not be reaped while it is asked, so that the PIDs are theirs: who is not
+// their parent asks their pidfds afterwards. It fails with ESRCH if one is
+// gone, with EPERM where the caller may not ptrace(2) them, and with ENOSYS
+// where the kernel is built without kcmp(2).
+func SharesFiles(worker, keeper int) (bool, error) {
+	const kcmpFiles = 2 // KCMP_FILES
+	order, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(worker), uintptr(keeper), kcmpFiles, 0, 0, 0)
+	if errno != 0 {
+		return false, fmt.Errorf("keeper: processes %d and %d: %w", worker, keeper, os.NewSyscallError("kcmp", errno))
+	}
+	return order == 0, nil
+}
