@@ -198,6 +198,7 @@ func (a *Adopted) Serve(why Reason, waitForTail bool) {
 		c.lateLocked()
 	}
 	c.fitLocked()
+	c.tidyLocked()
 	c.mu.Unlock()
 	if !c.has(flagFull) {
 		c.unclog()
@@ -259,6 +260,7 @@ func (a *Adopted) Tail(b []byte) error {
 		c.lateLocked()
 	}
 	c.fitLocked()
+	c.tidyLocked()
 	c.mu.Unlock()
 	if err != nil {
 		c.mark(0, 0)

@@ -107,7 +107,7 @@ func (f *Frozen) Capture(dst []byte) ([]byte, error) {
 	c := f.conn
 	s := state{
 		listener: c.cfg.Listener, protocol: c.cfg.ProtocolName, peer: c.peer,
-		opened: c.opened.until(f.at), lastIn: f.at - c.lastIn, lastOut: f.at - c.lastOut,
+		opened: c.opened.until(c.set.loop.Clock()), lastIn: f.at - c.lastIn, lastOut: f.at - c.lastOut,
 		rx: c.rx.Load(), tx: c.tx.Load(),
 	}
 	var err error

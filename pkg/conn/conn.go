@@ -125,6 +125,16 @@ func (c *Conn) extraLocked() *extra {
 	return x
 }
 
+// tidyLocked gives c's extra back if there is nothing in it. It needs mu, and
+// is for the loop only.
+func (c *Conn) tidyLocked() {
+	x := c.extra.Load()
+	if x != nil && x.session == nil && x.pipe.Load() == nil && !c.ending && x.frozen == nil && x.why == nil &&
+		len(x.timers) == 0 && x.holds == 0 && !c.has(flagLate|flagMove) {
+		c.extra.Store(nil)
+	}
+}
+
 // piped returns the other end of c's pipe, or nil. Any goroutine may call it.
 func (c *Conn) piped() *Conn {
 	if x := c.extra.Load(); x != nil {

@@ -3,7 +3,7 @@
 // The life of a connection, step by step, with the file of each step:
 //
 //	accept   worker       the listener is readable: accept4(2)
-//	open     set.go       Set.Accepted(fd, peer, config): a place in the set, in the reactor, the first deadline
+//	open     set.go       Set.Accepted(fd, peer, config): a row in the table of all connections, a place in the set, in the reactor, the first deadline
 //	read     read.go      readable: fill the loop's buffer once, put what was left before in front of it
 //	split    wire/...     bytes in; advance, message, error out: pure, knows no descriptor
 //	handle   callback.go  Inline: OnMessage on the loop, straight from the loop's buffer
@@ -15,6 +15,16 @@
 //	                      tells of full and empty queues, pauses and resumes, begins to close
 //	close    close.go     the only place that closes the descriptor: flush, half-close, linger, release
 //
+// It may go to another process on the way, which the peer does not notice:
+//
+//	ask      move.go      MoveTo marks it; whoever gives and takes is told by Config.Move, or acts by itself
+//	freeze   freeze.go    Set.Freeze: not read, callbacks finish, then out of epoll; what is sent waits (late.go)
+//	capture  capture.go   Frozen.Capture: all of its state as bytes; the other process is offered them and the descriptor
+//	adopt    adopt.go     Set.Adopt there: rebuilt, not served
+//	commit   rows         the owner word says whose it is from now on; there Adopted.Serve, here Frozen.Left,
+//	                      or, if it was not taken, Adopted.Drop and Frozen.Thaw
+//	tail     tail.go      what was sent here since the capture follows, and goes before what was sent there: Adopted.Tail
+//
 // Beside the walk stand pipe.go (two connections joined), packet.go (datagrams,
 // which have no connection), account.go (what the seat is told), deadline.go (what every wait is bounded by), timer.go
 // (the application's timers), drain.go (ending all connections, gently),
@@ -22,7 +32,7 @@
 // errors.go (why a connection ended).
 //
 // States: open, closing (said goodbye: the queue still leaves, input is thrown
-// away), closed.
+// away), closed; an open one may be frozen.
 //
 // Invariants:
 //
@@ -47,5 +57,10 @@
 //   - The peer's end is no error: what it sent before is handled and
 //     answered, then the connection is closed.
 //   - A panic in a callback costs its connection, nothing else.
+//   - A frozen connection stands still: its descriptor is neither read nor
+//     written, no callback of it runs, and what is asked of it only leaves
+//     marks. Only Thaw, Left, Serve and Drop end that.
+//   - A connection has one row, and so one ID, for its whole life. A Set frees
+//     the rows of what it closes, never of what has left.
 //   - This package does not log; Config.Event is told what should be.
 package conn

@@ -288,6 +288,7 @@ func (f *Frozen) Thaw() {
 	c.mu.Lock()
 	c.flags.And(^flagFrozen)
 	c.lateLocked()
+	c.tidyLocked()
 	c.mu.Unlock()
 	c.greet()
 	c.goOn(f.reading)

@@ -125,7 +125,7 @@ func (c *Conn) process(data []byte, own bool) {
 	if err != nil {
 		c.endLater(&ProtocolError{Err: err})
 	}
-	if c.ending || c.has(flagsEnded) {
+	if c.ending && !c.held || c.has(flagsEnded) {
 		c.dropInput()
 		c.mark(0, 0)
 		return

@@ -1,6 +1,7 @@
 package conn
 
 import (
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/reactor"
+	"github.com/mainstay-go/mainstay/pkg/rows"
 	"github.com/mainstay-go/mainstay/pkg/scoreboard"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
@@ -30,13 +32,19 @@ type rig struct {
 
 func newRig(t testing.TB) *rig {
 	t.Helper()
+	return newRigOn(t, nil)
+}
+
+// newRigOn is newRig with rows of a table that others have too.
+func newRigOn(t testing.TB, alloc *rows.Allocator) *rig {
+	t.Helper()
 	r := &rig{t: t, seat: scoreboard.NewSeat()}
 	var err error
 	r.loop, err = reactor.New(reactor.Options{OnTurn: func(time.Duration) { r.turns++ }})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.set = NewSet(r.loop, nil)
+	r.set = NewSet(r.loop, alloc)
 	ended := make(chan error, 1)
 	go func() { ended <- r.loop.Run() }()
 	t.Cleanup(func() {
@@ -310,4 +318,15 @@ func echo(t testing.TB) func(*Conn, []byte) {
 			t.Errorf("Send: %v", err)
 		}
 	}
+}
+
+// expectEndOrReset is expectEnd for a connection that may be broken off.
+func expectEndOrReset(t testing.TB, nc net.Conn) string {
+	t.Helper()
+	nc.SetReadDeadline(time.Now().Add(patience))
+	got, err := io.ReadAll(nc)
+	if err != nil && !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("read %.200q (%d bytes), then %v, want the end", got, len(got), err)
+	}
+	return string(got)
 }

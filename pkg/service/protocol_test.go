@@ -2,9 +2,11 @@ package service
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/reactor"
+	"github.com/mainstay-go/mainstay/pkg/rows"
 )
 
 // serve runs a protocol on a loop of its own and returns the client's end of
@@ -152,4 +155,197 @@ func Example() {
 	//       --control URL   URL of the control socket; default $CHAT_CONTROL, the key control of /etc/chat/chat.toml, unix:///run/chat/control.sock
 	//   -h, --help          help for scale
 	// true
+}
+
+// seat is a State that says itself how it travels.
+type seat struct{ row, place byte }
+
+func (s *seat) MarshalBinary() ([]byte, error) {
+	if s.row == 0 {
+		return nil, errors.New("no seat")
+	}
+	return []byte{s.row, s.place}, nil
+}
+
+func (s *seat) UnmarshalBinary(b []byte) error {
+	if len(b) != 2 {
+		return errors.New("not a seat")
+	}
+	s.row, s.place = b[0], b[1]
+	return nil
+}
+
+// process is what a worker has to serve a protocol.
+type process struct {
+	set *conn.Set
+	cfg *conn.Config
+}
+
+func newProcess(t *testing.T, loop *reactor.Loop, table *rows.Table, incarnation uint64, p Protocol, set listenerConfig) process {
+	t.Helper()
+	l, err := p.listener("main", set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Conn.Listener = l.Name
+	l.Conn.Move = func(*conn.Conn, int) {}
+	return process{conn.NewSet(loop, table.Allocator(incarnation)), l.Conn}
+}
+
+// move has a connection accepted by one and then served by another process,
+// both on one loop, and returns why it was refused, where.
+func move(t *testing.T, from, to Protocol, set listenerConfig) (where string, err error) {
+	t.Helper()
+	loop, err := reactor.New(reactor.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer loop.Close()
+	table, err := rows.Create(512)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer table.Close()
+	giver, taker := newProcess(t, loop, table, 1, from, set), newProcess(t, loop, table, 2, to, set)
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fds[1])
+	end := func() {
+		giver.set.Drain(conn.DrainPrompt, 0, func() { taker.set.Drain(conn.DrainPrompt, 0, loop.Stop) })
+	}
+	loop.Post(func() {
+		c, e := giver.set.Accepted(fds[0], nil, giver.cfg)
+		if e != nil {
+			t.Error(e)
+			loop.Stop()
+			return
+		}
+		giver.set.Freeze(c, func(f *conn.Frozen, e error) {
+			defer end()
+			if e != nil {
+				where, err = "freeze", e
+				return
+			}
+			body, e := f.Capture(nil)
+			if e != nil {
+				where, err = "capture", e
+				f.Thaw()
+				return
+			}
+			fd, e := unix.FcntlInt(uintptr(f.FD()), unix.F_DUPFD_CLOEXEC, 0)
+			if e != nil {
+				t.Error(e)
+			}
+			a, e := taker.set.Adopt(fd, f.ID(), f.Row(), func(string) *conn.Config { return taker.cfg }, body)
+			if e != nil {
+				where, err = "adopt", e
+				unix.Close(fd)
+				f.Thaw()
+				return
+			}
+			if !f.Row().Offer(f.ID(), 1, 2) || !f.Row().Commit(f.ID(), 1, 2) {
+				t.Error("not committed")
+			}
+			f.Left(1)
+			a.Serve(Reload, false)
+		})
+	})
+	if e := loop.Run(); e != nil {
+		t.Fatal(e)
+	}
+	return where, err
+}
+
+func TestStateTravelsToAnotherWorker(t *testing.T) {
+	type user struct {
+		Name  string
+		Rooms []string
+		local int
+	}
+	t.Run("JSON", func(t *testing.T) {
+		var got user
+		var why Reason
+		p := Text[user]{
+			Inline:    true,
+			OnConnect: func(c *Conn[user]) { c.State = user{"me", []string{"a", "b"}, 3} },
+			OnAdopt:   func(c *Conn[user], r Reason) { got, why = c.State, r },
+		}
+		if where, err := move(t, p, p, listenerConfig{}); err != nil {
+			t.Fatal(where, err)
+		}
+		if got.Name != "me" || !slices.Equal(got.Rooms, []string{"a", "b"}) || got.local != 0 || why != Reload {
+			t.Errorf("got %+v for %v", got, why)
+		}
+	})
+	t.Run("MarshalBinary", func(t *testing.T) {
+		var got seat
+		p := Frame[seat]{
+			Inline:    true,
+			OnConnect: func(c *Conn[seat]) { c.State = seat{4, 5} },
+			OnAdopt:   func(c *Conn[seat], _ Reason) { got = c.State },
+		}
+		if where, err := move(t, p, p, listenerConfig{}); err != nil {
+			t.Fatal(where, err)
+		}
+		if got != (seat{4, 5}) {
+			t.Errorf("got %+v", got)
+		}
+	})
+	t.Run("none", func(t *testing.T) {
+		adopted := 0
+		none := Raw[struct{}]{Inline: true, OnAdopt: func(*Conn[struct{}], Reason) { adopted++ }}
+		// A newer program has a State, and gets one that is new.
+		newer := Raw[user]{Inline: true, OnAdopt: func(c *Conn[user], _ Reason) {
+			if c.State.Name == "" {
+				adopted++
+			}
+		}}
+		for _, to := range []Protocol{none, newer} {
+			if where, err := move(t, none, to, listenerConfig{}); err != nil {
+				t.Error(where, err)
+			}
+		}
+		if adopted != 2 {
+			t.Errorf("OnAdopt %d times, want 2", adopted)
+		}
+	})
+}
+
+func TestStateThatDoesNotFitStaysWhereItIs(t *testing.T) {
+	yes, no := true, false
+	for _, tt := range []struct {
+		name     string
+		from, to Protocol
+		set      listenerConfig
+		want     string
+		is       error
+	}{
+		{name: "not encoded", from: Raw[seat]{Inline: true}, to: Raw[seat]{Inline: true}, want: "capture"},
+		{name: "not decoded", from: Raw[string]{Inline: true}, to: Raw[int]{Inline: true}, want: "adopt"},
+		{name: "another protocol", from: Raw[int]{Inline: true}, to: Text[int]{Inline: true}, want: "adopt", is: conn.ErrProtocol},
+		{name: "pinned by the code", from: Raw[int]{Inline: true, Pinned: true}, to: Raw[int]{Inline: true}, want: "freeze", is: ErrPinned},
+		{name: "pinned by the operator", from: Raw[int]{Inline: true}, to: Raw[int]{Inline: true}, set: listenerConfig{Movable: &no}, want: "freeze", is: ErrPinned},
+		{name: "movable by the operator", from: Raw[int]{Inline: true, Pinned: true}, to: Raw[int]{Inline: true}, set: listenerConfig{Movable: &yes}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			where, err := move(t, tt.from, tt.to, tt.set)
+			if where != tt.want || tt.is != nil && !errors.Is(err, tt.is) || (err == nil) != (tt.want == "") {
+				t.Errorf("%s: %v, want %s: %v", where, err, tt.want, tt.is)
+			}
+		})
+	}
+}
+
+func TestMoveToHoldAndReleaseReachTheConnection(t *testing.T) {
+	p := Raw[int]{Inline: true, OnConnect: func(c *Conn[int]) {
+		if err := errors.Join(c.MoveTo(3), c.Hold()); err != nil {
+			t.Error(err)
+		}
+		c.Release()
+	}}
+	if where, err := move(t, p, p, listenerConfig{}); err != nil {
+		t.Error(where, err)
+	}
 }

@@ -2,6 +2,9 @@
 // a stream into messages, and its reverse. A protocol knows no descriptor, no
 // connection and no clock, so it can be tried on bytes alone, and fuzzed.
 //
+// A protocol that has to remember something of a connection is a Session, of
+// which each connection has its own.
+//
 // Invariants: Split never keeps a reference to its input and never changes
 // it; the messages it finds do not depend on how the stream was cut into
 // reads. Each protocol lives in a package below this one; start at Protocol.
