@@ -85,7 +85,6 @@ type peer struct {
 	queued int      // connections in it
 	sent   []*batch // offered and not decided, in order; the last may wait for room
 	late   []uint64 // batches decided without an answer, which may still be read
-	moved  []second // seconds of pairs that were moved for a peer that had not done it
 }
 
 // point is a step at which tests end or stop a process.
@@ -131,7 +130,7 @@ func newEndpoint(o Options, k kernel) *Endpoint {
 	if o.TailWait <= 0 {
 		o.TailWait = DefaultTailWait
 	}
-	return &Endpoint{options: o, kernel: k, peers: make(map[uint64]*peer), inbox: make([]byte, maxMessage)}
+	return &Endpoint{options: o, kernel: k, peers: make(map[uint64]*peer)}
 }
 
 // Peer makes another process known to which Give may give, or changes its
@@ -144,7 +143,6 @@ func (e *Endpoint) Peer(incarnation uint64, slot, fd int) {
 		}
 		return
 	}
-	defer e.enter().leave()
 	p := e.peers[incarnation]
 	if p == nil {
 		p = e.meet(incarnation)
@@ -159,7 +157,9 @@ func (e *Endpoint) Peer(incarnation uint64, slot, fd int) {
 		e.unknown--
 	}
 	p.inbox, p.limit = fd, e.kernel.limit(fd)
+	e.enter()
 	e.flush(p)
+	e.leave()
 }
 
 // meet makes a peer whose inbox is not known yet.
@@ -177,21 +177,20 @@ func (e *Endpoint) Gone(incarnation uint64) {
 	if e.closed {
 		return
 	}
-	defer e.enter().leave()
+	e.enter()
 	// Its last words are in the inbox already: after them nothing comes.
 	_ = e.read(goneBudget)
 	e.abandonTails(incarnation)
-	p := e.peers[incarnation]
-	if p == nil {
-		return
+	if p := e.peers[incarnation]; p != nil {
+		e.forget(p)
 	}
-	delete(e.peers, incarnation)
+	e.leave()
+}
+
+// forget ends all that there was with a peer that is dead.
+func (e *Endpoint) forget(p *peer) {
+	delete(e.peers, p.incarnation)
 	e.endOffers(p, ErrPeerGone)
-	for _, s := range p.moved {
-		if s.row.Move(s.id, incarnation, e.options.Self) {
-			e.options.Free(s.id)
-		}
-	}
 	if p.inbox >= 0 {
 		e.kernel.close(p.inbox)
 	} else {
@@ -218,12 +217,17 @@ func (e *Endpoint) Readable() error {
 	if e.closed {
 		return nil
 	}
-	defer e.enter().leave()
-	return e.read(readBudget)
+	e.enter()
+	err := e.read(readBudget)
+	e.leave()
+	return err
 }
 
 // read handles at most so many messages.
 func (e *Endpoint) read(budget int) error {
+	if e.inbox == nil {
+		e.inbox = make([]byte, maxMessage)
+	}
 	for range budget {
 		n, nfds, truncated, err := e.kernel.receive(e.options.Inbox, e.inbox, e.received[:])
 		if errors.Is(err, unix.EAGAIN) {
@@ -279,7 +283,7 @@ func (e *Endpoint) Close() {
 	if e.closed {
 		return
 	}
-	defer e.enter().leave()
+	e.enter()
 	e.closed = true
 	for incarnation, p := range e.peers {
 		e.abandonTails(incarnation)
@@ -290,14 +294,13 @@ func (e *Endpoint) Close() {
 	}
 	clear(e.peers)
 	e.kernel.close(e.options.Inbox)
+	e.leave()
 }
 
 // enter begins what leave ends: the outermost of the calls that are under
-// way does what these have left to do.
-func (e *Endpoint) enter() *Endpoint {
-	e.busy++
-	return e
-}
+// way does what these have left to do. It is not deferred: what panics in
+// between is not to be gone on with.
+func (e *Endpoint) enter() { e.busy++ }
 
 func (e *Endpoint) leave() {
 	if e.busy > 1 {
@@ -362,7 +365,7 @@ func (e *Endpoint) arm() {
 // tick acts on the deadlines that have come.
 func (e *Endpoint) tick() {
 	e.timer.stop = nil
-	defer e.enter().leave()
+	e.enter()
 	// A loop that was held up has the answers in its inbox.
 	_ = e.read(readBudget)
 	now := e.options.Now()
@@ -377,6 +380,7 @@ func (e *Endpoint) tick() {
 		e.endWait(w)
 		e.options.Trouble(fmt.Errorf("handoff: batch %d from %d: no tails after %v", w.batch, w.from, e.options.TailWait))
 	}
+	e.leave()
 }
 
 // tell sends a message that no deadline revokes, now or later.

@@ -45,12 +45,6 @@ type batch struct {
 	unsent []byte
 }
 
-// second is the second connection of a pair.
-type second struct {
-	id  rows.ID
-	row *rows.Row
-}
-
 // excluded returns why a peer is offered nothing; nil: it is.
 func (p *peer) excluded() error {
 	switch {
@@ -80,14 +74,13 @@ func (p *peer) waiting() *batch {
 // What does not fit into the window waits, standing still: a caller freezes
 // Room connections, gives them, and goes on when done is called.
 func (e *Endpoint) Give(to uint64, why uint8, units []Unit, done func(Outcome)) {
-	defer e.enter().leave()
+	e.enter()
 	c := &call{done: done}
 	for _, u := range units {
 		c.open += u.connections()
 	}
 	if c.open == 0 {
 		e.over = append(e.over, c)
-		return
 	}
 	err := error(ErrUnknownPeer)
 	p := e.peers[to]
@@ -107,6 +100,7 @@ func (e *Endpoint) Give(to uint64, why uint8, units []Unit, done func(Outcome)) 
 		p.queue = append(p.queue, x)
 		p.queued += u.connections()
 	}
+	e.leave()
 }
 
 // pump offers what waits, as far as the window goes. It returns whether it
@@ -420,20 +414,13 @@ func (e *Endpoint) left(p *peer, x parcel, place int, tails *tails) {
 	e.ended(x)
 }
 
-// follow has the row of a second follow that of its first, if the taker has
-// not come to it yet.
+// follow sees to the row of a second whose first is the taker's. The taker
+// moves it right after the first. If it died in between, the row is freed: at
+// once if that is known, else when this process ends. It is not moved here,
+// where it could reach one that is dead and whose rows were freed already.
 func (e *Endpoint) follow(p *peer, id rows.ID, row *rows.Row) {
-	if row.Owner().Incarnation != e.options.Self {
-		return
-	}
-	if e.peers[p.incarnation] != p {
-		// The taker is dead, and whoever cleans up after it may have done so
-		// already.
+	if e.peers[p.incarnation] != p && row.Owner().Incarnation == e.options.Self {
 		e.options.Free(id)
-		return
-	}
-	if row.Move(id, e.options.Self, p.incarnation) {
-		p.moved = append(p.moved, second{id, row})
 	}
 }
 

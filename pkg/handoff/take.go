@@ -176,10 +176,7 @@ func (e *Endpoint) own(h header, x entrant) Refusal {
 	}
 	if x.second != nil {
 		e.at(pointHalf)
-		// The giver may have seen the commit and moved the row itself.
-		moved := x.secondRow.Move(x.secondID, h.from, e.options.Self) ||
-			e.options.Table.Row(x.secondID) == x.secondRow && x.secondRow.Owner().Incarnation == e.options.Self
-		if !moved {
+		if !x.secondRow.Move(x.secondID, h.from, e.options.Self) {
 			e.options.Free(x.id)
 			e.options.Trouble(fmt.Errorf("handoff: batch %d from %d: connection %d: its partner %d died with the giver", h.batch, h.from, x.id, x.secondID))
 			return Refused
