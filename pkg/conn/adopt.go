@@ -1,6 +1,7 @@
 package conn
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -43,7 +44,7 @@ func (s *Set) Adopt(fd int, id rows.ID, row *rows.Row, config func(listener stri
 	if err != nil {
 		return nil, err
 	}
-	if st.protocol != settings.ProtocolName {
+	if !st.hasProtocol(settings) {
 		return nil, fmt.Errorf("%w: listener %q has %q, want %q", ErrProtocol, st.listener, settings.ProtocolName, st.protocol)
 	}
 	if _, err := s.allocator(); err != nil {
@@ -180,6 +181,7 @@ func (a *Adopted) Serve(why Reason, waitForTail bool) {
 	c.index = int32(len(s.conns))
 	s.conns = append(s.conns, c)
 	c.token, _ = loop.Add(int(c.fd), 0, (*watcher)(c)) // it is not told to epoll yet, so nothing can fail
+	c.tcp = a.row.What.Load()&whatCounted != 0
 	c.tellRow(a.row)
 	c.cfg.Seat.Connections.Add(1)
 
@@ -318,4 +320,13 @@ func (a *Adopted) setTimers(t *tail) {
 			c.SetTimer(late.name, late.left)
 		}
 	}
+}
+
+// hasProtocol says whether the protocol of a captured state is the one that is
+// served.
+func (s *state) hasProtocol(served *settings) bool {
+	if s.flags&stateResting == 0 {
+		return s.protocol == served.ProtocolName
+	}
+	return len(s.protocol) == 4 && binary.LittleEndian.Uint32([]byte(s.protocol)) == served.kind
 }

@@ -71,6 +71,7 @@ type Conn struct {
 	blocked  bool // the kernel takes no more until it is Writable
 	held     bool // in may hold complete messages: they wait for their turn, Resume or the Pool
 	listed   bool // in set.waiting
+	tcp      bool // the kernel counts its bytes
 	due      bool // to be closed at the next message boundary
 	ending   bool // no more messages come: to be ended with extra.over when those that came are handled
 	opened   ticks
@@ -113,6 +114,7 @@ type extra struct {
 	holds  int    // Hold without Release
 	slot   int    // MoveTo's, and where it went once flagLeft is set
 	bound  uint64 // Bind's
+	saved  []byte // Save's, to be put into the slab; nil: none is
 }
 
 // extraLocked returns c's extra, which it makes if there is none. It needs mu.
@@ -191,6 +193,7 @@ const (
 	flagLate                             // what is sent goes to extra.late
 	flagLeft                             // another process has it
 	flagNew                              // OnConnect is still to be called, here or elsewhere
+	flagUnsettled                        // it is to be settled when it is not running any more, for its journal
 )
 
 const (
@@ -340,9 +343,13 @@ func (c *Conn) settle() {
 		}
 		c.mu.Lock()
 	}
+	c.noteLocked()
 	c.flushLocked()
 	if c.state == Closed {
 		return
+	}
+	if !c.tcp {
+		c.note()
 	}
 	if c.state == Open {
 		c.settleInput()

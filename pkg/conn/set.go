@@ -34,6 +34,7 @@ type Set struct {
 	processing []*Conn       // the same for waiting
 	since      time.Duration // when the running callbacks were started
 	iovecs     []unix.Iovec
+	scratch    []byte // of slabLocked
 	drain      *drain
 	current    *Conn     // whose input from the loop's buffer is being handled
 	direct     []byte    // what current has sent out of that: the start of its send queue
@@ -99,6 +100,7 @@ func (s *Set) Accepted(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 		return nil, err
 	}
 	c.deliver(event{kind: connected})
+	c.note()
 	return c, nil
 }
 
@@ -114,6 +116,7 @@ func (s *Set) Arrived(fd int, peer unix.Sockaddr, cfg *Config, frozen func(*Froz
 		return err
 	}
 	c.flags.Or(flagNew)
+	c.note()
 	s.Freeze(c, frozen)
 	return nil
 }
@@ -122,6 +125,7 @@ func (s *Set) Arrived(fd int, peer unix.Sockaddr, cfg *Config, frozen func(*Froz
 func (c *Conn) greet() {
 	if c.has(flagNew) {
 		c.flags.And(^flagNew)
+		c.disturb()
 		c.deliver(event{kind: connected})
 	}
 }
@@ -149,6 +153,7 @@ func (s *Set) open(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 	}
 	switch peer.(type) {
 	case *unix.SockaddrInet4, *unix.SockaddrInet6:
+		c.tcp = true
 		// The replies of a turn leave in one write: there is nothing for Nagle to join.
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
 			return nil, fmt.Errorf("conn: TCP_NODELAY: %w", err)
@@ -197,12 +202,6 @@ func (c *Conn) takeRow(alloc *rows.Allocator) error {
 	row.Cookie.Store(cookie)
 	c.tellRow(row)
 	return nil
-}
-
-// tellRow notes where this process has c.
-func (c *Conn) tellRow(row *rows.Row) {
-	row.Where.Store(uint64(uint32(c.fd)))
-	row.Local.Store(uint64(c.token))
 }
 
 // remove forgets c.

@@ -223,6 +223,10 @@ func (t *Table) Row(id ID) *Row {
 	return r
 }
 
+// Own returns the row of a connection that is the caller's: it is not looked
+// whether it is.
+func (t *Table) Own(id ID) *Row { return &t.rows[id.index()] }
+
 // used says whether a row's block was ever claimed: only then it has memory.
 func (t *Table) used(index uint32) bool { return t.blocks[index/blockRows].Load()&blockUsed != 0 }
 
