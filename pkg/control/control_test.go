@@ -36,14 +36,14 @@ func (b *backend) Reload(_ context.Context, r ReloadRequest, step func(string)) 
 	return b.reload(r, step)
 }
 
-func (b *backend) Scale(_ context.Context, r ScaleRequest) error {
+func (b *backend) Scale(_ context.Context, r ScaleRequest) ([]Handover, error) {
 	if r.N < 1 {
-		return fmt.Errorf("%w: %d workers", ErrInvalid, r.N)
+		return nil, fmt.Errorf("%w: %d workers", ErrInvalid, r.N)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.scaled = r
-	return nil
+	return []Handover{{Slot: 3, PID: 42, State: HandoverOver, Moved: 5, LongestStallUS: 1200}}, nil
 }
 
 func (b *backend) Stop(context.Context) error {
@@ -127,7 +127,7 @@ func TestRefusalCarriesItsReason(t *testing.T) {
 	if _, err := c.Scale(t.Context(), ScaleRequest{N: 0}); err == nil || err.Error() != "invalid request: 0 workers" {
 		t.Errorf("error %v", err)
 	}
-	if d, err := c.Scale(t.Context(), ScaleRequest{N: 3}); err != nil || d.Message != "scaled to 3" {
+	if d, err := c.Scale(t.Context(), ScaleRequest{N: 3}); err != nil || d.Message != "scaled to 3" || len(d.Handovers) != 1 || d.Handovers[0].Moved != 5 {
 		t.Errorf("%+v, %v", d, err)
 	}
 	if _, err := c.Stop(t.Context()); err != nil {

@@ -12,6 +12,8 @@
 //	POST /v1/recycle      SlotRequest; Done
 //	POST /v1/drain        SlotRequest; Done
 //	POST /v1/resume       SlotRequest; Done
+//	POST /v1/move         MoveRequest; Moved
+//	POST /v1/rebalance    RebalanceRequest; Rebalanced
 //	POST /v1/stop         Done
 //
 // A refusal is an HTTP status of 400 and above with Problem as its body.
@@ -92,6 +94,11 @@ type Worker struct {
 	Panics         uint64 `json:"panics"`
 	Timers         int64  `json:"timers"`
 	QueueBytes     int64  `json:"queue_bytes"`
+	Given          uint64 `json:"handoffs_given"`   // connections that another worker has taken
+	Taken          uint64 `json:"handoffs_taken"`   // connections taken from another worker
+	Refused        uint64 `json:"handoffs_refused"` // offers of other workers that it refused
+	Thawed         uint64 `json:"handoffs_thawed"`  // connections that it offered and that stayed
+	LongestStallUS uint64 `json:"longest_stall_us"` // the longest time that one it gave stood still
 	HeartbeatAgeMS int64  `json:"heartbeat_age_ms"` // -1: no heartbeat yet
 	RSSBytes       int64  `json:"rss_bytes"`
 	Handler        string `json:"handler,omitempty"` // listener of the callback that runs on the loop
@@ -110,6 +117,14 @@ type Reload struct {
 	Reason     string `json:"reason,omitempty"`
 	At         string `json:"at"` // RFC 3339
 	TookMS     int64  `json:"took_ms"`
+
+	// What the workers that were replaced have done with their connections,
+	// in sum.
+
+	Moved          int   `json:"moved"`
+	Left           int   `json:"left"` // that the old workers keep and drain
+	Lost           int   `json:"lost"` // with workers that died over it
+	LongestStallUS int64 `json:"longest_stall_us"`
 }
 
 // ReloadRequest asks for a reload.
@@ -242,6 +257,8 @@ type Progress struct {
 // Done answers what is done at once.
 type Done struct {
 	Message string `json:"message"`
+	// Handovers are those of the workers that leave because of it.
+	Handovers []Handover `json:"handovers,omitempty"`
 }
 
 // Problem is the body of a refusal.

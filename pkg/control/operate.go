@@ -23,11 +23,11 @@ const maxStreams = 16
 // has happened. Its methods are called as Backend's are.
 type Operator interface {
 	// Recycle replaces a slot's worker, which is well, by a new one of the
-	// same generation.
-	Recycle(ctx context.Context, r SlotRequest) error
-	// Drain takes a slot out of service: its worker finishes what is open,
-	// and no other is started.
-	Drain(ctx context.Context, r SlotRequest) error
+	// same generation, and tells what it has done with its connections.
+	Recycle(ctx context.Context, r SlotRequest) ([]Handover, error)
+	// Drain takes a slot out of service: its worker hands its connections
+	// over, finishes those that stay, and no other is started.
+	Drain(ctx context.Context, r SlotRequest) ([]Handover, error)
 	// Resume fills a slot that was drained.
 	Resume(ctx context.Context, r SlotRequest) error
 	// Events tells the events that are remembered, oldest first, and with
@@ -68,7 +68,7 @@ func DecodeSlot(r io.Reader) (SlotRequest, error) { return decode[SlotRequest](r
 
 // slot makes the handler of a request about a slot; done says with its number
 // what was done.
-func (s *Server) slot(done string, do func(Operator, context.Context, SlotRequest) error) http.HandlerFunc {
+func (s *Server) slot(done string, do func(Operator, context.Context, SlotRequest) ([]Handover, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		req, err := DecodeSlot(r.Body)
 		if answerErr(w, err) {
@@ -79,12 +79,12 @@ func (s *Server) slot(done string, do func(Operator, context.Context, SlotReques
 			refuse(w, http.StatusNotImplemented, errNotHere)
 			return
 		}
-		err = do(op, r.Context(), req) // may last longer than the write deadline
+		left, err := do(op, r.Context(), req) // may last longer than the write deadline
 		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(stepTimeout))
 		if answerErr(w, err) {
 			return
 		}
-		answer(w, Done{Message: fmt.Sprintf(done, req.Slot)})
+		answer(w, Done{Message: fmt.Sprintf(done, req.Slot), Handovers: left})
 	}
 }
 

@@ -21,6 +21,7 @@ type operator struct {
 	remembered []Event
 	coming     chan Event
 	asked      ConnectionsRequest
+	handed     []Handover
 	hold       chan struct{} // what is done waits for its end; nil: for nothing
 }
 
@@ -40,9 +41,27 @@ func (o *operator) do(what string, r SlotRequest) error {
 	return nil
 }
 
-func (o *operator) Recycle(_ context.Context, r SlotRequest) error { return o.do("recycle", r) }
-func (o *operator) Drain(_ context.Context, r SlotRequest) error   { return o.do("drain", r) }
-func (o *operator) Resume(_ context.Context, r SlotRequest) error  { return o.do("resume", r) }
+func (o *operator) Recycle(_ context.Context, r SlotRequest) ([]Handover, error) {
+	return o.handed, o.do("recycle", r)
+}
+func (o *operator) Drain(_ context.Context, r SlotRequest) ([]Handover, error) {
+	return o.handed, o.do("drain", r)
+}
+func (o *operator) Resume(_ context.Context, r SlotRequest) error { return o.do("resume", r) }
+
+func (o *operator) Move(_ context.Context, r MoveRequest) (Moved, error) {
+	if err := o.do(fmt.Sprintf("move %d to", r.Conn), SlotRequest{Pool: r.Pool, Slot: r.Slot}); err != nil {
+		return Moved{}, err
+	}
+	return Moved{Conn: r.Conn, From: 1, To: r.Slot, LongestStallUS: 1500}, nil
+}
+
+func (o *operator) Rebalance(_ context.Context, r RebalanceRequest) (Rebalanced, error) {
+	if err := o.do("rebalance", SlotRequest{Pool: r.Pool}); err != nil {
+		return Rebalanced{}, err
+	}
+	return Rebalanced{Moved: 7, Givers: []Giver{{Slot: 2, Excess: 8, Moved: 7, Error: "one is held"}}, Counts: []int{0, 0, 21}}, nil
+}
 
 func (o *operator) Events(ctx context.Context, follow bool, tell func(Event)) error {
 	for _, e := range o.remembered {
@@ -94,12 +113,52 @@ func TestSlotsAreOperated(t *testing.T) {
 	}
 }
 
+func TestConnectionsAreMoved(t *testing.T) {
+	o := &operator{}
+	c, _ := start(t, o)
+	if m, err := c.Move(t.Context(), MoveRequest{Conn: 1 << 40, Slot: 2}); err != nil || m != (Moved{Conn: 1 << 40, From: 1, To: 2, LongestStallUS: 1500}) {
+		t.Errorf("moved %+v, %v", m, err)
+	}
+	if _, err := c.Move(t.Context(), MoveRequest{Conn: 1 << 40, Slot: 3}); err == nil || err.Error() != "a reload is under way" {
+		t.Errorf("refused: %v", err)
+	}
+	if _, err := c.Move(t.Context(), MoveRequest{Conn: 1 << 40, Slot: 4}); err == nil || err.Error() != "invalid request: no slot 4" {
+		t.Errorf("no such slot: %v", err)
+	}
+	b, err := c.Rebalance(t.Context(), RebalanceRequest{Pool: "worker"})
+	if err != nil || b.Moved != 7 || len(b.Givers) != 1 || b.Givers[0].Error != "one is held" || len(b.Counts) != 3 {
+		t.Errorf("rebalanced %+v, %v", b, err)
+	}
+	if want := []string{fmt.Sprintf("move %d to /2", 1<<40), "rebalance worker/0"}; !slices.Equal(o.did, want) {
+		t.Errorf("did %q, want %q", o.did, want)
+	}
+}
+
+func TestHandoversAreToldInWords(t *testing.T) {
+	for _, tt := range []struct {
+		h    Handover
+		want string
+	}{
+		{Handover{State: HandoverOver, Moved: 498, Left: 2, LongestStallUS: 12_345}, "498 connections moved, 2 left, longest stall 12ms"},
+		{Handover{State: HandoverOver, Left: 2}, "0 connections moved, 2 left"},
+		{Handover{State: HandoverGoesOn, Moved: 3, Left: 4}, "3 connections moved so far, 4 still there"},
+		{Handover{State: HandoverCut, Moved: 3, Left: 4}, "3 connections moved, 4 lost with it"},
+		{Handover{State: HandoverNone, Left: 4}, "4 connections drain"},
+	} {
+		if got := tt.h.String(); got != tt.want {
+			t.Errorf("%q, want %q", got, tt.want)
+		}
+	}
+}
+
 func TestBackendThatCannotOperateSaysSo(t *testing.T) {
 	c, _ := start(t, &backend{})
 	_, recycle := c.Recycle(t.Context(), SlotRequest{})
 	_, connections := c.Connections(t.Context(), ConnectionsRequest{})
 	events := c.Events(t.Context(), true, func(Event) {})
-	for name, err := range map[string]error{"recycle": recycle, "connections": connections, "events": events} {
+	_, move := c.Move(t.Context(), MoveRequest{})
+	_, rebalance := c.Rebalance(t.Context(), RebalanceRequest{})
+	for name, err := range map[string]error{"move": move, "rebalance": rebalance, "recycle": recycle, "connections": connections, "events": events} {
 		if err == nil || !strings.Contains(err.Error(), "does not know this request") {
 			t.Errorf("%s: %v", name, err)
 		}

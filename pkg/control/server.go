@@ -23,15 +23,16 @@ const maxConversations = 64
 
 // Backend is what a Server serves. Its methods are called from many
 // goroutines at a time; ctx ends when the asker has gone. What else it can do
-// is found out by Operator and ConnectionLister.
+// is found out by Operator, ConnectionLister and Mover.
 type Backend interface {
 	// Status tells how the service is.
 	Status(ctx context.Context) (Status, error)
 	// Reload runs a reload and tells its steps; the error says why it was
 	// refused or rolled back. A reload goes on when ctx ends.
 	Reload(ctx context.Context, r ReloadRequest, step func(string)) error
-	// Scale sets the number of workers of a pool.
-	Scale(ctx context.Context, r ScaleRequest) error
+	// Scale sets the number of workers of a pool. It tells what those that
+	// leave have done with their connections.
+	Scale(ctx context.Context, r ScaleRequest) ([]Handover, error)
 	// Stop begins the end of the service.
 	Stop(ctx context.Context) error
 }
@@ -136,7 +137,11 @@ func NewServer(backend Backend) *Server {
 	mux.HandleFunc("GET "+eventsPath, s.events)
 	mux.HandleFunc("POST /v1/recycle", s.slot("recycled worker %d", Operator.Recycle))
 	mux.HandleFunc("POST /v1/drain", s.slot("worker %d is drained", Operator.Drain))
-	mux.HandleFunc("POST /v1/resume", s.slot("worker %d is resumed", Operator.Resume))
+	mux.HandleFunc("POST /v1/resume", s.slot("worker %d is resumed", func(o Operator, ctx context.Context, r SlotRequest) ([]Handover, error) {
+		return nil, o.Resume(ctx, r)
+	}))
+	mux.HandleFunc("POST /v1/move", moves(s, Mover.Move))
+	mux.HandleFunc("POST /v1/rebalance", moves(s, Mover.Rebalance))
 	mux.HandleFunc("POST /v1/reload", s.reload)
 	mux.HandleFunc("POST /v1/scale", s.scale)
 	mux.HandleFunc("POST /v1/stop", s.stop)
@@ -243,8 +248,10 @@ func (s *Server) reload(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) scale(w http.ResponseWriter, r *http.Request) {
 	req, err := DecodeScale(r.Body)
+	var left []Handover
 	if err == nil {
-		err = s.backend.Scale(r.Context(), req)
+		left, err = s.backend.Scale(r.Context(), req) // may last longer than the write deadline
+		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(stepTimeout))
 	}
 	switch {
 	case errors.Is(err, ErrInvalid):
@@ -252,7 +259,7 @@ func (s *Server) scale(w http.ResponseWriter, r *http.Request) {
 	case err != nil:
 		refuse(w, http.StatusConflict, err)
 	default:
-		answer(w, Done{Message: fmt.Sprintf("scaled to %d", req.N)})
+		answer(w, Done{Message: fmt.Sprintf("scaled to %d", req.N), Handovers: left})
 	}
 }
 

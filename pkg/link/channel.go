@@ -13,7 +13,8 @@ import (
 )
 
 // ErrBusy is returned by Send when the other side has left so many messages
-// unread that no more fit. Nothing was sent.
+// unread that no more fit, and by SendFile also when too many descriptors of
+// this user are on their way, unix(7). Nothing was sent.
 var ErrBusy = errors.New("link: the other side does not read")
 
 // Channel is one end of the control socket. Send may be called from any
@@ -89,7 +90,7 @@ func (c *Channel) send(body Body, rights []byte) error {
 	switch {
 	case err != nil:
 		return fmt.Errorf("link: %T: %w", body, err)
-	case errors.Is(sent, unix.EAGAIN):
+	case errors.Is(sent, unix.EAGAIN), errors.Is(sent, unix.ETOOMANYREFS):
 		return ErrBusy
 	case sent != nil:
 		return fmt.Errorf("link: %T: %w", body, os.NewSyscallError("send", sent))

@@ -77,6 +77,7 @@ Exit codes: 0 done, 1 refused or failed (the reason is on standard error),
 		s.runCommand(), s.stopCommand(), s.reloadCommand(),
 		s.statusCommand(), s.connectionsCommand(), s.eventsCommand(),
 		s.scaleCommand(), s.recycleCommand(), s.drainCommand(), s.resumeCommand(),
+		s.moveCommand(), s.rebalanceCommand(),
 		s.configCommand(), s.unitLintCommand(), s.versionCommand(), s.reapCommand(),
 		s.completionCommand(), s.manCommand(),
 	)
@@ -214,8 +215,11 @@ func (s *Service) reloadCommand() *cobra.Command {
 		Use:   "reload",
 		Short: "Replace the workers by new ones, with new code and configuration",
 		Long: fmt.Sprintf(`Read the configuration again, start workers of the program as it is on disk
-now, and let the old ones finish. If the new ones do not become ready the old
-ones serve on.
+now, and have the old ones hand their connections over to them, worker by
+worker. If the new ones do not become ready, or die, the old ones serve on, or
+come back and get the connections. With --wait each worker is told with how
+many connections have moved, how many the old one keeps and finishes within
+grace, and the longest time for which one stood still.
 
 Called by systemd as ExecReload=, the %s* variables of the command, which
 drop-ins may have changed, replace those the service was started with.
@@ -250,6 +254,10 @@ func (s *Service) scaleCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "scale [POOL] N",
 		Short: "Set the number of workers, until the next reload",
+		Long: `Set the number of workers, until the next reload. Those that leave hand their
+connections over to the others first; the command waits for that, for five
+seconds at most, and tells how many have moved. New ones begin without
+connections: see rebalance.`,
 	}
 	var r control.ScaleRequest
 	cmd.Args = func(_ *cobra.Command, args []string) error {
@@ -271,7 +279,7 @@ func (s *Service) scaleCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintln(cmd.OutOrStdout(), d.Message)
+		writeDone(cmd.OutOrStdout(), d)
 		return nil
 	})
 }

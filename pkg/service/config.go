@@ -35,6 +35,8 @@ type config struct {
 	Bake           time.Duration // that a new worker must live before the next is replaced
 	RespawnFirst   time.Duration // first delay of the back-off
 	RespawnMax     time.Duration // longest delay of the back-off
+	Rebalance      string        // "off" or rebalanceAfterChange
+	RebalanceRate  int           // connections a second
 	OnWorkerError  []string      // command to be run when a worker dies unasked
 	HangTimeout    time.Duration // negative: none
 	HandlerTimeout time.Duration // negative: none
@@ -82,6 +84,10 @@ type listenerConfig struct {
 	CloseTimeout     time.Duration
 }
 
+// rebalanceAfterChange has connections rebalanced when a worker has come that
+// has none.
+const rebalanceAfterChange = "after-change"
+
 // noTimeout is what the word "none" stands for.
 const noTimeout = time.Duration(-1)
 
@@ -99,6 +105,8 @@ func defaults(name string) config {
 		Bake:           time.Second,
 		RespawnFirst:   200 * time.Millisecond,
 		RespawnMax:     30 * time.Second,
+		Rebalance:      "off",
+		RebalanceRate:  1000,
 		HangTimeout:    10 * time.Second,
 		HandlerTimeout: noTimeout,
 		MaxAge:         noTimeout,
@@ -152,6 +160,8 @@ var settings = []setting[config]{
 	size("memory_hard", 0, maxMemory, func(c *config) *int64 { return &c.MemoryHard }),
 	integer("max_requests", 0, 1<<40, func(c *config) *int { return &c.MaxRequests }),
 	timeout("max_age", func(c *config) *time.Duration { return &c.MaxAge }),
+	oneOf("rebalance", []string{"off", rebalanceAfterChange}, func(c *config) *string { return &c.Rebalance }),
+	integer("rebalance_rate", 1, 1_000_000, func(c *config) *int { return &c.RebalanceRate }),
 	command("on_worker_error", func(c *config) *[]string { return &c.OnWorkerError }),
 	oneOf("log.level", []string{"debug", "info", "warn", "error"}, func(c *config) *string { return &c.LogLevel }),
 	oneOf("log.format", []string{"auto", "journal", "text", "json"}, func(c *config) *string { return &c.LogFormat }),

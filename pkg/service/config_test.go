@@ -40,6 +40,8 @@ memory_soft = "12MiB"
 memory_hard = "13MiB"
 max_requests = 14
 max_age = "15h"
+rebalance = "after-change"
+rebalance_rate = 16
 on_worker_error = ["/bin/tell", "it is dead"]
 
 [reload]
@@ -89,6 +91,7 @@ serve = "discard"
 		Grace: 2 * time.Second, StopGrace: 3 * time.Second, MaxOld: 5, Parallel: 6, Bake: 7 * time.Second,
 		RespawnFirst: time.Second, RespawnMax: 9 * time.Second, OnWorkerError: []string{"/bin/tell", "it is dead"}, LogLevel: "debug", LogFormat: "json",
 		HangTimeout: 10 * time.Second, HandlerTimeout: 11 * time.Second, MemorySoft: 12 << 20, MemoryHard: 13 << 20, MaxRequests: 14, MaxAge: 15 * time.Hour,
+		Rebalance: "after-change", RebalanceRate: 16,
 		Listeners: map[string]listenerConfig{
 			"a": {
 				Address: "tcp://127.0.0.1:80", Serve: "echo", Inline: &yes, Movable: &yes, MaxMessage: 1000,
@@ -154,6 +157,9 @@ var wrongKeys = []struct {
 	{"memory_soft over memory_hard", "memory_soft = 2\nmemory_hard = 1", `key "memory_soft": memory_soft is 2, want at most memory_hard, which is 1`},
 	{"max_requests", `max_requests = -1`, `key "max_requests": got -1, want a number from 0 to 1099511627776`},
 	{"max_age", `max_age = "1d"`, `key "max_age": got "1d", want a duration such as "30s", from 1ms to 720h, or "none"`},
+	{"rebalance", `rebalance = true`, `key "rebalance": got true, want one of off, after-change`},
+	{"rebalance", `rebalance = "always"`, `key "rebalance": got "always", want one of off, after-change`},
+	{"rebalance_rate", `rebalance_rate = 0`, `key "rebalance_rate": got 0, want a number from 1 to 1000000`},
 	{"on_worker_error", `on_worker_error = "/bin/tell"`, `key "on_worker_error": got "/bin/tell", want a program and its arguments such as ["/usr/bin/notify", "worker"]`},
 	{"on_worker_error", `on_worker_error = ["/bin/tell", 3]`, `key "on_worker_error": got an array, want a program and its arguments such as ["/usr/bin/notify", "worker"]`},
 	{"on_worker_error", `on_worker_error = [""]`, `key "on_worker_error": got an array, want a program and its arguments such as ["/usr/bin/notify", "worker"]`},

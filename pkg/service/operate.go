@@ -100,8 +100,9 @@ func (s *Service) recycleCommand() *cobra.Command {
 		Use:   "recycle [POOL] SLOT",
 		Short: "Replace one worker by a new one of the same generation",
 		Long: `Start a new worker of the same program and configuration beside that of the
-slot, and let the old one drain once the new one serves. The command returns
-then; it fails, and the old one stays, if the new one does not become ready.`,
+slot, and have the old one hand its connections over once the new one serves.
+The command waits for that, for five seconds at most, and tells how many have
+moved; it fails, and the old one stays, if the new one does not become ready.`,
 	}, (*control.Client).Recycle)
 }
 
@@ -109,8 +110,10 @@ func (s *Service) drainCommand() *cobra.Command {
 	return s.slotCommand(&cobra.Command{
 		Use:   "drain [POOL] SLOT",
 		Short: "Take one worker out of service",
-		Long: `Let the worker of the slot finish what is open, within grace, and start no
-other in its place until resume or restart; a reload passes the slot over.`,
+		Long: `Have the worker of the slot hand its connections over to the others and finish
+what stays, within grace, and start no other in its place until resume or
+restart; a reload passes the slot over. The command waits for the hand-over, for
+five seconds at most, and tells how many have moved.`,
 	}, (*control.Client).Drain)
 }
 
@@ -124,25 +127,120 @@ func (s *Service) resumeCommand() *cobra.Command {
 // slotCommand makes a command that does something with a slot.
 func (s *Service) slotCommand(cmd *cobra.Command, do func(*control.Client, context.Context, control.SlotRequest) (control.Done, error)) *cobra.Command {
 	var r control.SlotRequest
-	cmd.Args = func(_ *cobra.Command, args []string) error {
-		if len(args) < 1 || len(args) > 2 {
-			return fmt.Errorf("%s: got %d arguments, want [POOL] SLOT", cmd.Name(), len(args))
-		}
-		r.Pool = strings.Join(args[:len(args)-1], "")
-		n, err := strconv.Atoi(args[len(args)-1])
-		if err != nil || n < 0 || n >= supervisor.MaxWorkers {
-			return fmt.Errorf("%s: got %q, want a slot, from 0 to %d, as status shows it", cmd.Name(), args[len(args)-1], supervisor.MaxWorkers-1)
-		}
-		r.Slot = n
-		return nil
+	cmd.Args = func(_ *cobra.Command, args []string) (err error) {
+		r, err = slotOf(cmd.Name(), "[POOL] SLOT", args)
+		return err
 	}
 	return s.ask(cmd, func(ctx context.Context, c *control.Client, _ []string) error {
 		d, err := do(c, ctx, r)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintln(cmd.OutOrStdout(), d.Message)
+		writeDone(cmd.OutOrStdout(), d)
 		return nil
+	})
+}
+
+// slotOf reads the arguments [POOL] SLOT; want is all that the command takes.
+func slotOf(command, want string, args []string) (r control.SlotRequest, err error) {
+	if len(args) < 1 || len(args) > 2 {
+		return r, fmt.Errorf("%s: got %d arguments, want %s", command, len(args), want)
+	}
+	last := args[len(args)-1]
+	r.Pool = strings.Join(args[:len(args)-1], "")
+	if r.Slot, err = strconv.Atoi(last); err != nil || r.Slot < 0 || r.Slot >= supervisor.MaxWorkers {
+		return r, fmt.Errorf("%s: got %q, want a slot, from 0 to %d, as status shows it", command, last, supervisor.MaxWorkers-1)
+	}
+	return r, nil
+}
+
+// writeDone tells what was done, and what those workers have done with their
+// connections that leave because of it.
+func writeDone(w io.Writer, d control.Done) {
+	for _, h := range d.Handovers {
+		if h.Moved+h.Left > 0 {
+			fmt.Fprintf(w, "worker %d (pid %d): %v\n", h.Slot, h.PID, h)
+		}
+	}
+	fmt.Fprintln(w, d.Message)
+}
+
+func (s *Service) moveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "move CONN [POOL] SLOT",
+		Short: "Move a connection to another worker",
+		Long: `Move the connection with this id, as connections shows it, to the worker of the
+slot; its peer does not notice. It fails, with the reason, if there is no such
+connection, if it cannot move, as those of net/http and those whose application
+holds them, if its worker does not answer within two seconds, for instance
+because a callback runs, if nobody takes connections in the slot, and if the
+other worker refuses it. The connection stays where it is then.`,
+	}
+	var r control.MoveRequest
+	cmd.Args = func(_ *cobra.Command, args []string) error {
+		const want = "CONN [POOL] SLOT"
+		if len(args) < 2 || len(args) > 3 {
+			return fmt.Errorf("move: got %d arguments, want %s", len(args), want)
+		}
+		to, err := slotOf("move", want, args[1:])
+		if err != nil {
+			return err
+		}
+		if r.Conn, err = strconv.ParseUint(args[0], 10, 64); err != nil {
+			return fmt.Errorf("move: got %q, want the id of a connection, as connections shows it", args[0])
+		}
+		r.Pool, r.Slot = to.Pool, to.Slot
+		return nil
+	}
+	return s.ask(cmd, func(ctx context.Context, c *control.Client, _ []string) error {
+		ctx, cancel := context.WithTimeout(ctx, askTimeout)
+		defer cancel()
+		m, err := c.Move(ctx, r)
+		if err != nil {
+			return err
+		}
+		if m.From == m.To {
+			fmt.Fprintf(cmd.OutOrStdout(), "connection %d is with worker %d already\n", m.Conn, m.To)
+			return nil
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "connection %d moved from worker %d to worker %d, it stood still for %s\n", m.Conn, m.From, m.To, control.Stall(m.LongestStallUS))
+		return nil
+	})
+}
+
+func (s *Service) rebalanceCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "rebalance",
+		Short: "Move connections until all workers have as many",
+		Long: `Have the workers that have more connections than the average give what is above
+it to those that have less; their peers do not notice. A worker some of whose
+connections cannot move gives what it can, and the command exits with 1.`,
+		Args: cobra.NoArgs,
+	}
+	return s.ask(cmd, func(ctx context.Context, c *control.Client, _ []string) error {
+		b, err := c.Rebalance(ctx, control.RebalanceRequest{})
+		if err != nil {
+			return err
+		}
+		out := cmd.OutOrStdout()
+		var failed error
+		for _, g := range b.Givers {
+			line := fmt.Sprintf("worker %d (pid %d): %d of %d connections moved", g.Slot, g.PID, g.Moved, g.Excess)
+			if g.Refused > 0 {
+				line += fmt.Sprintf(", %d refused", g.Refused)
+			}
+			if g.Moved > 0 {
+				line += ", longest stall " + control.Stall(g.LongestStallUS)
+			}
+			fmt.Fprintln(out, line)
+			if g.Error != "" {
+				failed = errors.Join(failed, fmt.Errorf("worker %d (pid %d): %s", g.Slot, g.PID, g.Error))
+			}
+		}
+		if len(b.Givers) == 0 {
+			fmt.Fprintln(out, "nothing to move: all workers have as many")
+		}
+		return failed
 	})
 }
 

@@ -28,6 +28,9 @@ type operated struct {
 	refusal  error
 	happened []control.Event
 	reload   []string // steps
+	handed   []control.Handover
+	moved    control.Moved
+	balanced control.Rebalanced
 }
 
 func (o *operated) Status(context.Context) (control.Status, error) {
@@ -51,8 +54,10 @@ func (o *operated) Reload(_ context.Context, _ control.ReloadRequest, step func(
 	}
 	return o.refusal
 }
-func (o *operated) Scale(context.Context, control.ScaleRequest) error { return o.refusal }
-func (o *operated) Stop(context.Context) error                        { return o.refusal }
+func (o *operated) Scale(context.Context, control.ScaleRequest) ([]control.Handover, error) {
+	return o.handed, o.refusal
+}
+func (o *operated) Stop(context.Context) error { return o.refusal }
 
 func (o *operated) Connections(_ context.Context, r control.ConnectionsRequest) (control.Connections, error) {
 	o.asked = r
@@ -63,11 +68,22 @@ func (o *operated) slot(what string, r control.SlotRequest) error {
 	o.slots = append(o.slots, fmt.Sprintf("%s %q %d", what, r.Pool, r.Slot))
 	return o.refusal
 }
-func (o *operated) Recycle(_ context.Context, r control.SlotRequest) error {
-	return o.slot("recycle", r)
+func (o *operated) Recycle(_ context.Context, r control.SlotRequest) ([]control.Handover, error) {
+	return o.handed, o.slot("recycle", r)
 }
-func (o *operated) Drain(_ context.Context, r control.SlotRequest) error  { return o.slot("drain", r) }
+func (o *operated) Drain(_ context.Context, r control.SlotRequest) ([]control.Handover, error) {
+	return o.handed, o.slot("drain", r)
+}
 func (o *operated) Resume(_ context.Context, r control.SlotRequest) error { return o.slot("resume", r) }
+
+func (o *operated) Move(_ context.Context, r control.MoveRequest) (control.Moved, error) {
+	o.slots = append(o.slots, fmt.Sprintf("move %d %q %d", r.Conn, r.Pool, r.Slot))
+	return o.moved, o.refusal
+}
+
+func (o *operated) Rebalance(context.Context, control.RebalanceRequest) (control.Rebalanced, error) {
+	return o.balanced, o.refusal
+}
 
 func (o *operated) Events(ctx context.Context, follow bool, tell func(control.Event)) error {
 	for _, e := range o.happened {
@@ -174,6 +190,84 @@ func TestSlotCommandsSayWhatWasDone(t *testing.T) {
 	want := []string{`recycle "" 1`, `drain "worker" 2`, `resume "" 0`, `drain "" 0`}
 	if diff := cmp.Diff(want, o.slots); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func TestWhatHasBecomeOfConnectionsIsShown(t *testing.T) {
+	o := &operated{
+		handed: []control.Handover{
+			{Slot: 2, PID: 42, State: control.HandoverOver, Moved: 498, Left: 2, LongestStallUS: 12_345},
+			{Slot: 3, PID: 43, State: control.HandoverGoesOn, Moved: 7, Left: 3},
+			{Slot: 4, PID: 44, State: control.HandoverCut, Moved: 1, Left: 9},
+			{Slot: 5, PID: 45, State: control.HandoverNone, Left: 6},
+			{Slot: 6, PID: 46, State: control.HandoverOver},
+		},
+	}
+	const gone = `worker 2 (pid 42): 498 connections moved, 2 left, longest stall 12ms
+worker 3 (pid 43): 7 connections moved so far, 3 still there
+worker 4 (pid 44): 1 connections moved, 9 lost with it
+worker 5 (pid 45): 6 connections drain
+`
+	run := operate(t, o)
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"scale", "2"}, gone + "scaled to 2\n"},
+		{[]string{"recycle", "2"}, gone + "recycled worker 2\n"},
+		{[]string{"drain", "2"}, gone + "worker 2 is drained\n"},
+	} {
+		got, err := run(t.Context(), tt.args...)
+		if err != nil || got != tt.want {
+			t.Errorf("%q: %v\n%s\nwant\n%s", tt.args, err, got, tt.want)
+		}
+	}
+}
+
+func TestConnectionsAreMovedFromTheCommandLine(t *testing.T) {
+	o := &operated{moved: control.Moved{Conn: 4294967301, From: 0, To: 2, LongestStallUS: 800}}
+	run := operate(t, o)
+	got, err := run(t.Context(), "move", "4294967301", "2")
+	if want := "connection 4294967301 moved from worker 0 to worker 2, it stood still for 800µs\n"; err != nil || got != want {
+		t.Errorf("%q, %v, want %q", got, err, want)
+	}
+	o.moved.From = 2
+	got, err = run(t.Context(), "move", "4294967301", "worker", "2")
+	if want := "connection 4294967301 is with worker 2 already\n"; err != nil || got != want {
+		t.Errorf("%q, %v, want %q", got, err, want)
+	}
+	if want := []string{`move 4294967301 "" 2`, `move 4294967301 "worker" 2`}; !cmp.Equal(want, o.slots) {
+		t.Errorf("asked for %q, want %q", o.slots, want)
+	}
+	o.refusal = errors.New("connection 7 stays: its callback has not returned")
+	if _, err = run(t.Context(), "move", "7", "2"); err == nil || !strings.Contains(err.Error(), "has not returned") {
+		t.Errorf("refused: %v", err)
+	}
+	for _, wrong := range [][]string{{"move", "7"}, {"move", "x", "2"}, {"move", "7", "-1"}, {"move", "7", "a", "b", "2"}, {"rebalance", "2"}} {
+		_, err := run(t.Context(), wrong...)
+		if _, failed := errors.AsType[*exitError](err); err == nil || failed {
+			t.Errorf("%q: %v, want it to be wrong usage", wrong, err)
+		}
+	}
+}
+
+func TestRebalancingTellsWhoGaveHowMany(t *testing.T) {
+	o := &operated{}
+	run := operate(t, o)
+	got, err := run(t.Context(), "rebalance")
+	if want := "nothing to move: all workers have as many\n"; err != nil || got != want {
+		t.Errorf("%q, %v, want %q", got, err, want)
+	}
+	o.balanced = control.Rebalanced{Moved: 15, Givers: []control.Giver{
+		{Slot: 0, PID: 40, Excess: 10, Moved: 10, LongestStallUS: 2000},
+		{Slot: 1, PID: 41, Excess: 9, Moved: 5, Refused: 3, LongestStallUS: 1000, Error: "4 of 9 that it was asked for stay"},
+	}}
+	got, err = run(t.Context(), "rebalance")
+	want := `worker 0 (pid 40): 10 of 10 connections moved, longest stall 2ms
+worker 1 (pid 41): 5 of 9 connections moved, 3 refused, longest stall 1ms
+`
+	if got != want || err == nil || !strings.Contains(err.Error(), "worker 1 (pid 41): 4 of 9") {
+		t.Errorf("%s%v\nwant\n%s", got, err, want)
 	}
 }
 

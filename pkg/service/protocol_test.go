@@ -146,7 +146,10 @@ func Example() {
 	// main would call s.Main() now.
 	fmt.Println(s.Run([]string{"scale", "--help"}) == 0)
 	// Output:
-	// Set the number of workers, until the next reload
+	// Set the number of workers, until the next reload. Those that leave hand their
+	// connections over to the others first; the command waits for that, for five
+	// seconds at most, and tells how many have moved. New ones begin without
+	// connections: see rebalance.
 	//
 	// Usage:
 	//   service.test scale [POOL] N [flags]

@@ -422,7 +422,8 @@ func (c config) settings() (supervisor.Settings, error) {
 	return supervisor.Settings{
 		Workers: workers, StartAttempts: c.StartAttempts, MaxOld: c.MaxOld, Parallel: c.Parallel,
 		StartTimeout: c.StartTimeout, Grace: c.Grace, StopGrace: c.StopGrace, Bake: c.Bake,
-		Respawn:       backoff.Policy{First: c.RespawnFirst, Max: c.RespawnMax},
+		Respawn:   backoff.Policy{First: c.RespawnFirst, Max: c.RespawnMax},
+		Rebalance: c.Rebalance == rebalanceAfterChange, RebalanceRate: c.RebalanceRate,
 		OnWorkerError: c.OnWorkerError,
 		Health: supervisor.Health{
 			HangTimeout: c.HangTimeout, HandlerTimeout: max(0, c.HandlerTimeout),

@@ -26,13 +26,28 @@ func writeStatus(w io.Writer, st control.Status, r rates) error {
 		if !r.OK {
 			verdict = "failed: " + r.Reason
 		}
-		fmt.Fprintf(b, "last reload: generation %d at %s, took %s, %s\n", r.Generation, r.At, age(r.TookMS), verdict)
+		fmt.Fprintf(b, "last reload: generation %d at %s, took %s, %s%s\n", r.Generation, r.At, age(r.TookMS), handedOver(r), verdict)
 	}
 	writeListeners(b, st.Listeners)
 	for _, p := range st.Pools {
 		writePool(b, p, r)
 	}
 	return b.Flush()
+}
+
+// handedOver tells what a reload has done with connections.
+func handedOver(r *control.Reload) string {
+	if r.Moved+r.Left+r.Lost == 0 {
+		return ""
+	}
+	text := fmt.Sprintf("%d connections moved, %d left, ", r.Moved, r.Left)
+	if r.Lost > 0 {
+		text += fmt.Sprintf("%d lost, ", r.Lost)
+	}
+	if r.Moved > 0 {
+		text += "longest stall " + control.Stall(r.LongestStallUS) + ", "
+	}
+	return text
 }
 
 func writeListeners(w io.Writer, listeners []control.Listener) {
@@ -58,7 +73,7 @@ func writeListeners(w io.Writer, listeners []control.Listener) {
 func writePool(w io.Writer, p control.Pool, r rates) {
 	fmt.Fprintf(w, "\npool %s: %d of %d ready, %d respawns\n", p.Name, p.Ready, p.Want, p.Respawns)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprint(t, "slot\tpid\tgen\tstate\tuptime\trss\tconns\taccepts\tmessages\tin\tout\tqueue\tsend_fail\tpanics\ttimers\tbeat\trespawns\t")
+	fmt.Fprint(t, "slot\tpid\tgen\tstate\tuptime\trss\tconns\taccepts\tmessages\tin\tout\tqueue\tsend_fail\tpanics\ttimers\tgiven\ttaken\trefused\tthawed\tstall\tbeat\trespawns\t")
 	if r != nil {
 		fmt.Fprint(t, "acc/s\tmsg/s\tin/s\tout/s\t")
 	}
@@ -74,9 +89,10 @@ func writePool(w io.Writer, p control.Pool, r rates) {
 		if k.HeartbeatAgeMS >= 0 && k.PID != 0 {
 			beat = age(k.HeartbeatAgeMS)
 		}
-		fmt.Fprintf(t, "%d\t%s\t%d\t%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t%d\t%d\t%d\t%s\t%d\t",
+		fmt.Fprintf(t, "%d\t%s\t%d\t%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t%s\t%d\t",
 			k.Slot, pid, k.Generation, k.State, age(k.UptimeMS), showBytes(k.RSSBytes), k.Connections, k.Accepts, k.Messages,
-			showBytes(int64(k.BytesIn)), showBytes(int64(k.BytesOut)), showBytes(k.QueueBytes), k.SendFailures, k.Panics, k.Timers, beat, k.Respawns)
+			showBytes(int64(k.BytesIn)), showBytes(int64(k.BytesOut)), showBytes(k.QueueBytes), k.SendFailures, k.Panics, k.Timers,
+			k.Given, k.Taken, k.Refused, k.Thawed, stall(k), beat, k.Respawns)
 		if r != nil {
 			one := r[k.Incarnation]
 			one.write(t)
@@ -93,10 +109,16 @@ func writePool(w io.Writer, p control.Pool, r rates) {
 		sum.SendFailures += k.SendFailures
 		sum.Panics += k.Panics
 		sum.Timers += k.Timers
+		sum.Given += k.Given
+		sum.Taken += k.Taken
+		sum.Refused += k.Refused
+		sum.Thawed += k.Thawed
+		sum.LongestStallUS = max(sum.LongestStallUS, k.LongestStallUS)
 	}
-	fmt.Fprintf(t, "sum\t\t\t\t\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t%d\t%d\t%d\t\t\t",
+	fmt.Fprintf(t, "sum\t\t\t\t\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t\t\t",
 		showBytes(sum.RSSBytes), sum.Connections, sum.Accepts, sum.Messages,
-		showBytes(int64(sum.BytesIn)), showBytes(int64(sum.BytesOut)), showBytes(sum.QueueBytes), sum.SendFailures, sum.Panics, sum.Timers)
+		showBytes(int64(sum.BytesIn)), showBytes(int64(sum.BytesOut)), showBytes(sum.QueueBytes), sum.SendFailures, sum.Panics, sum.Timers,
+		sum.Given, sum.Taken, sum.Refused, sum.Thawed, stall(sum))
 	if r != nil {
 		fast.write(t)
 	}
@@ -105,6 +127,14 @@ func writePool(w io.Writer, p control.Pool, r rates) {
 	for _, k := range p.Workers {
 		writeTrouble(w, k)
 	}
+}
+
+// stall is for how long one of those stood still that a worker gave away.
+func stall(k control.Worker) string {
+	if k.LongestStallUS == 0 {
+		return "-"
+	}
+	return control.Stall(int64(k.LongestStallUS))
 }
 
 // writeTrouble tells, below the table, what does not fit into a column.

@@ -16,6 +16,9 @@
 //   - The listening sockets are never closed, shut down or opened anew.
 //   - A slot's serving worker is not asked to leave before its replacement
 //     accepts connections and has lived through the bake time.
+//   - A worker that leaves hands its connections over first, unless the whole
+//     service ends: to the one that takes its place, else to all others. Who
+//     owns a connection is told by its row; nothing here decides that.
 //   - Every wait has a deadline: for readiness, for the end of a drain, for
 //     the end of the service.
 //
@@ -25,12 +28,14 @@
 //	hello    incarnation.go  spawned -> unready
 //	ready    incarnation.go  unready -> ready; slot.go: it may accept
 //	retire   incarnation.go  ready -> draining
+//	hand     handover.go     its connections go to others
 //	exit     process.go      reaped, its last words collected
 //	         slot.go         respawned, at once or after a delay
 //
-// Beside that: what dead workers have counted is kept in metrics.go, whether
-// the service serves is told in readiness.go, and the operator's command for
-// a death is run in hook.go.
+// Beside that: workers are told of one another in peers.go; connections are
+// moved on request in move.go and spread in balance.go; what dead workers have
+// counted is kept in metrics.go; whether the service serves is told in
+// readiness.go; and the operator's command for a death is run in hook.go.
 //
 // Start reading at the two tables, then reload.go.
 package supervisor

@@ -35,6 +35,12 @@ type question struct {
 	answers chan answered // buffered for one from each
 }
 
+// posed answers a gatherRequest.
+type posed struct {
+	question *question
+	err      error // nobody was asked
+}
+
 type answered struct {
 	inc *incarnation
 	fd  int // -1: none
@@ -47,17 +53,33 @@ type answered struct {
 // fails if the supervisor has ended or ctx is done. Any goroutine may call
 // it.
 func (s *Supervisor) Gather(ctx context.Context, what string, arg any) ([]Answer, error) {
-	text, err := json.Marshal(arg)
-	if err != nil {
-		return nil, fmt.Errorf("supervisor: question %q: %w", what, err)
-	}
-	m := gatherRequest{what: what, arg: text, reply: make(chan *question, 1)}
+	return s.gather(ctx, what, func(s *Supervisor) (asked []*incarnation, _ any, _ error) {
+		for inc := range s.living() {
+			if inc.state == ready || inc.state == draining {
+				asked = append(asked, inc)
+			}
+		}
+		return asked, arg, nil
+	})
+}
+
+// whom chooses, in the supervisor's goroutine, who is asked a question, and
+// its argument; or says why nobody is.
+type whom func(*Supervisor) (asked []*incarnation, arg any, err error)
+
+// gather is Gather of those that to chooses; it fails with to's error too.
+func (s *Supervisor) gather(ctx context.Context, what string, to whom) ([]Answer, error) {
+	m := gatherRequest{what: what, to: to, reply: make(chan posed, 1)}
 	if err := s.ask(ctx, m); err != nil {
 		return nil, err
 	}
 	var q *question
 	select {
-	case q = <-m.reply:
+	case p := <-m.reply:
+		if p.err != nil {
+			return nil, p.err
+		}
+		q = p.question
 	case <-s.done:
 		return nil, errNotRunning
 	}
@@ -112,22 +134,29 @@ func (a answered) close() {
 
 // pose asks the workers.
 func (s *Supervisor) pose(m gatherRequest) {
+	asked, v, err := m.to(s)
+	if err != nil {
+		m.reply <- posed{err: err}
+		return
+	}
+	arg, err := json.Marshal(v)
+	if err != nil {
+		m.reply <- posed{err: fmt.Errorf("supervisor: question %q: %w", m.what, err)}
+		return
+	}
 	s.lastQuestion++
-	q := &question{id: s.lastQuestion, pending: make(map[*incarnation]bool)}
-	for inc := range s.living() {
-		if inc.state == ready || inc.state == draining {
-			q.asked = append(q.asked, inc)
-			q.pending[inc] = true
-		}
+	q := &question{id: s.lastQuestion, asked: asked, pending: make(map[*incarnation]bool)}
+	for _, inc := range asked {
+		q.pending[inc] = true
 	}
 	q.answers = make(chan answered, len(q.asked))
 	s.questions[q.id] = q
 	for _, inc := range q.asked {
-		if err := inc.process.Send(link.Gather{ID: q.id, What: m.what, Arg: m.arg}); err != nil {
+		if err := inc.process.Send(link.Gather{ID: q.id, What: m.what, Arg: arg}); err != nil {
 			q.take(answered{inc, -1, err})
 		}
 	}
-	m.reply <- q
+	m.reply <- posed{question: q}
 }
 
 // take passes on a worker's first answer.

@@ -47,12 +47,14 @@ const (
 	unsettling              // it broke the contract of messages
 	stalled                 // it hangs
 	bloated                 // it has more memory than it may
+	saidHanded              // it has handed over what it could
+	heirless                // who was to take its connections takes no more, or somebody does at last
 )
 
-const numEvents = int(bloated) + 1
+const numEvents = int(heirless) + 1
 
 func (e event) String() string {
-	return [...]string{"hello", "ready", "left", "retire", "hasten", "timeout", "exited", "unsettling", "stalled", "bloated"}[e]
+	return [...]string{"hello", "ready", "left", "retire", "hasten", "timeout", "exited", "unsettling", "stalled", "bloated", "handed", "heirless"}[e]
 }
 
 // incarnation is one worker process, from its spawn to its reaping. The
@@ -80,11 +82,20 @@ type incarnation struct {
 	app     []metrics.Family // its own metrics, as known last
 	willed  bool             // app is final: it was left behind
 
-	// how it is to drain
-	prompt bool
-	grace  time.Duration
+	// As a peer.
 
-	hurried bool // told to end its drain
+	inbox  int                  // sending end of its inbox; -1: it has none
+	told   map[uint64]link.Peer // what it knows of the others, by incarnation
+	behind bool                 // it has not heard everything
+	outbox []link.Body          // what it has not heard, but for peers
+
+	// Its drain.
+
+	terms    terms
+	deadline time.Time // the end of the grace
+	hurried  bool      // told to end its drain
+	handed   link.Handed
+	handover handover
 }
 
 type step struct {
@@ -136,7 +147,11 @@ func init() {
 		{draining, timeout}:  {overdue, (*Supervisor).killOverdue},
 		{draining, exited}:   {gone, (*Supervisor).letGo},
 
-		{overdue, exited}: {gone, (*Supervisor).letGo},
+		{draining, saidHanded}: {draining, (*Supervisor).noteHanded},
+		{draining, heirless}:   {draining, (*Supervisor).redirect},
+
+		{overdue, saidHanded}: {overdue, (*Supervisor).noteHanded},
+		{overdue, exited}:     {gone, (*Supervisor).letGo},
 	}
 }
 
@@ -147,9 +162,14 @@ func (s *Supervisor) happen(inc *incarnation, e event) {
 		s.log.Debug("event dropped", append(inc.fields(), zap.Stringer("state", inc.state), zap.Stringer("event", e))...)
 		return
 	}
+	served := inc.takes()
 	inc.state = row.next
 	if row.action != nil {
 		row.action(s, inc)
+	}
+	s.agenda = append(s.agenda, func() { s.tellPeers(inc) })
+	if served && !inc.takes() {
+		s.lastly(func() { s.bereave(inc) })
 	}
 }
 
@@ -183,14 +203,6 @@ func (inc *incarnation) disarm() {
 	}
 }
 
-// send tells the process something. A process that does not read is told by
-// its deadlines, one that is gone by its exit.
-func (s *Supervisor) send(inc *incarnation, body link.Body) {
-	if err := inc.process.Send(body); err != nil {
-		s.log.Warn("worker not reached", append(inc.fields(), zap.String("message", fmt.Sprintf("%T", body)), zap.Error(err))...)
-	}
-}
-
 func (s *Supervisor) signal(inc *incarnation, sig unix.Signal) {
 	if err := inc.process.Signal(sig); err != nil {
 		s.log.Warn("worker not signalled", append(inc.fields(), zap.Stringer("signal", sig), zap.Error(err))...)
@@ -205,6 +217,7 @@ func (s *Supervisor) announce(inc *incarnation) {
 	s.log.Info("worker ready", append(inc.fields(), journal.ID(journal.WorkerReady), zap.Duration("took", inc.readyAt.Sub(inc.born)))...)
 	s.send(inc, link.Accept{})
 	s.occur(inc.slot, up)
+	s.lastly(s.rescue)
 }
 
 // drainMargin is what a worker is given beyond its grace to close what is
@@ -212,14 +225,20 @@ func (s *Supervisor) announce(inc *incarnation) {
 const drainMargin = 2 * time.Second
 
 func (s *Supervisor) drain(inc *incarnation) {
-	s.tell(EventWorkerDraining, fmt.Sprintf("drains within %v", inc.grace), inc)
-	s.send(inc, link.Drain{Prompt: inc.prompt, Grace: inc.grace})
-	s.arm(inc, inc.grace+drainMargin)
+	s.tell(EventWorkerDraining, fmt.Sprintf("drains within %v", inc.terms.grace), inc)
+	s.leaveWithin(inc, inc.terms.grace)
+	s.lastly(func() { s.sendDrain(inc, inc.terms.grace) })
+}
+
+// leaveWithin begins the time within which a worker is to be gone.
+func (s *Supervisor) leaveWithin(inc *incarnation, grace time.Duration) {
+	inc.deadline = time.Now().Add(grace)
+	s.arm(inc, grace+drainMargin)
 }
 
 func (s *Supervisor) terminate(inc *incarnation) {
 	s.signal(inc, unix.SIGTERM)
-	s.arm(inc, inc.grace+drainMargin)
+	s.leaveWithin(inc, inc.terms.grace)
 }
 
 // hastenMargin is what a worker is given to close everything in order when
@@ -244,7 +263,7 @@ func (s *Supervisor) killBroken(inc *incarnation) { s.kill(inc) }
 
 func (s *Supervisor) killOverdue(inc *incarnation) {
 	inc.reason = "did not end its drain in time"
-	s.log.Warn("worker killed, its drain did not end", append(inc.fields(), zap.Duration("grace", inc.grace))...)
+	s.log.Warn("worker killed, its drain did not end", append(inc.fields(), zap.Duration("grace", inc.terms.grace))...)
 	s.kill(inc)
 }
 
@@ -256,18 +275,18 @@ func (s *Supervisor) kill(inc *incarnation) {
 // sendAway: it cannot be understood any more, so another is to take its
 // place. It may still understand us.
 func (s *Supervisor) sendAway(inc *incarnation) {
-	inc.grace = inc.release.settings.Grace
-	s.send(inc, link.Drain{Prompt: inc.prompt, Grace: inc.grace})
+	inc.terms = terms{prompt: inc.terms.prompt, grace: inc.release.settings.Grace, hand: true, heir: inc.heirOf()}
+	s.lastly(func() { s.sendDrain(inc, inc.terms.grace) })
 	s.leftByItself(inc)
 }
 
 // leftByItself: it was not asked to, so its place is to be filled.
 func (s *Supervisor) leftByItself(inc *incarnation) {
 	s.log.Warn("worker leaves by itself", append(inc.fields(), zap.String("reason", inc.reason))...)
-	if inc.grace == 0 {
-		inc.grace = inc.release.settings.Grace
+	if inc.terms.grace == 0 {
+		inc.terms.grace = inc.release.settings.Grace
 	}
-	s.arm(inc, inc.grace+drainMargin)
+	s.leaveWithin(inc, inc.terms.grace)
 	s.rearm()
 	inc.slot.lastDeath = "worker left by itself"
 	if inc.reason != "" {

@@ -35,6 +35,10 @@ var seatCounters = []figure[float64]{
 	{"mainstay_received_bytes_total", "Bytes read from connections.", func(s *scoreboard.Seat) float64 { return float64(s.BytesIn.Load()) }},
 	{"mainstay_sent_bytes_total", "Bytes written to connections.", func(s *scoreboard.Seat) float64 { return float64(s.BytesOut.Load()) }},
 	{"mainstay_send_failures_total", "Messages that Send refused.", func(s *scoreboard.Seat) float64 { return float64(s.SendFailures.Load()) }},
+	{"mainstay_handoffs_given_total", "Connections that another worker has taken.", func(s *scoreboard.Seat) float64 { return float64(s.HandoffsGiven.Load()) }},
+	{"mainstay_handoffs_taken_total", "Connections taken from another worker.", func(s *scoreboard.Seat) float64 { return float64(s.HandoffsTaken.Load()) }},
+	{"mainstay_handoffs_refused_total", "Connections offered by another worker and refused.", func(s *scoreboard.Seat) float64 { return float64(s.HandoffsRefused.Load()) }},
+	{"mainstay_handoffs_thawed_total", "Connections that were offered to another worker and stayed.", func(s *scoreboard.Seat) float64 { return float64(s.HandoffsThawed.Load()) }},
 	{"mainstay_callback_panics_total", "Callbacks that panicked.", func(s *scoreboard.Seat) float64 { return float64(s.Panics.Load()) }},
 	{"mainstay_worker_gc_cycles_total", "Finished garbage collections.", func(s *scoreboard.Seat) float64 { return float64(s.GCCycles.Load()) }},
 	{"mainstay_worker_gc_pause_seconds_total", "Time for which garbage collections stopped all goroutines.", func(s *scoreboard.Seat) float64 { return float64(s.GCPauseNS.Load()) / 1e9 }},
@@ -61,6 +65,7 @@ type tallyKey struct {
 // goroutine owns it.
 type tally struct {
 	counters []float64         // as seatCounters
+	stall    time.Duration     // the longest of a hand-off
 	cpu      time.Duration     // processor time
 	deaths   map[string]uint64 // by class
 	app      []metrics.Family  // the application's own; never changed, only replaced
@@ -99,6 +104,7 @@ func (s *Supervisor) countDead(inc *incarnation) {
 		for i, f := range seatCounters {
 			t.counters[i] += f.read(inc.seat)
 		}
+		t.stall = max(t.stall, time.Duration(inc.seat.HandoffMaxNS.Load()))
 	}
 	t.cpu += inc.exit.CPU
 	t.deaths[inc.exit.Class]++
@@ -204,6 +210,7 @@ type placeFigures struct {
 	respawns      uint64
 	startFailures uint64
 	cpu           time.Duration // of the dead
+	stall         time.Duration // the longest of a hand-off, of the dead too
 	generation    uint64        // of the worker that serves; 0: none does
 	accepts       bool          // it takes new connections
 	began         time.Time     // its start
@@ -233,7 +240,7 @@ func (s *Supervisor) figures(m metricsRequest) figures {
 	for key, t := range s.books.tallies {
 		f.places = append(f.places, placeFigures{
 			tallyKey: key, counters: slices.Clone(t.counters), gauges: make([]float64, len(seatGauges)), deaths: maps.Clone(t.deaths),
-			respawns: t.respawns, startFailures: t.startFailures, cpu: t.cpu,
+			respawns: t.respawns, startFailures: t.startFailures, cpu: t.cpu, stall: t.stall,
 		})
 	}
 	slices.SortFunc(f.places, func(a, b placeFigures) int {
@@ -284,6 +291,7 @@ func (p *placeFigures) add(inc *incarnation) {
 	for i, f := range seatGauges {
 		p.gauges[i] += f.read(inc.seat)
 	}
+	p.stall = max(p.stall, time.Duration(inc.seat.HandoffMaxNS.Load()))
 	earliest := func(to *time.Duration, ns int64) {
 		if d := time.Duration(ns); d != 0 && (*to == 0 || d < *to) {
 			*to = d
@@ -537,6 +545,7 @@ func (s *Supervisor) writePlace(p *page, w *placeFigures, now time.Duration) {
 		}
 		return max(0, (now - since).Seconds())
 	}
+	p.gauge("mainstay_handoff_stall_longest_seconds", "The longest time that a connection stood still which a worker of the place gave to another.", w.stall.Seconds(), at...)
 	p.gauge("mainstay_callback_oldest_seconds", "For how long the callback has been running that runs for longest.", age(w.oldest), at...)
 	p.gauge("mainstay_worker_heartbeat_age_seconds", "Time since the last turn of the worker's loop.", age(w.heartbeat), at...)
 	p.gauge("mainstay_worker_ready", "1 if the worker takes connections.", truth(w.accepts), at...)

@@ -161,6 +161,28 @@ func TestSumsNeverGoBack(t *testing.T) {
 	})
 }
 
+// reply answers a question with v as JSON, or with err.
+func reply(p *fake, id uint64, v any, err error) {
+	if err != nil {
+		p.order.answered(link.Gathered{ID: id, Error: err.Error()}, -1)
+		return
+	}
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	f, err := link.AnswerFile(b)
+	if err != nil {
+		panic(err)
+	}
+	defer f.Close()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		panic(err)
+	}
+	p.order.answered(link.Gathered{ID: id}, fd)
+}
+
 // answering is serve for a worker whose application counts: each time it is
 // asked, one more.
 func answering(p *fake) {
@@ -434,6 +456,7 @@ type seatWords struct{ *scoreboard.Seat }
 func (s *seatWords) count(n int) {
 	for _, w := range []interface{ Add(uint64) uint64 }{
 		&s.Accepts, &s.Messages, &s.BytesIn, &s.BytesOut, &s.SendFailures, &s.Panics, &s.Refused, &s.Datagrams, &s.GCCycles, &s.GCPauseNS,
+		&s.HandoffsGiven, &s.HandoffsTaken, &s.HandoffsRefused, &s.HandoffsThawed,
 	} {
 		w.Add(uint64(n))
 	}

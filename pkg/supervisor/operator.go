@@ -13,44 +13,59 @@ var errBehind = errors.New("events come faster than they are read")
 // verb is what an operator asks of one slot.
 type verb struct {
 	slot    control.SlotRequest
-	do      func(*Supervisor, *slot, chan error)
-	verdict chan error // buffered for one
+	do      func(*Supervisor, *slot, chan outcome)
+	verdict chan outcome // buffered for one
+}
+
+// outcome is what has come of an operator's request.
+type outcome struct {
+	handovers []control.Handover // of the workers that leave because of it
+	err       error
 }
 
 func (verb) isMessage() {}
 
 // Recycle replaces a slot's worker by a new one of the same generation: the
-// new one first, then the old one drains. It returns when the new one serves,
-// or why it does not; then the old one stays. Any goroutine may call it.
-func (s *Supervisor) Recycle(ctx context.Context, r control.SlotRequest) error {
+// new one first, then the old one hands over and drains. It returns when the
+// new one serves and the old one has handed over, or has had five seconds for
+// it; or why the new one does not serve: then the old one stays. Any goroutine
+// may call it.
+func (s *Supervisor) Recycle(ctx context.Context, r control.SlotRequest) ([]control.Handover, error) {
 	return s.slotVerb(ctx, r, (*Supervisor).recycle)
 }
 
-// Drain has a slot's worker finish what is open and leave, and keeps the slot
-// empty until Resume. It returns when the worker has been told. Any goroutine
-// may call it.
-func (s *Supervisor) Drain(ctx context.Context, r control.SlotRequest) error {
+// Drain has a slot's worker hand its connections to the others, finish what is
+// left and leave, and keeps the slot empty until Resume. It returns when the
+// worker has handed over, or has had five seconds for it. Any goroutine may
+// call it.
+func (s *Supervisor) Drain(ctx context.Context, r control.SlotRequest) ([]control.Handover, error) {
 	return s.slotVerb(ctx, r, (*Supervisor).holdSlot)
 }
 
 // Resume fills a slot again that Drain has emptied. It returns when its
 // worker serves, or why it does not. Any goroutine may call it.
 func (s *Supervisor) Resume(ctx context.Context, r control.SlotRequest) error {
-	return s.slotVerb(ctx, r, (*Supervisor).resumeSlot)
+	_, err := s.slotVerb(ctx, r, (*Supervisor).resumeSlot)
+	return err
 }
 
-func (s *Supervisor) slotVerb(ctx context.Context, r control.SlotRequest, do func(*Supervisor, *slot, chan error)) error {
-	m := verb{slot: r, do: do, verdict: make(chan error, 1)}
+func (s *Supervisor) slotVerb(ctx context.Context, r control.SlotRequest, do func(*Supervisor, *slot, chan outcome)) ([]control.Handover, error) {
+	m := verb{slot: r, do: do, verdict: make(chan outcome, 1)}
+	return s.outcomeOf(ctx, m, m.verdict)
+}
+
+// outcomeOf sends an operator's message and waits for what comes of it.
+func (s *Supervisor) outcomeOf(ctx context.Context, m message, verdict <-chan outcome) ([]control.Handover, error) {
 	if err := s.ask(ctx, m); err != nil {
-		return err
+		return nil, err
 	}
 	select {
-	case err := <-m.verdict:
-		return err
+	case o := <-verdict:
+		return o.handovers, o.err
 	case <-ctx.Done():
-		return ctx.Err()
+		return nil, ctx.Err()
 	case <-s.done:
-		return errNotRunning
+		return nil, errNotRunning
 	}
 }
 
@@ -59,21 +74,21 @@ func (s *Supervisor) slotVerb(ctx context.Context, r control.SlotRequest, do fun
 func (s *Supervisor) obey(m verb) {
 	switch {
 	case m.slot.Pool != "" && m.slot.Pool != poolName:
-		m.verdict <- fmt.Errorf("%w: no pool %q, there is %q", control.ErrInvalid, m.slot.Pool, poolName)
+		m.verdict <- outcome{err: fmt.Errorf("%w: no pool %q, there is %q", control.ErrInvalid, m.slot.Pool, poolName)}
 	case m.slot.Slot < 0 || m.slot.Slot >= len(s.pool.slots):
-		m.verdict <- fmt.Errorf("%w: no worker %d, there are 0 to %d", control.ErrInvalid, m.slot.Slot, len(s.pool.slots)-1)
+		m.verdict <- outcome{err: fmt.Errorf("%w: no worker %d, there are 0 to %d", control.ErrInvalid, m.slot.Slot, len(s.pool.slots)-1)}
 	case s.phase != running:
-		m.verdict <- errors.New("the service starts or stops")
+		m.verdict <- outcome{err: errors.New("the service starts or stops")}
 	case s.job != nil:
-		m.verdict <- errors.New("a reload is under way")
+		m.verdict <- outcome{err: errors.New("a reload is under way")}
 	default:
 		m.do(s, s.pool.slots[m.slot.Slot], m.verdict)
 	}
 }
 
-func (s *Supervisor) recycle(sl *slot, verdict chan error) {
+func (s *Supervisor) recycle(sl *slot, verdict chan outcome) {
 	if sl.place != serving {
-		verdict <- fmt.Errorf("worker %d is %s", sl.index, sl.place)
+		verdict <- outcome{err: fmt.Errorf("worker %d is %s", sl.index, sl.place)}
 		return
 	}
 	sl.waiting = append(sl.waiting, verdict)
@@ -81,22 +96,23 @@ func (s *Supervisor) recycle(sl *slot, verdict chan error) {
 	s.occur(sl, replace)
 }
 
-func (s *Supervisor) holdSlot(sl *slot, verdict chan error) {
+func (s *Supervisor) holdSlot(sl *slot, verdict chan outcome) {
 	switch {
 	case sl.place == held:
-		verdict <- fmt.Errorf("worker %d is drained already", sl.index)
+		verdict <- outcome{err: fmt.Errorf("worker %d is drained already", sl.index)}
 	case s.occupied() <= 1:
-		verdict <- errors.New("it is the last worker: stop the service instead")
+		verdict <- outcome{err: errors.New("it is the last worker: stop the service instead")}
 	default:
 		s.tellSlot(EventHeld, "drained by the operator", sl)
+		givers := sl.servers()
 		s.occur(sl, hold)
-		verdict <- nil
+		s.bid(givers, func(all []control.Handover) { verdict <- outcome{handovers: all} })
 	}
 }
 
-func (s *Supervisor) resumeSlot(sl *slot, verdict chan error) {
+func (s *Supervisor) resumeSlot(sl *slot, verdict chan outcome) {
 	if sl.place != held {
-		verdict <- fmt.Errorf("worker %d is not drained, it is %s", sl.index, sl.place)
+		verdict <- outcome{err: fmt.Errorf("worker %d is not drained, it is %s", sl.index, sl.place)}
 		return
 	}
 	sl.release = s.current
@@ -130,8 +146,12 @@ func (s *Supervisor) occupied() int {
 
 // answerWaiting tells those who wait for a slot's worker.
 func (sl *slot) answerWaiting(err error) {
+	o := outcome{err: err}
+	if err == nil && sl.giver != nil {
+		o.handovers = accounts([]*incarnation{sl.giver})
+	}
 	for _, v := range sl.waiting {
-		v <- err
+		v <- o
 	}
 	sl.waiting = nil
 }

@@ -31,6 +31,7 @@ type launcher interface {
 type process interface {
 	PID() int
 	Send(link.Body) error
+	SendFile(body link.Body, fd int) error // fd stays the caller's
 	Signal(unix.Signal) error
 }
 
@@ -41,6 +42,7 @@ type order struct {
 	sockets  []activation.Socket
 	stats    int
 	rows     int
+	greeted  func(h link.Hello, inbox int) // takes over inbox; -1: none
 	said     func(link.Body)
 	answered func(g link.Gathered, fd int) // takes over fd; -1: none
 	unknown  func(error)                   // a message could not be understood
@@ -140,6 +142,8 @@ func raiseOOMScore(pid int) {
 func (w *worker) PID() int                  { return w.pid }
 func (w *worker) Send(body link.Body) error { return w.channel.Send(body) }
 
+func (w *worker) SendFile(body link.Body, fd int) error { return w.channel.SendFile(body, fd) }
+
 // Signal sends by pidfd: it never reaches a stranger.
 func (w *worker) Signal(sig unix.Signal) error {
 	raw, err := w.pidfd.SyscallConn()
@@ -204,8 +208,12 @@ func (w *worker) listen() {
 
 // pass hands on what the worker said.
 func (w *worker) pass(m link.Message) {
-	if g, ok := m.Body.(link.Gathered); ok {
-		w.order.answered(g, m.FD)
+	switch b := m.Body.(type) {
+	case link.Gathered:
+		w.order.answered(b, m.FD)
+		return
+	case link.Hello:
+		w.order.greeted(b, m.FD)
 		return
 	}
 	if m.FD >= 0 {

@@ -33,7 +33,7 @@ func (s *Supervisor) heardReadiness(inc *incarnation, m link.Readiness) {
 	if inc.state == ready && inc.slot.next == inc {
 		// It is on trial, and what it would replace still serves.
 		inc.reason = "took itself out during the bake time: " + inc.unready
-		inc.prompt = true
+		inc.terms.prompt = true
 		s.happen(inc, unsettling)
 	}
 }

@@ -29,6 +29,8 @@ type Settings struct {
 	Respawn       backoff.Policy
 	Health        Health
 	OnWorkerError []string // command to be run when a worker dies unasked, with its arguments; empty: none
+	Rebalance     bool     // after a respawn or a scale-up connections are moved, so that all workers have as many
+	RebalanceRate int      // connections that are moved a second then [1000]
 
 	// Apply, if not nil, is called when the generation with these settings
 	// begins to serve: what a rollback must not leave behind is done there.
@@ -62,6 +64,7 @@ func (s Settings) withDefaults() (Settings, error) {
 	number(&s.StartAttempts, 3)
 	number(&s.MaxOld, 2)
 	number(&s.Parallel, 1)
+	number(&s.RebalanceRate, 1000)
 	duration(&s.StartTimeout, 30*time.Second)
 	duration(&s.Grace, 30*time.Second)
 	duration(&s.StopGrace, 10*time.Second)
@@ -71,6 +74,8 @@ func (s Settings) withDefaults() (Settings, error) {
 		return s, fmt.Errorf("supervisor: %d workers, want 1 to %d", s.Workers, MaxWorkers)
 	case s.StartAttempts < 0 || s.MaxOld < 0 || s.Parallel < 0:
 		return s, errors.New("supervisor: a negative number of start attempts, old workers or parallel replacements")
+	case s.RebalanceRate < 0:
+		return s, errors.New("supervisor: a negative rate of rebalancing")
 	case s.StartTimeout < 0 || s.Grace < 0 || s.StopGrace < 0 || s.Bake < 0:
 		return s, errors.New("supervisor: a negative duration")
 	}
@@ -126,7 +131,7 @@ func openExecutable(path string) (executable, error) {
 const highFD = 512
 
 const (
-	descriptorsPerWorker  = 5   // channel, process, output, last words; the far ends while it starts
+	descriptorsPerWorker  = 6   // channel, process, inbox, output, last words; the far ends while it starts
 	descriptorsPerRelease = 2   // executable, configuration
 	descriptorsAside      = 128 // the control socket's askers, answers to questions, the journal, the runtime
 )

@@ -30,6 +30,7 @@ type reload struct {
 	extra    []*slot           // slots that only the new release has
 	env      map[string]string // with which the new configuration was read
 	begun    map[*slot]beginning
+	givers   []*incarnation // that were told to hand over
 }
 
 // reloadRequest is somebody who waits for a verdict.
@@ -43,6 +44,12 @@ type reloadRequest struct {
 func (q *reloadRequest) judge(err error) {
 	if q.verdict != nil {
 		q.verdict <- err
+	}
+}
+
+func (r *reload) judge(err error) {
+	for _, q := range r.requests {
+		q.judge(err)
 	}
 }
 
@@ -221,13 +228,30 @@ func (s *Supervisor) roll() {
 
 func (s *Supervisor) commit() {
 	r := s.job
+	var surplus []*incarnation
 	for len(s.pool.slots) > r.to.settings.Workers {
-		s.occur(s.pool.removeLast(), dismiss)
+		sl := s.pool.removeLast()
+		surplus = append(surplus, sl.servers()...)
+		s.occur(sl, dismiss)
 	}
+	r.givers = append(r.givers, surplus...)
 	s.current, s.env = r.to, r.env
 	s.current.settings.apply()
-	s.summary(r)
-	s.finish(nil)
+	if len(surplus) == 0 {
+		s.summary(r)
+		s.finish(nil)
+		return
+	}
+	// The new generation serves. Those who wait are told what has become of
+	// the workers too many before they get the verdict.
+	s.conclude(nil)
+	s.bid(surplus, func([]control.Handover) {
+		for _, inc := range surplus {
+			r.tell("worker %d: pid %d leaves%s", inc.slot.index, inc.pid(), accountOf(inc))
+		}
+		s.summary(r)
+		r.judge(nil)
+	})
 }
 
 // settled: a slot has a worker of its release that serves.
@@ -240,7 +264,7 @@ func (s *Supervisor) settled(sl *slot) {
 	}
 	r.busy = slices.DeleteFunc(r.busy, func(b *slot) bool { return b == sl })
 	r.tell("worker %d: %s", sl.index, r.change(sl))
-	s.extendTimeout(r.to.settings.StartTimeout + r.to.settings.Bake)
+	s.extendTimeout(r.to.settings.StartTimeout + r.to.settings.Bake + handWait)
 	s.roll()
 }
 
@@ -312,13 +336,21 @@ func (s *Supervisor) rollBack(reason error) {
 // finish gives the verdict and begins the next reload if one is wanted.
 func (s *Supervisor) finish(err error) {
 	r := s.job
-	s.job = nil
+	s.conclude(err)
+	r.judge(err)
+}
+
+// conclude ends the reload but for the verdict, and begins the next one.
+func (s *Supervisor) conclude(err error) {
+	r := s.job
+	s.job, s.lastJob = nil, r
 	s.countReload(r, err)
 	took := time.Since(r.began)
 	s.lastReload = &control.Reload{Generation: s.generations, OK: err == nil, At: r.began.UTC().Format(time.RFC3339), TookMS: took.Milliseconds()}
 	if r.to != nil {
 		s.lastReload.Generation = r.to.generation
 	}
+	r.sum(s.lastReload)
 	if err != nil {
 		s.lastReload.Reason = err.Error()
 		s.tell(EventReloadFailed, fmt.Sprintf("generation %d: %v", s.lastReload.Generation, err), nil)
@@ -329,9 +361,6 @@ func (s *Supervisor) finish(err error) {
 	}
 	if s.phase != stopping {
 		s.notified("ready", s.conf.Notify.Ready(s.statusLine()))
-	}
-	for _, q := range r.requests {
-		q.judge(err)
 	}
 	s.sweepReleases()
 	if len(s.queued) > 0 && s.phase == running {

@@ -157,7 +157,7 @@ func (s *Supervisor) recycleSick(inc *incarnation, why string) {
 		return
 	}
 	for _, sl := range s.pool.slots {
-		if sl.place == replacing || sl.place == proving {
+		if sl.place == replacing || sl.place == proving || sl.place == handing {
 			return
 		}
 	}

@@ -189,13 +189,13 @@ func TestWorkersAreRecycledOneAtATimeReplacementFirst(t *testing.T) {
 // places asks the supervisor's goroutine for the state of each slot.
 func (w *ward) places() []string {
 	reply := make(chan []string, 1)
-	w.post(verb{do: func(s *Supervisor, _ *slot, _ chan error) {
+	w.post(verb{do: func(s *Supervisor, _ *slot, _ chan outcome) {
 		var p []string
 		for _, sl := range s.pool.slots {
 			p = append(p, sl.place.String())
 		}
 		reply <- p
-	}, verdict: make(chan error, 1)})
+	}, verdict: make(chan outcome, 1)})
 	return <-reply
 }
 

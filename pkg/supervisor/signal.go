@@ -44,7 +44,7 @@ func (s *Supervisor) onSignal(sig os.Signal) (leave bool) {
 }
 
 func (s *Supervisor) scaleBySignal(add int) {
-	if err := s.scale(scaleRequest{add: add}); err != nil {
+	if _, err := s.resize(scaleRequest{add: add}); err != nil {
 		s.log.Warn("not scaled", zap.Error(err))
 	}
 }

@@ -23,12 +23,13 @@ const (
 	settling                // current serves alone and has to live through the bake time of a reload
 	backingOff              // no worker; the next start is timed
 	held                    // no worker, because the operator wants none
+	handing                 // current serves; the worker it has replaced hands its connections over
 )
 
-const numPlaces = int(held) + 1
+const numPlaces = int(handing) + 1
 
 func (p place) String() string {
-	return [...]string{"empty", "starting", "serving", "replacing", "proving", "settling", "backing off", "held"}[p]
+	return [...]string{"empty", "starting", "serving", "replacing", "proving", "settling", "backing off", "held", "handing over"}[p]
 }
 
 // turn is an event of a slot.
@@ -42,14 +43,15 @@ const (
 	replace             // a worker of the slot's release is to take over
 	abandon             // the worker that was to take over is not wanted any more
 	dismiss             // no worker is wanted any more
-	due                 // the slot's timer: the delay, or the bake time, is over
+	due                 // the slot's timer: the delay, the bake time, or the time for a hand-over is over
 	hold                // no worker is wanted until the operator says so
+	given               // the worker that was replaced has handed over
 )
 
-const numTurns = int(hold) + 1
+const numTurns = int(given) + 1
 
 func (t turn) String() string {
-	return [...]string{"fill", "up", "failed", "died", "replace", "abandon", "dismiss", "due", "hold"}[t]
+	return [...]string{"fill", "up", "failed", "died", "replace", "abandon", "dismiss", "due", "hold", "given"}[t]
 }
 
 // slot is a worker's place in its pool. The supervisor's goroutine owns it.
@@ -62,6 +64,7 @@ type slot struct {
 	current  *incarnation   // it serves
 	next     *incarnation   // it starts, or is on trial
 	draining []*incarnation // they leave, oldest first
+	giver    *incarnation   // whom current has replaced last; nil: nobody
 
 	backoff backoff.Backoff
 	lived   time.Duration // how long the last worker was in service that died
@@ -75,8 +78,8 @@ type slot struct {
 	respawns      uint64 // deaths that nobody asked for
 	lastDeath     string
 	predecessor   *link.Death
-	waiting       []chan error // operators who wait for its worker
-	recycleAfter  time.Time    // when it may be recycled by itself again
+	waiting       []chan outcome // operators who wait for its worker
+	recycleAfter  time.Time      // when it may be recycled by itself again
 }
 
 type move struct {
@@ -124,11 +127,18 @@ func init() {
 		{replacing, abandon}: {serving, (*Supervisor).dropNext},
 		{replacing, dismiss}: {empty, (*Supervisor).retireAll},
 
-		{proving, due}:     {serving, (*Supervisor).takeOver},
+		{proving, due}:     {handing, (*Supervisor).takeOver},
 		{proving, failed}:  {serving, (*Supervisor).replacementFailed},
 		{proving, died}:    {settling, (*Supervisor).takeOverAlone},
 		{proving, abandon}: {serving, (*Supervisor).dropNext},
 		{proving, dismiss}: {empty, (*Supervisor).retireAll},
+
+		{handing, given}:   {serving, (*Supervisor).settled},
+		{handing, due}:     {serving, (*Supervisor).settled}, // it goes on, and nobody waits for it
+		{handing, died}:    {backingOff, (*Supervisor).backOff},
+		{handing, replace}: {replacing, (*Supervisor).spawn},
+		{handing, dismiss}: {empty, (*Supervisor).retireAll},
+		{handing, hold}:    {held, (*Supervisor).retireAll},
 
 		{settling, due}:     {serving, (*Supervisor).settled},
 		{settling, died}:    {backingOff, (*Supervisor).backOff},
@@ -207,8 +217,9 @@ func (sl *slot) loss(inc *incarnation) turn {
 func (sl *slot) hasWorker() bool { return sl.current != nil && sl.current.state == ready }
 
 func (s *Supervisor) promote(sl *slot) {
-	sl.current, sl.next = sl.next, nil
+	sl.current, sl.next, sl.giver = sl.next, nil, nil
 	sl.failures = 0
+	s.wantBalance()
 	s.settle(sl)
 }
 
@@ -226,17 +237,22 @@ func (s *Supervisor) prove(sl *slot) { s.armSlot(sl, sl.next.release.settings.Ba
 
 func (s *Supervisor) takeOver(sl *slot) {
 	old := sl.current
-	sl.current, sl.next = sl.next, nil
+	sl.current, sl.next, sl.giver = sl.next, nil, old
 	sl.failures = 0
-	s.retire(old, false, sl.release.settings.Grace)
-	s.settled(sl)
+	s.retire(old, terms{grace: sl.release.settings.Grace, hand: true, heir: sl.current})
+	if old.state != draining { // it hangs, and is being killed
+		s.occur(sl, given)
+		return
+	}
+	s.armSlot(sl, handWait)
 }
 
 // takeOverAlone: the old worker died while the new one was on trial.
 func (s *Supervisor) takeOverAlone(sl *slot) {
 	sl.respawns++
-	sl.current, sl.next = sl.next, nil
+	sl.current, sl.next, sl.giver = sl.next, nil, nil
 	sl.failures = 0
+	s.wantBalance()
 	s.settle(sl)
 }
 
@@ -275,7 +291,7 @@ func (s *Supervisor) startOver(sl *slot) {
 
 func (s *Supervisor) dropNext(sl *slot) {
 	if sl.next != nil {
-		s.retire(sl.next, true, sl.next.release.settings.Grace)
+		s.retire(sl.next, terms{prompt: true, grace: sl.next.release.settings.Grace, hand: true, heir: sl.current})
 	}
 	if sl.current != nil {
 		sl.release = sl.current.release
@@ -291,23 +307,27 @@ func (s *Supervisor) retireAll(sl *slot) {
 	s.keepCounts(sl)
 	for _, inc := range []*incarnation{sl.current, sl.next} {
 		if inc != nil {
-			s.retire(inc, s.phase == stopping, s.terms(inc))
+			s.retire(inc, s.partingTerms(inc))
 		}
 	}
 }
 
-// terms is the grace for a worker that leaves now.
-func (s *Supervisor) terms(inc *incarnation) time.Duration {
+// partingTerms are those for a worker that leaves and has no successor: it
+// hands over to all others, unless they leave as well.
+func (s *Supervisor) partingTerms(inc *incarnation) terms {
 	if s.phase == stopping {
-		return s.current.settings.StopGrace
+		return terms{prompt: true, grace: s.current.settings.StopGrace}
 	}
-	return inc.release.settings.Grace
+	return terms{grace: inc.release.settings.Grace, hand: true}
 }
 
 // retire asks a worker to leave and sees to it that no more than MaxOld of
 // a slot do so at a time.
-func (s *Supervisor) retire(inc *incarnation, prompt bool, grace time.Duration) {
-	inc.prompt, inc.grace = prompt, grace
+func (s *Supervisor) retire(inc *incarnation, t terms) {
+	inc.terms = t
+	if s.job != nil && s.job.to != nil && t.hand && inc.state == ready {
+		s.job.givers = append(s.job.givers, inc)
+	}
 	sl := inc.slot
 	sl.drainingSince(inc)
 	s.happen(inc, retire)

@@ -137,6 +137,11 @@ func (snap snapshot) fill() control.Status {
 		figures.Panics = seat.Panics.Load()
 		figures.Timers = seat.Timers.Load()
 		figures.QueueBytes = seat.QueueBytes.Load()
+		figures.Given = seat.HandoffsGiven.Load()
+		figures.Taken = seat.HandoffsTaken.Load()
+		figures.Refused = seat.HandoffsRefused.Load()
+		figures.Thawed = seat.HandoffsThawed.Load()
+		figures.LongestStallUS = seat.HandoffMaxNS.Load() / 1000
 		if beat := seat.Heartbeat.Load(); beat != 0 {
 			figures.HeartbeatAgeMS = max(0, (now - time.Duration(beat)).Milliseconds())
 		}

@@ -3,6 +3,8 @@ package supervisor
 import (
 	"fmt"
 	"time"
+
+	"github.com/mainstay-go/mainstay/pkg/control"
 )
 
 // beginning is a slot as a reload found it.
@@ -20,10 +22,15 @@ func (r *reload) begin(sl *slot) {
 }
 
 // change says what has become of a slot whose turn is over: "pid 4711 ->
-// 4720, generation 2 serves after 1.2s, 12 connections drain".
+// 4720, generation 2 serves after 1.2s, 12 connections moved, 0 left, longest
+// stall 3ms".
 func (r *reload) change(sl *slot) string {
 	b, now := r.begun[sl], sl.current
-	text := fmt.Sprintf("generation %d serves after %v", now.release.generation, time.Since(b.at).Round(time.Millisecond))
+	served := time.Now()
+	if b.old != nil && b.old == sl.giver && !b.old.handover.began.IsZero() {
+		served = b.old.handover.began
+	}
+	text := fmt.Sprintf("generation %d serves after %v", now.release.generation, served.Sub(b.at).Round(time.Millisecond))
 	switch {
 	case b.old == nil:
 		return fmt.Sprintf("pid %d, %s", now.pid(), text)
@@ -31,10 +38,35 @@ func (r *reload) change(sl *slot) string {
 		return fmt.Sprintf("pid %d stays, generation %d", now.pid(), now.release.generation)
 	}
 	text = fmt.Sprintf("pid %d -> %d, %s", b.old.pid(), now.pid(), text)
-	if n := b.old.open(); n > 0 {
-		text += fmt.Sprintf(", %d connections drain", n)
+	if b.old == sl.giver {
+		return text + accountOf(b.old)
 	}
 	return text
+}
+
+// accountOf tells what a worker that leaves has done with its connections, as
+// the end of a line; empty if it had none.
+func accountOf(inc *incarnation) string {
+	if a := inc.account(); a.Moved+a.Left > 0 {
+		return ", " + a.String()
+	}
+	return ""
+}
+
+// sum fills in what the workers that a reload has replaced have done with
+// their connections.
+func (r *reload) sum(to *control.Reload) {
+	to.Moved, to.Left, to.Lost, to.LongestStallUS = 0, 0, 0, 0
+	for _, inc := range r.givers {
+		a := inc.account()
+		to.Moved += a.Moved
+		if a.State == control.HandoverCut {
+			to.Lost += a.Left
+		} else {
+			to.Left += a.Left
+		}
+		to.LongestStallUS = max(to.LongestStallUS, a.LongestStallUS)
+	}
 }
 
 // open is how many connections a worker has, 0 once it is gone.

@@ -125,7 +125,10 @@ type Supervisor struct {
 	queued       []*reloadRequest
 	lastReload   *control.Reload
 	agenda       []func() // what follows from the message that is being handled
-	lastLine     string   // STATUS= as sent
+	epilogue     []func() // what follows when the agenda is empty
+	farewells    []*farewell
+	lastJob      *reload // the reload that lastReload is about
+	lastLine     string  // STATUS= as sent
 	oomKills     uint64
 	hastened     bool
 	questions    map[uint64]*question
@@ -134,9 +137,11 @@ type Supervisor struct {
 	judged       time.Time // when the workers were looked at last
 	books        books
 	hooks        *hooks
+	balance      balance
 	degraded     bool // and the log knows
 
-	scraper *scraper
+	scraper   *scraper
+	balancing chan struct{} // holds a token while connections are being rebalanced
 }
 
 // poolName is the name of the one pool there is so far.
@@ -186,7 +191,7 @@ func newSupervisor(conf Config, l launcher, makeRelease func(uint64, Settings, s
 		epoch: 1, board: board, rows: table,
 		pool: &pool{name: poolName}, current: first, releases: []*release{first}, generations: 1,
 		incarnations: make(map[uint64]*incarnation), questions: make(map[uint64]*question),
-		scraper: newScraper(), hooks: newHooks(conf.Log),
+		scraper: newScraper(), hooks: newHooks(conf.Log), balancing: make(chan struct{}, 1),
 	}
 	board.Epoch().Store(s.epoch)
 	for i := seats - 1; i >= 0; i-- {
@@ -201,6 +206,11 @@ func newSupervisor(conf Config, l launcher, makeRelease func(uint64, Settings, s
 func (s *Supervisor) Close() error {
 	for _, r := range s.releases {
 		r.close()
+	}
+	for _, inc := range s.incarnations { // after a restart's signal
+		if inc.inbox >= 0 {
+			unix.Close(inc.inbox)
+		}
 	}
 	return errors.Join(s.rows.Close(), s.board.Close())
 }
@@ -223,10 +233,23 @@ func makeRows() (*rows.Table, error) {
 type message interface{ isMessage() }
 
 type (
+	incarnationGreeted struct {
+		inc   *incarnation
+		hello link.Hello
+		inbox int // the supervisor's to close; -1: none
+	}
 	incarnationSaid struct {
 		inc  *incarnation
 		body link.Body
 	}
+	incarnationBehind struct{ inc *incarnation } // it may hear the rest now
+	farewellTimeout   struct{ farewell *farewell }
+	balancePlan       struct{ reply chan planned }
+	happened          struct { // something for the events and the log
+		kind, message string
+		slot          *slot // nil: of the whole service
+	}
+	balanced         struct{}
 	incarnationBroke struct {
 		inc *incarnation
 		err error
@@ -250,16 +273,16 @@ type (
 	}
 	signalled    struct{ sig os.Signal }
 	scaleRequest struct {
-		n       int // if add is 0
-		add     int // relative, by a signal
-		verdict chan error
+		n       int          // if add is 0
+		add     int          // relative, by a signal
+		verdict chan outcome // buffered for one
 	}
 	stopRequest   struct{ verdict chan error }
 	statusRequest struct{ reply chan snapshot }
 	gatherRequest struct {
 		what  string
-		arg   []byte
-		reply chan *question
+		to    whom
+		reply chan posed
 	}
 	gatherDone          struct{ question *question }
 	incarnationAnswered struct {
@@ -269,7 +292,13 @@ type (
 	}
 )
 
+func (incarnationGreeted) isMessage()  {}
 func (incarnationSaid) isMessage()     {}
+func (incarnationBehind) isMessage()   {}
+func (farewellTimeout) isMessage()     {}
+func (balancePlan) isMessage()         {}
+func (balanced) isMessage()            {}
+func (happened) isMessage()            {}
 func (incarnationBroke) isMessage()    {}
 func (incarnationExited) isMessage()   {}
 func (incarnationTimeout) isMessage()  {}
@@ -332,6 +361,10 @@ func (s *Supervisor) Run(ctx context.Context) error {
 
 func (s *Supervisor) run(ctx context.Context) error {
 	defer s.hooks.close()
+	defer s.balance.running.Wait()
+	var cancel context.CancelFunc
+	s.balance.ctx, cancel = context.WithCancel(context.Background())
+	defer cancel()
 	defer close(s.done)
 	s.began = time.Now()
 	s.oomKills = oomKills()
@@ -354,6 +387,7 @@ func (s *Supervisor) run(ctx context.Context) error {
 	defer judge.Stop()
 	for {
 		s.settleAgenda()
+		s.rebalanceAfterChange()
 		if d := s.current.settings.Health.judgeInterval(); d != interval { // a reload has changed it
 			interval = d
 			s.judged = time.Time{}
@@ -383,9 +417,16 @@ func (s *Supervisor) run(ctx context.Context) error {
 // settleAgenda does what has followed from a message, and what follows from
 // that.
 func (s *Supervisor) settleAgenda() {
-	for len(s.agenda) > 0 {
-		next := s.agenda[0]
-		s.agenda = s.agenda[1:]
+	for {
+		var next func()
+		switch {
+		case len(s.agenda) > 0:
+			next, s.agenda = s.agenda[0], s.agenda[1:]
+		case len(s.epilogue) > 0:
+			next, s.epilogue = s.epilogue[0], s.epilogue[1:]
+		default:
+			return
+		}
 		next()
 	}
 }
@@ -393,8 +434,20 @@ func (s *Supervisor) settleAgenda() {
 // handle applies a message; true ends Run at once.
 func (s *Supervisor) handle(m message) (leave bool) {
 	switch m := m.(type) {
+	case incarnationGreeted:
+		s.greeted(m.inc, m.hello, m.inbox)
 	case incarnationSaid:
 		s.heard(m.inc, m.body)
+	case incarnationBehind:
+		s.catchUp(m.inc)
+	case farewellTimeout:
+		s.endFarewell(m.farewell)
+	case balancePlan:
+		m.reply <- s.planBalance()
+	case balanced:
+		s.balance.underWay = false
+	case happened:
+		s.chronicled(m)
 	case incarnationBroke:
 		m.inc.reason = m.err.Error()
 		s.happen(m.inc, unsettling)
@@ -413,7 +466,7 @@ func (s *Supervisor) handle(m message) (leave bool) {
 	case *reloadRequest:
 		s.requestReload(m)
 	case scaleRequest:
-		m.verdict <- s.scale(m)
+		s.scale(m)
 	case stopRequest:
 		s.stop()
 		m.verdict <- nil
@@ -444,18 +497,13 @@ func (s *Supervisor) handle(m message) (leave bool) {
 // heard sorts what a worker says into events.
 func (s *Supervisor) heard(inc *incarnation, body link.Body) {
 	switch m := body.(type) {
-	case link.Hello:
-		inc.build = m.Build
-		if m.Contract != link.Contract || m.Incarnation != inc.number {
-			inc.reason = fmt.Sprintf("said hello as incarnation %d of contract %d, want %d of %d", m.Incarnation, m.Contract, inc.number, link.Contract)
-			s.happen(inc, unsettling)
-			return
-		}
-		s.happen(inc, saidHello)
 	case link.Ready:
 		s.happen(inc, saidReady)
 	case link.Draining:
 		s.happen(inc, saidLeft)
+	case link.Handed:
+		inc.handed = m
+		s.happen(inc, saidHanded)
 	case link.Failed:
 		inc.reason = m.Reason
 	case link.Paused:
@@ -492,7 +540,7 @@ func (s *Supervisor) dead(inc *incarnation, exit Exit) {
 // start that failed.
 func (s *Supervisor) spawn(sl *slot) {
 	s.lastNumber++
-	inc := &incarnation{number: s.lastNumber, slot: sl, release: sl.release, seatNo: -1, born: time.Now()}
+	inc := &incarnation{number: s.lastNumber, slot: sl, release: sl.release, seatNo: -1, inbox: -1, born: time.Now()}
 	sl.next = inc
 	s.incarnations[inc.number] = inc
 	var err error
@@ -531,6 +579,15 @@ func (s *Supervisor) launch(inc *incarnation) (process, error) {
 	}
 	return s.launcher.launch(order{
 		release: inc.release, identity: id, sockets: s.conf.Sockets, stats: s.board.FD(), rows: s.rows.FD(),
+		greeted: func(h link.Hello, inbox int) {
+			select {
+			case s.inbox <- incarnationGreeted{inc, h, inbox}:
+			case <-s.done:
+				if inbox >= 0 {
+					unix.Close(inbox)
+				}
+			}
+		},
 		said:    func(b link.Body) { s.post(incarnationSaid{inc, b}) },
 		unknown: func(err error) { s.post(incarnationBroke{inc, err}) },
 		exited:  func(e Exit) { s.post(incarnationExited{inc, e}) },
@@ -547,8 +604,13 @@ func (s *Supervisor) launch(inc *incarnation) (process, error) {
 // vacate takes a dead worker off the books.
 func (s *Supervisor) vacate(inc *incarnation) {
 	s.fallSilent(inc)
+	s.cutHandover(inc)
 	s.countDead(inc)
 	delete(s.incarnations, inc.number)
+	if lost := s.rows.Reclaim(inc.number); lost > 0 {
+		s.log.Warn("connections lost with a worker", append(inc.fields(), zap.Int("connections", lost))...)
+	}
+	s.forgetPeer(inc)
 	if inc.seat != nil {
 		inc.seat.Clear()
 		s.freeSeats = append(s.freeSeats, inc.seatNo)
@@ -627,52 +689,66 @@ func (s *Supervisor) judgeStart(sl *slot) {
 	s.wind()
 }
 
-// Scale implements control.Backend: it sets the number of workers. It fails
-// with control.ErrInvalid if the pool is unknown or the number is not in
+// Scale implements control.Backend: it sets the number of workers. It
+// returns what those that leave have done with their connections, when they
+// have handed them over or have had five seconds for it. It fails with
+// control.ErrInvalid if the pool is unknown or the number is not in
 // 1..MaxWorkers, and if a reload is under way. The number holds until the
 // next reload or restart. Any goroutine may call it.
-func (s *Supervisor) Scale(ctx context.Context, r control.ScaleRequest) error {
-	if r.Pool != "" && r.Pool != poolName {
-		return fmt.Errorf("%w: no pool %q, there is %q", control.ErrInvalid, r.Pool, poolName)
+func (s *Supervisor) Scale(ctx context.Context, r control.ScaleRequest) ([]control.Handover, error) {
+	if err := checkPool(r.Pool); err != nil {
+		return nil, err
 	}
-	m := scaleRequest{n: r.N, verdict: make(chan error, 1)}
-	if err := s.ask(ctx, m); err != nil {
-		return err
-	}
-	select {
-	case err := <-m.verdict:
-		return err
-	case <-s.done:
-		return errNotRunning
-	}
+	m := scaleRequest{n: r.N, verdict: make(chan outcome, 1)}
+	return s.outcomeOf(ctx, m, m.verdict)
 }
 
-func (s *Supervisor) scale(m scaleRequest) error {
+func checkPool(name string) error {
+	if name != "" && name != poolName {
+		return fmt.Errorf("%w: no pool %q, there is %q", control.ErrInvalid, name, poolName)
+	}
+	return nil
+}
+
+func (s *Supervisor) scale(m scaleRequest) {
+	givers, err := s.resize(m)
+	if err != nil {
+		m.verdict <- outcome{err: err}
+		return
+	}
+	s.bid(givers, func(all []control.Handover) { m.verdict <- outcome{handovers: all} })
+}
+
+// resize gives the pool another number of slots. It returns the workers that
+// leave.
+func (s *Supervisor) resize(m scaleRequest) (givers []*incarnation, err error) {
 	n := m.n
 	if m.add != 0 {
 		n = len(s.pool.slots) + m.add
 	}
 	switch {
 	case n < 1 || n > MaxWorkers:
-		return fmt.Errorf("%w: %d workers, want 1 to %d", control.ErrInvalid, n, MaxWorkers)
+		return nil, fmt.Errorf("%w: %d workers, want 1 to %d", control.ErrInvalid, n, MaxWorkers)
 	case s.phase != running:
-		return errors.New("the service starts or stops: not scaled")
+		return nil, errors.New("the service starts or stops: not scaled")
 	case s.job != nil:
-		return errors.New("a reload is under way: not scaled")
+		return nil, errors.New("a reload is under way: not scaled")
 	case s.onlyHeld(n):
-		return errOnlyHeld
+		return nil, errOnlyHeld
 	}
 	s.tell(EventScaled, fmt.Sprintf("from %d to %d workers", len(s.pool.slots), n), nil)
 	s.log.Info("scaling", zap.Int("from", len(s.pool.slots)), zap.Int("to", n))
 	for len(s.pool.slots) > n {
-		s.occur(s.pool.removeLast(), dismiss)
+		sl := s.pool.removeLast()
+		givers = append(givers, sl.servers()...)
+		s.occur(sl, dismiss)
 	}
 	for len(s.pool.slots) < n {
 		sl := s.pool.add()
 		sl.release = s.current
 		s.occur(sl, fill)
 	}
-	return nil
+	return givers, nil
 }
 
 // Stop implements control.Backend: it begins the orderly end of the service.
@@ -727,9 +803,12 @@ func (s *Supervisor) wind() {
 	}
 	for inc := range s.living() {
 		if inc.state == draining {
-			inc.prompt, inc.grace = true, min(grace, inc.grace)
+			inc.terms = terms{prompt: true, grace: min(grace, inc.terms.grace)}
 			s.happen(inc, retire)
 		}
+	}
+	for _, f := range slices.Clone(s.farewells) {
+		s.endFarewell(f)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,6 +37,7 @@ type fake struct {
 	in    chan any // link.Body or unix.Signal
 	once  sync.Once
 	began time.Time
+	busy  atomic.Bool // it does not read
 }
 
 func (f *fakes) launch(o order) (process, error) {
@@ -86,8 +88,25 @@ func (f *fakes) every() []*fake {
 func (p *fake) PID() int { return p.pid }
 
 func (p *fake) Send(b link.Body) error {
+	if p.busy.Load() {
+		return link.ErrBusy
+	}
 	p.in <- b
 	return nil
+}
+
+func (p *fake) SendFile(b link.Body, fd int) error {
+	if p.busy.Load() {
+		return link.ErrBusy
+	}
+	p.in <- withFile{b, fd}
+	return nil
+}
+
+// withFile is what came with a descriptor, which is still the supervisor's.
+type withFile struct {
+	link.Body
+	fd int
 }
 
 func (p *fake) Signal(sig unix.Signal) error {
@@ -99,7 +118,7 @@ func (p *fake) exit(e Exit) { p.once.Do(func() { p.order.exited(e) }) }
 
 func (p *fake) hello() {
 	id := p.order.identity
-	p.order.said(link.Hello{Contract: link.Contract, Incarnation: id.Incarnation, Generation: id.Generation, Build: "test"})
+	p.order.greeted(link.Hello{Contract: link.Contract, Incarnation: id.Incarnation, Generation: id.Generation, Build: "test"}, -1)
 }
 
 // serve is the life of a good worker that needs a second to drain.
@@ -240,6 +259,23 @@ func superviseWith(t *testing.T, settings Settings, behave func(*fake), prepare 
 			t.Error(err)
 		}
 	})
+}
+
+// The verbs, of which most tests want to know only whether they fail.
+
+func (r *rig) Scale(ctx context.Context, q control.ScaleRequest) error {
+	_, err := r.Supervisor.Scale(ctx, q)
+	return err
+}
+
+func (r *rig) Recycle(ctx context.Context, q control.SlotRequest) error {
+	_, err := r.Supervisor.Recycle(ctx, q)
+	return err
+}
+
+func (r *rig) Drain(ctx context.Context, q control.SlotRequest) error {
+	_, err := r.Supervisor.Drain(ctx, q)
+	return err
 }
 
 func (r *rig) status() control.Status {
