@@ -1,6 +1,7 @@
 package conn
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -39,10 +40,7 @@ func (s *Set) Adopt(fd int, id rows.ID, row *rows.Row, config func(listener stri
 	if cfg == nil {
 		return nil, fmt.Errorf("%w: %q", ErrListener, st.listener)
 	}
-	if cfg = cfg.speaking(st.protocol); cfg == nil {
-		return nil, fmt.Errorf("%w: listener %q has %q, want %q", ErrProtocol, st.listener, config(st.listener).ProtocolName, st.protocol)
-	}
-	settings, err := s.settingsOf(cfg)
+	settings, err := s.settingsFor(cfg, st)
 	if err != nil {
 		return nil, err
 	}
@@ -55,6 +53,21 @@ func (s *Set) Adopt(fd int, id rows.ID, row *rows.Row, config func(listener stri
 		return nil, err
 	}
 	return a, nil
+}
+
+// settingsFor returns what a captured connection is served by: what its
+// listener's are accepted with, or what that may become.
+func (s *Set) settingsFor(cfg *Config, st *state) (*settings, error) {
+	for _, c := range append([]*Config{cfg}, cfg.Becomes...) {
+		settings, err := s.settingsOf(c)
+		if err != nil {
+			return nil, err
+		}
+		if st.hasProtocol(settings) {
+			return settings, nil
+		}
+	}
+	return nil, fmt.Errorf("%w: listener %q has %q, want %q", ErrProtocol, st.listener, cfg.ProtocolName, st.protocol)
 }
 
 // rebuild makes a frozen connection of what was captured.
@@ -180,6 +193,7 @@ func (a *Adopted) Serve(why Reason, waitForTail bool) {
 	c.index = int32(len(s.conns))
 	s.conns = append(s.conns, c)
 	c.token, _ = loop.Add(int(c.fd), 0, (*watcher)(c)) // it is not told to epoll yet, so nothing can fail
+	c.tcp = a.row.What.Load()&whatCounted != 0
 	c.tellRow(a.row)
 	c.cfg.Seat.Connections.Add(1)
 
@@ -318,4 +332,13 @@ func (a *Adopted) setTimers(t *tail) {
 			c.SetTimer(late.name, late.left)
 		}
 	}
+}
+
+// hasProtocol says whether the protocol of a captured state is the one that is
+// served.
+func (s *state) hasProtocol(served *settings) bool {
+	if s.flags&stateResting == 0 {
+		return s.protocol == served.ProtocolName
+	}
+	return len(s.protocol) == 4 && binary.LittleEndian.Uint32([]byte(s.protocol)) == served.kind
 }

@@ -68,6 +68,7 @@ const (
 	stateClogged
 	stateHasValue
 	stateNew
+	stateResting // made by Resting: the protocol's name is 4 bytes of hash, little endian
 
 	stateKnown = 1<<iota - 1
 )

@@ -175,8 +175,10 @@ type Event struct {
 // settings is a Config with its defaults filled in.
 type settings struct {
 	Config
-	readMax int  // most bytes of one read
-	raw     bool // the encoding of a message is the message
+	readMax int    // most bytes of one read
+	raw     bool   // the encoding of a message is the message
+	key     uint32 // ListenerKey of Listener
+	kind    uint32 // the same of ProtocolName
 
 	slowTold    time.Duration // loop: when a SlowCallback was told last
 	slowSkipped int
@@ -188,6 +190,7 @@ func (l Limits) Check() error { return l.fill() }
 
 func (cfg *Config) settings() (*settings, error) {
 	s := &settings{Config: *cfg, readMax: reactor.ReadBufferSize, slowTold: -time.Hour}
+	s.key, s.kind = ListenerKey(s.Listener), ListenerKey(s.ProtocolName)
 	if s.Handler == nil {
 		return nil, fmt.Errorf("conn: listener %q: no Handler", s.Listener)
 	}

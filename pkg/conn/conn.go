@@ -71,6 +71,7 @@ type Conn struct {
 	blocked  bool // the kernel takes no more until it is Writable
 	held     bool // in may hold complete messages: they wait for their turn, Resume or the Pool
 	listed   bool // in set.waiting
+	tcp      bool // the kernel counts its bytes
 	due      bool // to be closed at the next message boundary
 	ending   bool // no more messages come: to be ended with extra.over when those that came are handled
 	opened   ticks
@@ -116,6 +117,7 @@ type extra struct {
 	partly bool   // Partial was called with true
 	slot   int    // MoveTo's, and where it went once flagLeft is set
 	bound  uint64 // Bind's
+	saved  []byte // Save's, to be put into the slab; nil: none is
 }
 
 // extraLocked returns c's extra, which it makes if there is none. It needs mu.
@@ -196,6 +198,7 @@ const (
 	flagNew                              // OnConnect is still to be called, here or elsewhere
 	flagLeaving                          // Freeze was called, and is put off by Hold
 	flagBecome                           // Become was called
+	flagUnsettled                        // it is to be settled when it is not running any more, for its journal
 )
 
 const (
@@ -357,9 +360,13 @@ func (c *Conn) settle() {
 		}
 		c.mu.Lock()
 	}
+	c.noteLocked()
 	c.flushLocked()
 	if c.state == Closed {
 		return
+	}
+	if !c.tcp {
+		c.note()
 	}
 	if flags&flagBecome != 0 && c.state == Open && !c.has(flagsEnded) {
 		c.turnInto()

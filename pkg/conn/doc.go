@@ -27,7 +27,8 @@
 //	tail     tail.go      what was sent here since the capture follows, and goes before what was sent there: Adopted.Tail
 //
 // Beside the walk stand pipe.go (two connections joined), packet.go (datagrams,
-// which have no connection), account.go (what the seat is told), deadline.go (what every wait is bounded by), timer.go
+// which have no connection), account.go (what the seat is told), journal.go
+// (what outlives this process), deadline.go (what every wait is bounded by), timer.go
 // (the application's timers), drain.go (ending all connections, gently),
 // config.go (limits and defaults), buffer.go (where bytes are kept) and
 // errors.go (why a connection ended).

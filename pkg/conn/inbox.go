@@ -73,10 +73,10 @@ func (c *Conn) pop() (ev event, ok bool) {
 			inboxes.Put(box)
 		}
 	} else {
-		if c.has(flagAwaited) {
+		if c.has(flagAwaited | flagUnsettled) {
 			settle = c.dirtyLocked()
 		}
-		c.flags.And(^(flagRunning | flagAwaited))
+		c.flags.And(^(flagRunning | flagAwaited | flagUnsettled))
 	}
 	c.mu.Unlock()
 	if settle {

@@ -81,6 +81,9 @@ func (c *Conn) readable() {
 		return
 	}
 	loop := c.set.loop
+	if !c.tcp {
+		c.disturb()
+	}
 	n, errno := reactor.Read(int(c.fd), loop.ReadBuffer()[:c.cfg.readMax])
 	switch {
 	case errno == unix.EAGAIN || errno == unix.EINTR:

@@ -34,6 +34,7 @@ type Set struct {
 	processing []*Conn       // the same for waiting
 	since      time.Duration // when the running callbacks were started
 	iovecs     []unix.Iovec
+	scratch    []byte // of slabLocked
 	drain      *drain
 	current    *Conn     // whose input from the loop's buffer is being handled
 	direct     []byte    // what current has sent out of that: the start of its send queue
@@ -100,6 +101,7 @@ func (s *Set) Accepted(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 		return nil, err
 	}
 	c.deliver(event{kind: connected})
+	c.note()
 	return c, nil
 }
 
@@ -115,6 +117,7 @@ func (s *Set) Arrived(fd int, peer unix.Sockaddr, cfg *Config, frozen func(*Froz
 		return err
 	}
 	c.flags.Or(flagNew)
+	c.note()
 	s.Freeze(c, frozen)
 	return nil
 }
@@ -123,6 +126,7 @@ func (s *Set) Arrived(fd int, peer unix.Sockaddr, cfg *Config, frozen func(*Froz
 func (c *Conn) greet() {
 	if c.has(flagNew) {
 		c.flags.And(^flagNew)
+		c.disturb()
 		c.deliver(event{kind: connected})
 	}
 }
@@ -147,6 +151,10 @@ func (s *Set) open(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 		lastIn:  s.loop.Now(),
 		lastOut: s.loop.Now(),
 		partial: s.loop.Now(),
+	}
+	switch peer.(type) {
+	case *unix.SockaddrInet4, *unix.SockaddrInet6:
+		c.tcp = true
 	}
 	if settings.NewSession != nil {
 		c.extra.Store(&extra{session: settings.NewSession()})
@@ -191,12 +199,6 @@ func (c *Conn) takeRow(alloc *rows.Allocator) error {
 	row.Cookie.Store(cookie)
 	c.tellRow(row)
 	return nil
-}
-
-// tellRow notes where this process has c.
-func (c *Conn) tellRow(row *rows.Row) {
-	row.Where.Store(uint64(uint32(c.fd)))
-	row.Local.Store(uint64(c.token))
 }
 
 // remove forgets c.

@@ -6,7 +6,7 @@ import (
 )
 
 // Row is what all processes know of a connection: 128 bytes, every word an
-// atomic. Only its owner writes to it, the owner word aside. A Row is never
+// atomic but those of the journal. Only its owner writes to it, the owner word aside. A Row is never
 // copied.
 type Row struct {
 	owner atomic.Uint64
@@ -19,20 +19,29 @@ type Row struct {
 	Local atomic.Uint64
 
 	// Where is packed by the owner: the descriptor's number there in the low
-	// 32 bits.
+	// 32 bits, by which listener it came in the others.
 	Where atomic.Uint64
+
+	// What is the owner's: of what kind the connection is.
+	What atomic.Uint64
+
+	// Opened is when the connection was accepted, CLOCK_MONOTONIC in ns.
+	Opened atomic.Int64
 
 	// The journal: what was read and written when the connection was last
 	// settled, twice, so that one of them is whole at any time.
 	current atomic.Uint64 // its lowest bit tells which half
 	halves  [2]half
 
-	_ [128 - 5*8 - 2*halfSize]byte
+	_ [128 - 7*8 - 2*halfSize]byte
 }
 
 const halfSize = 24
 
-type half struct{ rx, tx, bits atomic.Uint64 }
+// half is written with plain stores, which cost a fraction of atomic ones: who
+// reads it comes after the owner. What a process has stored before its death
+// is there, in the order of the program.
+type half struct{ rx, tx, bits uint64 }
 
 // Owner is the owner word, taken apart.
 type Owner struct {
@@ -110,27 +119,23 @@ func (r *Row) free(generation uint16, me uint64) bool {
 }
 
 // Publish notes how many bytes were read and written, and the protocol's
-// bits. Only the owner's loop calls it, before the write that makes it true.
+// bits: all three or, if the process dies meanwhile, none. Only the owner's
+// loop calls it, before the write that makes it true.
 func (r *Row) Publish(rx, tx, bits uint64) {
-	next := r.current.Load() + 1
-	h := &r.halves[next&1]
-	h.rx.Store(rx)
-	h.tx.Store(tx)
-	h.bits.Store(bits)
-	r.current.Store(next)
+	n := r.current.Load()
+	next := half{rx, tx, bits}
+	if r.halves[n&1] == next {
+		return
+	}
+	r.halves[(n+1)&1] = next
+	r.current.Store(n + 1)
 }
 
-// Published returns what Publish noted last. Anyone may call it; while the
-// owner lives it may be older than it seems.
+// Published returns what Publish noted last. Only the owner calls it, or who
+// has become it, or any process once the owner is dead.
 func (r *Row) Published() (rx, tx, bits uint64) {
-	for {
-		n := r.current.Load()
-		h := &r.halves[n&1]
-		rx, tx, bits = h.rx.Load(), h.tx.Load(), h.bits.Load()
-		if r.current.Load() == n {
-			return rx, tx, bits
-		}
-	}
+	h := &r.halves[r.current.Load()&1]
+	return h.rx, h.tx, h.bits
 }
 
 // clear makes a row that was just taken like a new one.
@@ -138,5 +143,7 @@ func (r *Row) clear() {
 	r.Cookie.Store(0)
 	r.Local.Store(0)
 	r.Where.Store(0)
+	r.What.Store(0)
+	r.Opened.Store(0)
 	r.Publish(0, 0, 0)
 }

@@ -31,7 +31,12 @@
 //	    24  4072  zero
 //	  4096     8  block 0: incarnation that claims it, 0: none; bit 63: it was ever used
 //	     ...      the other blocks, up to the end of a page
-//	     ...  128 row 0, then the others
+//	     ...  128 row 0, then the others, up to the end of a page
+//	     ... 1024 slab of row 0, then the others
+//
+// A slab is room for more state than a row has: two halves, of which the
+// protocol's bits in the row say which one counts. It is mapped, and costs
+// memory, from its first use on.
 //
 // Start reading at Row, then Allocator.
 package rows
@@ -48,7 +53,7 @@ import (
 
 const (
 	magic   = 0x53574f524e49414d // "MAINROWS", little endian
-	version = 1
+	version = 2
 	page    = 4096
 
 	// blockRows is the number of rows in a block: 64 KiB of them.
@@ -87,6 +92,7 @@ type Table struct {
 	mem    []byte
 	blocks []atomic.Uint64
 	rows   []Row
+	slabs  slabs
 }
 
 // Create makes a table of at least the given number of rows, all free. The
@@ -163,21 +169,29 @@ func Open(fd int) (*Table, error) {
 }
 
 func mapTable(fd, rows int) (*Table, error) {
-	mem, err := unix.Mmap(fd, 0, int(size(rows)), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	mem, err := unix.Mmap(fd, 0, int(slabsAt(rows)), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("rows: %w", os.NewSyscallError("mmap", err))
 	}
+	// A core dump that goes through a pipe would have all of it, holes as
+	// zeros. An old kernel that does not know this has them.
+	_ = unix.Madvise(mem, unix.MADV_DONTDUMP)
 	return &Table{
 		fd:     fd,
 		mem:    mem,
 		blocks: unsafe.Slice((*atomic.Uint64)(unsafe.Pointer(&mem[page])), rows/blockRows),
 		rows:   unsafe.Slice((*Row)(unsafe.Pointer(&mem[rowsAt(rows)])), rows),
+		slabs:  newSlabs(rows),
 	}, nil
 }
 
 func rowsAt(rows int) int64 { return page + (int64(rows)/blockRows*8+page-1)/page*page }
 
-func size(rows int) int64 { return rowsAt(rows) + int64(rows)*int64(unsafe.Sizeof(Row{})) }
+// slabsAt is where the slabs begin, and what is mapped at once ends. A block
+// of rows is a whole number of pages, and so is one of slabs.
+func slabsAt(rows int) int64 { return rowsAt(rows) + int64(rows)*int64(unsafe.Sizeof(Row{})) }
+
+func size(rows int) int64 { return slabsAt(rows) + int64(rows)*slabSize }
 
 func (t *Table) head() *header { return (*header)(unsafe.Pointer(&t.mem[0])) }
 
@@ -190,7 +204,7 @@ func (t *Table) Rows() int { return len(t.rows) }
 // Close unmaps the table and closes its descriptor. Rows must not be used any
 // more.
 func (t *Table) Close() error {
-	err := unix.Munmap(t.mem)
+	err := errors.Join(unix.Munmap(t.mem), t.slabs.close())
 	t.mem, t.blocks, t.rows = nil, nil, nil
 	return errors.Join(err, unix.Close(t.fd))
 }
@@ -208,6 +222,10 @@ func (t *Table) Row(id ID) *Row {
 	}
 	return r
 }
+
+// Own returns the row of a connection that is the caller's: it is not looked
+// whether it is.
+func (t *Table) Own(id ID) *Row { return &t.rows[id.index()] }
 
 // used says whether a row's block was ever claimed: only then it has memory.
 func (t *Table) used(index uint32) bool { return t.blocks[index/blockRows].Load()&blockUsed != 0 }

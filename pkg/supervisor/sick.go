@@ -89,7 +89,7 @@ func (s *Supervisor) judgeWorkers() time.Duration {
 	next := h.shortest()
 	for inc := range s.living() {
 		h := inc.release.settings.Health
-		if inc.state != ready {
+		if inc.state != ready || inc.dead {
 			next = min(next, h.shortest()) // it may be from now on
 			continue
 		}
