@@ -229,15 +229,46 @@ func measure(ctx context.Context, servers []*server, connections, depth, cycles 
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(t, "server\treq/CPU s\tCPU µs/req\tof %s\t\n", servers[0].name)
 	for _, s := range servers {
-		ratios := make([]float64, len(s.done))
-		for i := range s.done {
-			ratios[i] = s.done[i] / servers[0].done[i]
-		}
 		rate := median(s.done)
-		fmt.Fprintf(t, "%s\t%.0f\t%.2f\t%.2f\t\n", s.name, rate, 1e6/rate, median(ratios))
+		fmt.Fprintf(t, "%s\t%.0f\t%.2f\t%.2f\t\n", s.name, rate, 1e6/rate, of(s, servers[0]))
 	}
 	fmt.Fprintln(t)
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	return tellMark(servers, connections, depth, out)
+}
+
+// marks are how many times the requests of net/http the answers of http-hello
+// are to reach, by connections and requests in flight.
+var marks = map[[2]int]float64{{100, 1}: 2.5, {1000, 1}: 3.0, {100, 16}: 9, {1000, 16}: 9}
+
+// tellMark says whether http-hello has reached the mark for such a load, if
+// there is one and it takes part.
+func tellMark(servers []*server, connections, depth int, out io.Writer) error {
+	mark := marks[[2]int{connections, depth}]
+	for _, s := range servers {
+		if mark == 0 || s.name != "http-hello" || servers[0].name != "nethttp-hello" {
+			continue
+		}
+		verdict := "reached"
+		if of(s, servers[0]) < mark {
+			verdict = "missed"
+		}
+		if _, err := fmt.Fprintf(out, "mark: %s %.2f of %s, want %.1f: %s\n\n", s.name, of(s, servers[0]), servers[0].name, mark, verdict); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// of returns the median of the paired ratios of two servers.
+func of(s, base *server) float64 {
+	ratios := make([]float64, len(s.done))
+	for i := range s.done {
+		ratios[i] = s.done[i] / base.done[i]
+	}
+	return median(ratios)
 }
 
 func median(v []float64) float64 {

@@ -1,0 +1,258 @@
+package web
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/mainstay-go/mainstay/pkg/service/servicetest"
+)
+
+// tool returns the path of a program, and skips the test if it is not
+// installed.
+func tool(t *testing.T, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Skipf("%s is not installed: %v", name, err)
+	}
+	return path
+}
+
+func TestCurlNoticesNoReload(t *testing.T) {
+	curl := tool(t, "curl")
+	s := start(t, 1)
+	for generation, tt := range []struct{ listener, want string }{{"inline", "0/2 /up 200000"}, {"pool", "0/2 /up 200000"}} {
+		upload := exec.CommandContext(t.Context(), curl, "-sS", "--max-time", "30", "--noproxy", "*", "-T", "-", "http://"+s.Addr(tt.listener)+"/up")
+		in, err := upload.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		upload.Stdout, upload.Stderr = &out, &out
+		if err := upload.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := in.Write(make([]byte, 100_000)); err != nil {
+			t.Fatal(err)
+		}
+		s.Reload()
+		if _, err := in.Write(make([]byte, 100_000)); err != nil {
+			t.Fatal(err)
+		}
+		in.Close()
+		// On the loop it moves in the middle; a handler is waited for.
+		want := fmt.Sprintf("0/%d /up 200000", generation+2)
+		if err := upload.Wait(); err != nil || out.String() != want && (tt.listener == "inline" || out.String() != fmt.Sprintf("0/%d /up 200000", generation+1)) {
+			t.Errorf("%s: %v: %s, want %s", tt.listener, err, &out, want)
+		}
+	}
+}
+
+const pythonClient = `
+import http.client, sys
+c = http.client.HTTPConnection(sys.argv[1], timeout=30)
+ports = set()
+for line in sys.stdin:
+    c.request("POST", "/up", body=iter([b"hello", b"moon"]), encode_chunked=True, headers={"Transfer-Encoding": "chunked"})
+    r = c.getresponse()
+    text = r.read().decode()
+    ports.add(c.sock.getsockname())
+    print(r.status, text, len(ports), flush=True)
+`
+
+func TestPythonKeepsItsConnection(t *testing.T) {
+	python := tool(t, "python3")
+	s := start(t, 1)
+	cmd := exec.CommandContext(t.Context(), python, "-c", pythonClient, s.Addr("inline"))
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	for generation := 1; generation <= 3; generation++ {
+		if generation > 1 {
+			s.Reload()
+			gone(s, uint64(generation))
+		}
+		io.WriteString(in, "ask\n")
+		want := fmt.Sprintf("200 0/%d /up 9 1", generation)
+		if !lines.Scan() || lines.Text() != want {
+			t.Fatalf("got %q, %v, want %q", lines.Text(), lines.Err(), want)
+		}
+	}
+	in.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+const nginxConf = `
+daemon off;
+master_process off;
+error_log stderr warn;
+pid DIR/nginx.pid;
+events {}
+http {
+	access_log off;
+	client_body_temp_path DIR/body; proxy_temp_path DIR/proxy; fastcgi_temp_path DIR/f; uwsgi_temp_path DIR/u; scgi_temp_path DIR/s;
+	upstream app { server SERVER; keepalive 8; }
+	map $http_upgrade $connection_upgrade { default upgrade; '' ''; }
+	server {
+		listen 127.0.0.1:PORT;
+		location / {
+			proxy_pass http://app;
+			proxy_http_version 1.1;
+			proxy_set_header Connection $connection_upgrade;
+			proxy_set_header Upgrade $http_upgrade;
+			proxy_request_buffering off;
+			proxy_next_upstream off;
+		}
+	}
+}
+`
+
+const haproxyConf = `
+defaults
+	mode http
+	timeout connect 10s
+	timeout client 60s
+	timeout server 60s
+	timeout tunnel 60s
+	retries 0
+frontend front
+	bind 127.0.0.1:PORT
+	default_backend back
+backend back
+	http-reuse always
+	server app SERVER
+`
+
+// Proxies keep their connections to the service, and send requests of all
+// clients over them: not one may fail, though the service is reloaded.
+func TestProxiesInFrontNoticeNoReload(t *testing.T) {
+	for _, tt := range []struct {
+		name, conf string
+		args       func(conf string) []string
+	}{
+		{name: "nginx", conf: nginxConf, args: func(conf string) []string { return []string{"-c", conf} }},
+		{name: "haproxy", conf: haproxyConf, args: func(conf string) []string { return []string{"-db", "-f", conf} }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			path := tool(t, tt.name)
+			s := start(t, 2)
+			addr := proxy(t, path, tt.conf, s.Addr("inline"), tt.args)
+			var clients sync.WaitGroup
+			defer clients.Wait()
+			stop := make(chan struct{})
+			defer close(stop)
+			transport := new(http.Transport)
+			t.Cleanup(transport.CloseIdleConnections)
+			asker := &http.Client{Transport: transport, Timeout: servicetest.Patience}
+			for range 4 {
+				clients.Go(func() {
+					for n := 0; ; n++ {
+						select {
+						case <-stop:
+							return
+						default:
+						}
+						body := strings.Repeat("x", n%5*1000)
+						r, err := asker.Post("http://"+addr+"/up", "text/plain", io.NopCloser(strings.NewReader(body))) // chunked
+						if err != nil {
+							t.Errorf("request %d: %v", n, err)
+							return
+						}
+						text, err := io.ReadAll(r.Body)
+						r.Body.Close()
+						if err != nil || r.StatusCode != 200 || !strings.HasSuffix(string(text), fmt.Sprintf(" /up %d", len(body))) {
+							t.Errorf("request %d: %d %s, %v", n, r.StatusCode, text, err)
+							return
+						}
+					}
+				})
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			for _, stream := range []func(*client, context.Context) string{readEvents, talk} {
+				c, err := net.Dial("tcp", addr)
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { c.Close() })
+				c.SetDeadline(time.Now().Add(servicetest.Patience))
+				clients.Go(func() {
+					if problem := stream(&client{t, c, bufio.NewReader(c)}, ctx); problem != "" {
+						t.Error(problem)
+					}
+				})
+			}
+			for range 3 {
+				s.Reload()
+			}
+			gone(s, 4)
+		})
+	}
+}
+
+// proxy starts a proxy in front of server and returns where it listens.
+func proxy(t *testing.T, path, conf, server string, args func(string) []string) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0") // a port that is free now, and most often a moment later
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	_, port, _ := net.SplitHostPort(addr)
+	l.Close()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "conf")
+	text := strings.NewReplacer("DIR", dir, "PORT", port, "SERVER", server).Replace(conf)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, args(file)...)
+	var log bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // it was killed
+		if t.Failed() {
+			t.Logf("the proxy's log:\n%s", &log)
+		}
+	})
+	tick := time.NewTicker(5 * time.Millisecond) // between two looks at the condition
+	defer tick.Stop()
+	for deadline := time.Now().Add(servicetest.Patience); ; <-tick.C {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			c.Close()
+			return addr
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the proxy does not listen: %v", err)
+		}
+	}
+}
