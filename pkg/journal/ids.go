@@ -17,6 +17,7 @@ const (
 	ServiceWell         = "f29ae1e83a264b338d15701e5d8a63ab" // all workers are there again
 	ListenerPaused      = "caa3f05455ab420483e51e41494dfe3f" // a worker cannot accept connections for now
 	ListenerAccepting   = "ed903a2cdb944a8c8faa214092a4a256" // it can again
+	WorkerHarvested     = "59e1d6b7a5a44a1ab7bb2f7a36e0c7f4" // what has become of the connections of a worker that died
 	LinesDropped        = "d6c90e7f60bc42eda2492002f3fccca0" // lines of the log were dropped
 )
 

@@ -42,6 +42,8 @@
 //	Ready    I could serve   Drain    accept no more, hand over, finish, exit
 //	Draining I accept        Stop     exit now, in order
 //	         no more         LogLevel log from this level on
+//	Kept     my keeper, or
+//	         why I have none
 //	Handed   the hand-off    Gather   tell me this, or do it and tell me
 //	         of a drain is   Peer     another worker, with its inbox,
 //	         over                     or how it is now
@@ -100,6 +102,9 @@ type Identity struct {
 	Generation  uint64 `json:"generation"`  // counts reloads, from 1
 	Epoch       uint64 `json:"epoch"`       // counts supervisors, from 1
 	Seat        int    `json:"seat"`        // its seat on the scoreboard
+	// Keeper says that the worker is to start a keeper, and to tell of it by
+	// Kept: the supervisor can take sockets out of it.
+	Keeper bool `json:"keeper"`
 	// Listeners are the sockets from FDListeners on.
 	Listeners []Listener `json:"listeners"`
 	// Predecessor says how the process died that had the slot before; nil if

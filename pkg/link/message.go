@@ -45,6 +45,7 @@ const (
 	kindHanded
 	kindPeer
 	kindPeerGone
+	kindKept
 )
 
 // Hello is a worker's first message. The descriptor that comes along is the
@@ -54,6 +55,14 @@ type Hello struct {
 	Incarnation uint64 `json:"incarnation"`
 	Generation  uint64 `json:"generation"`
 	Build       string `json:"build"` // what was built, for people: version and VCS revision
+}
+
+// Kept says whether the worker's connections outlive it, as its second
+// message if Identity.Keeper is set. The descriptor that comes along is its
+// keeper's pidfd.
+type Kept struct {
+	PID    int    `json:"pid"`              // the keeper's; 0: there is none
+	Reason string `json:"reason,omitempty"` // why there is none
 }
 
 // Ready says that OnWorkerStart has returned and the worker could serve.
@@ -75,6 +84,8 @@ type Handed struct {
 
 // Peer says that another worker is there, or that it has changed. When it is
 // told for the first time, the sending end of that worker's inbox comes along.
+// One without a pool and a seat is the supervisor's harvester, which gives the
+// connections of dead workers and takes none.
 type Peer struct {
 	Incarnation uint64 `json:"incarnation"`
 	Pool        string `json:"pool"`
@@ -201,14 +212,15 @@ func (Readiness) kind() kind { return kindReadiness }
 func (Handed) kind() kind    { return kindHanded }
 func (Peer) kind() kind      { return kindPeer }
 func (PeerGone) kind() kind  { return kindPeerGone }
+func (Kept) kind() kind      { return kindKept }
 
-// maxReason bounds the reasons of Failed and Readiness so that a message always fits; JSON may
+// maxReason bounds the reasons of Failed, Readiness and Kept so that a message always fits; JSON may
 // write a byte as six.
 const maxReason = 4096
 
 // Encode returns m as it stands on the wire. It fails if m has no body, or
-// if the message would be over MaxMessage. A longer reason of Failed or
-// Readiness is cut.
+// if the message would be over MaxMessage. A longer reason of Failed,
+// Readiness or Kept is cut.
 func Encode(m Message) ([]byte, error) {
 	if m.Body == nil {
 		return nil, fmt.Errorf("link: message without a body")
@@ -218,6 +230,9 @@ func Encode(m Message) ([]byte, error) {
 		b.Reason = b.Reason[:min(len(b.Reason), maxReason)]
 		m.Body = b
 	case Readiness:
+		b.Reason = b.Reason[:min(len(b.Reason), maxReason)]
+		m.Body = b
+	case Kept:
 		b.Reason = b.Reason[:min(len(b.Reason), maxReason)]
 		m.Body = b
 	}
@@ -286,6 +301,8 @@ func Decode(b []byte) (Message, error) {
 		m.Body, err = decode[Peer](body)
 	case kindPeerGone:
 		m.Body, err = decode[PeerGone](body)
+	case kindKept:
+		m.Body, err = decode[Kept](body)
 	default:
 		if flags&flagIgnorable == 0 {
 			err = fmt.Errorf("link: message of unknown kind %d", k)

@@ -36,7 +36,7 @@ import (
 
 const (
 	magic   = 0x594154534e49414d // "MAINSTAY", little endian
-	version = 3
+	version = 4
 )
 
 // MaxSeats is the largest number of seats a board may have.
@@ -176,7 +176,7 @@ func (b *Board) Seat(i int) *Seat { return &b.seats[i] }
 func (b *Board) Epoch() *atomic.Uint64 { return &b.head.epoch }
 
 // SupervisorBeat is the supervisor's heartbeat: CLOCK_MONOTONIC in
-// nanoseconds, written each second.
+// nanoseconds, written every ten seconds and before a worker is spawned.
 func (b *Board) SupervisorBeat() *atomic.Int64 { return &b.head.beat }
 
 // Close unmaps the board and closes its descriptor. Seats must not be used

@@ -119,8 +119,8 @@ func TestForeignDescriptorIsRefused(t *testing.T) {
 		{"short", memfd(10, sealed, ""), "too short"},
 		{"zeros", memfd(128+512, sealed, ""), "not a scoreboard"},
 		{"other version", memfd(128+512, sealed, "MAINSTAY\x09\x00\x00\x00"), "layout version 9"},
-		{"other seats", memfd(128+512, sealed, "MAINSTAY\x03\x00\x00\x00\x01\x00\x00\x00"), "seats of 1 bytes"},
-		{"wrong count", memfd(128+512, sealed, "MAINSTAY\x03\x00\x00\x00\x00\x02\x00\x00"), "header says 0 seats"},
+		{"other seats", memfd(128+512, sealed, "MAINSTAY\x04\x00\x00\x00\x01\x00\x00\x00"), "seats of 1 bytes"},
+		{"wrong count", memfd(128+512, sealed, "MAINSTAY\x04\x00\x00\x00\x00\x02\x00\x00"), "header says 0 seats"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b, err := Open(tt.fd)

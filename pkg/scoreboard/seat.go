@@ -19,8 +19,9 @@ type Seat struct {
 	// Written by the worker.
 
 	State     atomic.Uint32 // the worker's own word on its state, a link.State
-	_         uint32
-	Heartbeat atomic.Int64 // CLOCK_MONOTONIC of the loop's last turn, in ns; 0: no turn yet
+	Released  atomic.Uint32 // not 0: its keeper is not needed any more, for it has no connections
+	KeeperPID atomic.Int64  // of its keeper; 0: it has none, or not yet
+	Heartbeat atomic.Int64  // CLOCK_MONOTONIC of the loop's last turn, in ns; 0: no turn yet
 
 	// Gauges.
 
@@ -68,7 +69,7 @@ type Seat struct {
 
 	handler handler
 
-	_ [512 - 31*8 - handlerSize]byte
+	_ [512 - 32*8 - handlerSize]byte
 }
 
 // handlerSize is the size of handler.
@@ -102,12 +103,13 @@ func (s *Seat) Clear() {
 		w.Store(0)
 	}
 	for _, w := range []*atomic.Int64{
-		&s.Slot, &s.PID, &s.Heartbeat, &s.Connections, &s.Timers, &s.QueueBytes, &s.PoolRunning, &s.PoolOldest,
+		&s.Slot, &s.PID, &s.KeeperPID, &s.Heartbeat, &s.Connections, &s.Timers, &s.QueueBytes, &s.PoolRunning, &s.PoolOldest,
 		&s.Goroutines, &s.HeapBytes, &s.SysBytes, &s.handler.since,
 	} {
 		w.Store(0)
 	}
 	s.State.Store(0)
+	s.Released.Store(0)
 	s.Unready.Store(0)
 }
 

@@ -17,6 +17,7 @@ const (
 	EventWorkerDraining    = "worker-draining"
 	EventWorkerLeft        = "worker-left"
 	EventListenerPaused    = "listener-paused"
+	EventHarvested         = "harvested"
 	EventHandingOver       = "handing-over"
 	EventHandedOver        = "handed-over"
 	EventMoved             = "moved"

@@ -89,6 +89,14 @@ type incarnation struct {
 	behind bool                 // it has not heard everything
 	outbox []link.Body          // what it has not heard, but for peers
 
+	// How its connections outlive it.
+
+	keeper         *kept // nil: it has none, is not known yet, or is the harvester's
+	protection     string
+	dead           bool      // its death is known, and its keeper's is awaited
+	knowsHarvester bool      // it was told
+	harvesterKnows link.Peer // as the harvester was told
+
 	// Its drain.
 
 	terms    terms
@@ -204,6 +212,9 @@ func (inc *incarnation) disarm() {
 }
 
 func (s *Supervisor) signal(inc *incarnation, sig unix.Signal) {
+	if inc.dead {
+		return
+	}
 	if err := inc.process.Signal(sig); err != nil {
 		s.log.Warn("worker not signalled", append(inc.fields(), zap.Stringer("signal", sig), zap.Error(err))...)
 	}

@@ -81,6 +81,8 @@ type tally struct {
 type books struct {
 	tallies map[tallyKey]*tally
 	reloads map[string]uint64 // by result
+	kept    uint64            // connections that have outlived their workers
+	torn    map[string]uint64 // and those that have not, by reason
 }
 
 func (s *Supervisor) tally(sl *slot) *tally {
@@ -198,6 +200,8 @@ type figures struct {
 	snapshot snapshot
 	places   []placeFigures // by pool and slot
 	reloads  map[string]uint64
+	kept     uint64
+	torn     map[string]uint64
 }
 
 // placeFigures are those of all workers that a place has or has had.
@@ -227,7 +231,7 @@ func (s *Supervisor) figures(m metricsRequest) figures {
 			inc.app = families
 		}
 	}
-	f := figures{snapshot: s.snapshot(), reloads: maps.Clone(s.books.reloads)}
+	f := figures{snapshot: s.snapshot(), reloads: maps.Clone(s.books.reloads), kept: s.books.kept, torn: maps.Clone(s.books.torn)}
 	living := slices.Collect(s.living())
 	slices.Reverse(living)
 	for _, sl := range s.pool.slots {
@@ -463,6 +467,10 @@ func (s *Supervisor) writeService(p *page, f figures) {
 	p.gauge("mainstay_generation", "The generation that serves; it counts reloads.", float64(st.Generation))
 	for _, result := range reloadResults {
 		p.counter("mainstay_reloads_total", "Reloads, by how they ended.", float64(f.reloads[result]), "result", result)
+	}
+	p.counter("mainstay_connections_kept_total", "Connections that have outlived their worker.", float64(f.kept))
+	for _, why := range tornReasons {
+		p.counter("mainstay_connections_torn_total", "Connections that ended with their worker although it had a keeper, by what was under way.", float64(f.torn[why]), "reason", why)
 	}
 	if r := st.LastReload; r != nil {
 		p.gauge("mainstay_last_reload_successful", "1 if the last reload is what serves.", truth(r.OK))

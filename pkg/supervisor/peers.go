@@ -43,7 +43,7 @@ func (inc *incarnation) isPeer() bool { return inc.inbox >= 0 }
 
 // takes reports whether the worker may be given connections: it was told to
 // accept, and neither hangs nor leaves.
-func (inc *incarnation) takes() bool { return inc.isPeer() && inc.state == ready }
+func (inc *incarnation) takes() bool { return inc.isPeer() && inc.state == ready && !inc.dead }
 
 // asPeer is what the others are told of a worker.
 func (inc *incarnation) asPeer() link.Peer {
@@ -56,7 +56,7 @@ func (inc *incarnation) asPeer() link.Peer {
 // listens reports whether a worker is to know the others: those that are
 // being killed read no more.
 func (inc *incarnation) listens() bool {
-	return inc.isPeer() && (inc.state == unready || inc.state == ready || inc.state == draining)
+	return inc.isPeer() && !inc.dead && (inc.state == unready || inc.state == ready || inc.state == draining)
 }
 
 // greeted notes a worker's inbox.
@@ -88,6 +88,7 @@ func (s *Supervisor) tellPeers(inc *incarnation) {
 	if !inc.isPeer() {
 		return
 	}
+	s.introduce(inc)
 	fresh := inc.told == nil && inc.listens()
 	for other := range s.living() {
 		s.acquaint(other, inc)
@@ -155,6 +156,9 @@ func (s *Supervisor) forgetPeer(inc *incarnation) {
 	}
 	unix.Close(inc.inbox)
 	inc.inbox = -1
+	if s.harvester != nil {
+		s.harvester.gone(inc.number)
+	}
 	for other := range s.living() {
 		s.partWith(other, inc.number)
 	}
@@ -185,6 +189,7 @@ func (s *Supervisor) catchUp(inc *incarnation) {
 		return
 	}
 	inc.behind = false
+	s.introduce(inc)
 	for other := range s.living() {
 		s.acquaint(inc, other)
 	}

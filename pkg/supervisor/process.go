@@ -43,6 +43,7 @@ type order struct {
 	stats    int
 	rows     int
 	greeted  func(h link.Hello, inbox int) // takes over inbox; -1: none
+	kept     func(k link.Kept, pidfd int)  // takes over pidfd; -1: none
 	said     func(link.Body)
 	answered func(g link.Gathered, fd int) // takes over fd; -1: none
 	unknown  func(error)                   // a message could not be understood
@@ -214,6 +215,9 @@ func (w *worker) pass(m link.Message) {
 		return
 	case link.Hello:
 		w.order.greeted(b, m.FD)
+		return
+	case link.Kept:
+		w.order.kept(b, m.FD)
 		return
 	}
 	if m.FD >= 0 {

@@ -131,7 +131,7 @@ func openExecutable(path string) (executable, error) {
 const highFD = 512
 
 const (
-	descriptorsPerWorker  = 6   // channel, process, inbox, output, last words; the far ends while it starts
+	descriptorsPerWorker  = 8   // channel, process, keeper, inbox, the harvester's of that, output, last words; the far ends while it starts
 	descriptorsPerRelease = 2   // executable, configuration
 	descriptorsAside      = 128 // the control socket's askers, answers to questions, the journal, the runtime
 )

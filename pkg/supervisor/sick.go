@@ -79,7 +79,7 @@ func (s *Supervisor) judgeWorkers() {
 		return
 	}
 	for inc := range s.living() {
-		if inc.state != ready {
+		if inc.state != ready || inc.dead {
 			continue
 		}
 		h := inc.release.settings.Health

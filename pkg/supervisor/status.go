@@ -113,7 +113,7 @@ func (s *Supervisor) describe(sl *slot, inc *incarnation) control.Worker {
 	return control.Worker{
 		Slot: sl.index, PID: inc.pid(), Incarnation: inc.number, Generation: inc.release.generation, Build: inc.build,
 		State: inc.state.String(), UptimeMS: time.Since(inc.born).Milliseconds(), HeartbeatAgeMS: -1,
-		Respawns: sl.respawns, StartFailures: sl.startFailures, LastDeath: sl.lastDeath, Unready: inc.unready,
+		Respawns: sl.respawns, StartFailures: sl.startFailures, LastDeath: sl.lastDeath, Unready: inc.unready, Protection: inc.protection,
 	}
 }
 

@@ -137,6 +137,8 @@ type Supervisor struct {
 	judged       time.Time // when the workers were looked at last
 	books        books
 	hooks        *hooks
+	harvester    *harvester // nil: connections do not outlive their workers
+	unprotected  string     // why not
 	balance      balance
 	degraded     bool // and the log knows
 
@@ -162,7 +164,15 @@ func New(conf Config) (*Supervisor, error) {
 		return nil, fmt.Errorf("supervisor: %w", err)
 	}
 	l := &osLauncher{args: conf.Args, stderr: conf.Stderr, log: conf.Log, null: null}
-	return newSupervisor(conf, l, newRelease)
+	s, err := newSupervisor(conf, l, newRelease)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.enableHarvest(); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
 }
 
 func newSupervisor(conf Config, l launcher, makeRelease func(uint64, Settings, string) (*release, error)) (*Supervisor, error) {
@@ -208,6 +218,9 @@ func (s *Supervisor) Close() error {
 		r.close()
 	}
 	for _, inc := range s.incarnations { // after a restart's signal
+		if inc.keeper != nil {
+			unix.Close(inc.keeper.pidfd)
+		}
 		if inc.inbox >= 0 {
 			unix.Close(inc.inbox)
 		}
@@ -361,6 +374,9 @@ func (s *Supervisor) Run(ctx context.Context) error {
 
 func (s *Supervisor) run(ctx context.Context) error {
 	defer s.hooks.close()
+	if s.harvester != nil {
+		defer s.harvester.close()
+	}
 	defer s.balance.running.Wait()
 	var cancel context.CancelFunc
 	s.balance.ctx, cancel = context.WithCancel(context.Background())
@@ -385,6 +401,8 @@ func (s *Supervisor) run(ctx context.Context) error {
 	interval := s.current.settings.Health.judgeInterval()
 	judge := time.NewTicker(interval)
 	defer judge.Stop()
+	pulse := time.NewTicker(beatEvery)
+	defer pulse.Stop()
 	for {
 		s.settleAgenda()
 		s.rebalanceAfterChange()
@@ -407,6 +425,11 @@ func (s *Supervisor) run(ctx context.Context) error {
 			s.notified("watchdog", s.conf.Notify.Watchdog())
 		case <-judge.C:
 			s.judgeWorkers()
+		case <-pulse.C:
+			s.beat()
+			for inc := range s.living() {
+				s.checkSharing(inc)
+			}
 		case <-ending:
 			ending = nil
 			s.stop()
@@ -451,8 +474,14 @@ func (s *Supervisor) handle(m message) (leave bool) {
 	case incarnationBroke:
 		m.inc.reason = m.err.Error()
 		s.happen(m.inc, unsettling)
+	case incarnationKept:
+		s.noteKeeper(m)
 	case incarnationExited:
+		s.exited(m.inc, m.exit)
+	case keeperReaped:
 		s.dead(m.inc, m.exit)
+	case harvested:
+		s.tellHarvest(m)
 	case incarnationTimeout:
 		if m.turn == m.inc.turn {
 			s.happen(m.inc, timeout)
@@ -554,6 +583,7 @@ func (s *Supervisor) spawn(sl *slot) {
 		inc.seat.Slot.Store(int64(sl.index))
 		inc.seat.Generation.Store(inc.release.generation)
 		inc.seat.Incarnation.Store(inc.number)
+		s.beat()
 		inc.process, err = s.launch(inc)
 	}
 	if err != nil {
@@ -571,7 +601,10 @@ func (s *Supervisor) launch(inc *incarnation) (process, error) {
 	id := link.Identity{
 		Contract: link.Contract, Service: s.conf.Name, Pool: sl.pool.name, Slot: sl.index,
 		Incarnation: inc.number, Generation: inc.release.generation, Epoch: s.epoch, Seat: inc.seatNo,
-		Predecessor: sl.predecessor,
+		Predecessor: sl.predecessor, Keeper: s.harvester != nil,
+	}
+	if !id.Keeper && s.unprotected != "" {
+		inc.protection = unprotectedAs + s.unprotected
 	}
 	sl.predecessor = nil
 	for _, sock := range s.conf.Sockets {
@@ -585,6 +618,15 @@ func (s *Supervisor) launch(inc *incarnation) (process, error) {
 			case <-s.done:
 				if inbox >= 0 {
 					unix.Close(inbox)
+				}
+			}
+		},
+		kept: func(k link.Kept, pidfd int) {
+			select {
+			case s.inbox <- incarnationKept{inc, k, pidfd}:
+			case <-s.done:
+				if pidfd >= 0 {
+					unix.Close(pidfd)
 				}
 			}
 		},

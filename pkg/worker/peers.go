@@ -28,6 +28,11 @@ type peers struct {
 // told before.
 func (p *peers) told(m link.Peer, fd int) {
 	w := p.w
+	if m.Pool == "" && m.Incarnation != w.id.Incarnation {
+		// The harvester: it gives, and takes nothing.
+		w.ends.Peer(m.Incarnation, m.Slot, fd)
+		return
+	}
 	known := p.all[m.Incarnation]
 	switch {
 	case known == nil && (fd < 0 || m.Seat < 0 || m.Seat >= w.board.Seats() || m.Incarnation == w.id.Incarnation):

@@ -193,7 +193,7 @@ func Run(in *link.Inherited, conf Config) error {
 }
 
 // prepare makes the process a worker that has said Hello.
-func prepare(in *link.Inherited, conf Config) (*Worker, error) {
+func prepare(in *link.Inherited, conf Config) (_ *Worker, err error) {
 	signal.Ignore(unix.SIGPIPE, unix.SIGINT, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2)
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(defaultProcs)
@@ -227,6 +227,16 @@ func prepare(in *link.Inherited, conf Config) (*Worker, error) {
 		return nil, fmt.Errorf("worker: seat %d of a scoreboard with %d", in.Seat, board.Seats())
 	}
 	w.board, w.seat = board, board.Seat(in.Seat)
+	kept, err := w.protect(in)
+	if err != nil {
+		return nil, err
+	}
+	defer kept.close()
+	defer func() {
+		if err != nil {
+			w.seat.Released.Store(1)
+		}
+	}()
 	w.pool = conn.NewPool(w.conf.PoolSize)
 	if w.loop, err = reactor.New(reactor.Options{OnTurn: w.turned}); err != nil {
 		return nil, fmt.Errorf("worker: %w", err)
@@ -245,6 +255,9 @@ func prepare(in *link.Inherited, conf Config) (*Worker, error) {
 	w.enter(link.StateStarting)
 	hello := link.Hello{Contract: link.Contract, Incarnation: in.Incarnation, Generation: in.Generation, Build: w.conf.Build}
 	if err := w.control.SendFile(hello, inbox); err != nil {
+		return nil, fmt.Errorf("worker: %w", err)
+	}
+	if err := kept.tell(w.control); err != nil {
 		return nil, fmt.Errorf("worker: %w", err)
 	}
 	return w, nil
@@ -565,6 +578,9 @@ func (w *Worker) accept() {
 
 // close ends a worker whose loop has ended.
 func (w *Worker) close(err error) error {
+	if w.set.Len() == 0 {
+		w.seat.Released.Store(1) // all is closed that a keeper would hold
+	}
 	w.loop.Close()
 	if err == nil {
 		err = w.failure

@@ -1,0 +1,625 @@
+package supervisor
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/handoff"
+	"github.com/mainstay-go/mainstay/pkg/keeper"
+	"github.com/mainstay-go/mainstay/pkg/link"
+	"github.com/mainstay-go/mainstay/pkg/rows"
+	"github.com/mainstay-go/mainstay/pkg/scoreboard"
+)
+
+// harvester takes the connections of dead workers out of their keepers and
+// gives them to workers that live. It has a goroutine of its own: a harvest is
+// thousands of system calls. As the giver of a hand-off it has a number among
+// the incarnations, which are counted from 1: its own is counted from the
+// largest downward, by epoch.
+//
+// A harvest, step by step:
+//
+//	take back   Endpoint.Gone, Row.Move: what was offered by or to the dead is decided, its rows are ours
+//	reach       keeper.Reach by the row's descriptor number, verified by its cookie
+//	judge       keeper.Judge: do the kernel's counts agree with the row?
+//	offer       to the worker that has the fewest; refused ones again, to another
+//	end         the keeper is killed and reaped: from here on the slot may have a successor
+//	wait        connections for which there is no worker wait here, until one serves
+//
+// A connection that was under way is shut down, so that its peer learns it at
+// once: a request that kills workers kills one. So it needs no guard that counts
+// deaths, and those at rest beside it need not suffer for it.
+type harvester struct {
+	// Set once.
+
+	number    uint64
+	table     *rows.Table
+	rows      *rows.Allocator
+	listeners map[uint32]string // by conn.ListenerKey; "" if two have the same
+	log       *zap.Logger
+	clock     func() time.Duration
+	inbox     int // the sending end, which workers are given
+	watched   *os.File
+	wake      chan struct{} // there is something in queue
+	quit      chan struct{} // closed by close
+	ended     sync.WaitGroup
+
+	// Owned by the goroutine.
+
+	ends    *handoff.Endpoint
+	takers  map[uint64]*taker
+	jobs    []*harvest // to be done
+	waiting []*rescued // in no worker's hands
+	open    int        // rescued whose fate is not known, waiting included
+
+	// Guarded by mu.
+
+	mu    sync.Mutex
+	queue []func()
+}
+
+// taker is a worker, as the harvester knows it.
+type taker struct {
+	link.Peer
+	seat *scoreboard.Seat
+	sent int // offered and not decided
+}
+
+// takes says whether it may be given connections now.
+func (t *taker) takes() bool {
+	return t.Serving && t.seat.Incarnation.Load() == t.Incarnation && link.State(t.seat.State.Load()) == link.StateServing
+}
+
+// harvest is what is to be done after a worker's death.
+type harvest struct {
+	number      uint64 // of the dead incarnation
+	keeper      *kept
+	connections bool                // they are to be rescued
+	patience    time.Duration       // how long they may wait for a worker
+	reaped      func()              // called once, when the keeper is gone
+	done        func(harvestResult) // called once, when the fate of all is known
+
+	since  time.Duration
+	by     time.Duration
+	open   int  // connections whose fate is not known
+	over   bool // all rows were looked at
+	result harvestResult
+	found  map[uint64]int // descriptors by cookie, if the rows did not tell
+}
+
+// harvestResult is what has become of the connections of a dead worker.
+type harvestResult struct {
+	Kept    int            // another worker has them
+	Ended   int            // were ending anyway, or broken by their peers
+	Torn    map[string]int // were shut down, by reason
+	Longest time.Duration  // for which one of those that were kept was without a worker
+}
+
+func (r *harvestResult) torn() (n int) {
+	for _, k := range r.Torn {
+		n += k
+	}
+	return n
+}
+
+// kept is a worker's keeper.
+type kept struct {
+	pid   int
+	pidfd int
+}
+
+// newHarvester starts a harvester, which the caller ends by close.
+func newHarvester(number uint64, table *rows.Table, names []string, clock func() time.Duration, log *zap.Logger) (*harvester, error) {
+	h := &harvester{
+		number: number, table: table, rows: table.Allocator(number), listeners: make(map[uint32]string),
+		log: log, clock: clock, wake: make(chan struct{}, 1), quit: make(chan struct{}), takers: make(map[uint64]*taker),
+	}
+	for _, name := range names {
+		key := conn.ListenerKey(name)
+		if _, twice := h.listeners[key]; twice {
+			log.Warn("connections of a listener do not outlive a worker: its name is too like another's", zap.String("listener", name))
+			name = ""
+		}
+		h.listeners[key] = name
+	}
+	receiving, sending, err := handoff.Pair()
+	if err != nil {
+		return nil, fmt.Errorf("supervisor: %w", err)
+	}
+	// The endpoint closes its own; this one is watched.
+	watched, err := unix.FcntlInt(uintptr(receiving), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		unix.Close(receiving)
+		unix.Close(sending)
+		return nil, fmt.Errorf("supervisor: %w", os.NewSyscallError("fcntl", err))
+	}
+	h.ends, err = handoff.New(handoff.Options{
+		Self: number, Table: table, Inbox: receiving,
+		Adopt: func(handoff.Offer) (handoff.Incoming, error) { return nil, handoff.NotServing },
+		Join:  func(handoff.Incoming, handoff.Incoming) {},
+		Free:  h.rows.Free, Now: clock,
+		Trouble: func(err error) { log.Warn("harvest", zap.Error(err)) },
+		After: func(d time.Duration, f func()) func() {
+			t := time.AfterFunc(d, func() { h.post(f) })
+			return func() { t.Stop() }
+		},
+	})
+	if err != nil {
+		unix.Close(receiving)
+		unix.Close(sending)
+		unix.Close(watched)
+		return nil, fmt.Errorf("supervisor: %w", err)
+	}
+	h.inbox, h.watched = sending, os.NewFile(uintptr(watched), "inbox")
+	h.ended.Go(h.run)
+	h.ended.Go(h.listen)
+	return h, nil
+}
+
+// close ends the harvester. Connections that it still has are closed.
+func (h *harvester) close() {
+	close(h.quit)
+	h.watched.Close()
+	h.ended.Wait()
+	unix.Close(h.inbox)
+}
+
+// asPeer is what workers are told of the harvester.
+func (h *harvester) asPeer() link.Peer { return link.Peer{Incarnation: h.number, Slot: -1, Seat: -1} }
+
+// post has f called by the harvester's goroutine. Any goroutine may call it.
+func (h *harvester) post(f func()) {
+	h.mu.Lock()
+	h.queue = append(h.queue, f)
+	h.mu.Unlock()
+	select {
+	case h.wake <- struct{}{}:
+	default:
+	}
+}
+
+// work does what was posted.
+func (h *harvester) work() {
+	h.mu.Lock()
+	queue := h.queue
+	h.queue = nil
+	h.mu.Unlock()
+	for _, f := range queue {
+		f()
+	}
+}
+
+// retryPause is how long connections wait before it is looked again whether
+// there is somebody to take them.
+const retryPause = 5 * time.Millisecond
+
+func (h *harvester) run() {
+	for {
+		h.work()
+		h.dispatch()
+		if len(h.jobs) > 0 {
+			job := h.jobs[0]
+			h.jobs = h.jobs[1:]
+			h.collect(job)
+			continue
+		}
+		if !h.rest(retryPause) {
+			break
+		}
+	}
+	h.work()
+	for _, job := range h.jobs {
+		job.keeper.end(h.log)
+	}
+	h.ends.Close()
+	for _, c := range h.waiting {
+		c.tear(tornStopping)
+	}
+}
+
+// rest waits for something to do, at most for d if there is something that
+// has to be tried again. It returns false if it is over.
+func (h *harvester) rest(d time.Duration) bool {
+	var again <-chan time.Time
+	if len(h.waiting) > 0 {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		again = t.C
+	}
+	select {
+	case <-h.wake:
+	case <-again:
+	case <-h.quit:
+		return false
+	}
+	return true
+}
+
+// listen has what comes into the inbox read.
+func (h *harvester) listen() {
+	raw, err := h.watched.SyscallConn()
+	if err != nil {
+		return
+	}
+	for {
+		err := raw.Read(func(fd uintptr) bool {
+			p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+			n, err := unix.Poll(p, 0)
+			return n > 0 || err != nil && !errors.Is(err, unix.EINTR)
+		})
+		if err != nil {
+			return // closed
+		}
+		done := make(chan struct{})
+		h.post(func() { _ = h.ends.Readable(); close(done) }) // an inbox that is broken gives no answers: the deadlines decide
+		select {
+		case <-done:
+		case <-h.quit:
+			return
+		}
+	}
+}
+
+// met takes note of a worker, or of how it is now. inbox is the harvester's;
+// -1: it has it. Any goroutine may call it.
+func (h *harvester) met(m link.Peer, seat *scoreboard.Seat, inbox int) {
+	h.post(func() {
+		t := h.takers[m.Incarnation]
+		if t == nil {
+			t = &taker{seat: seat}
+			h.takers[m.Incarnation] = t
+		}
+		t.Peer = m
+		if inbox >= 0 {
+			h.ends.Peer(m.Incarnation, m.Slot, inbox)
+		}
+	})
+}
+
+// gone takes note of a death. Any goroutine may call it.
+func (h *harvester) gone(number uint64) {
+	h.post(func() { h.forget(number) })
+}
+
+func (h *harvester) forget(number uint64) {
+	delete(h.takers, number)
+	h.ends.Gone(number)
+}
+
+// start begins a harvest. Any goroutine may call it.
+func (h *harvester) start(job *harvest) {
+	job.since = h.clock()
+	job.by = job.since + job.patience
+	job.result.Torn = make(map[string]int)
+	h.post(func() { h.jobs = append(h.jobs, job) })
+}
+
+// collectAtOnce is how many rows are looked at before others have their turn.
+const collectAtOnce = 64
+
+// collect does a harvest up to the end of the keeper.
+func (h *harvester) collect(job *harvest) {
+	h.forget(job.number)
+	if job.connections {
+		type found struct {
+			id  rows.ID
+			row *rows.Row
+		}
+		var all []found
+		h.table.Owned(job.number, func(id rows.ID, row *rows.Row) { all = append(all, found{id, row}) })
+		for i, f := range all {
+			if i%collectAtOnce == 0 {
+				h.work()
+				h.dispatch()
+			}
+			// Whoever has committed itself to it meanwhile has it.
+			if f.row.Move(f.id, job.number, h.number) {
+				h.rescue(job, f.id, f.row)
+			}
+		}
+		h.dispatch()
+	}
+	job.over = true
+	h.ended.Go(func() {
+		job.keeper.end(h.log)
+		job.reaped()
+	})
+	job.finish()
+}
+
+// finish tells what has become of the connections when all of it is known.
+func (job *harvest) finish() {
+	if job.over && job.open == 0 && job.done != nil {
+		done := job.done
+		job.done = nil
+		done(job.result)
+	}
+}
+
+// rescue reaches a connection and judges it.
+func (h *harvester) rescue(job *harvest, id rows.ID, row *rows.Row) {
+	c := &rescued{h: h, job: job, id: id, row: row}
+	job.open++
+	h.open++
+	var err error
+	if c.fd, err = h.reach(job, row); err != nil {
+		c.fd = -1
+		h.log.Debug("connection of a dead worker not reached", zap.Uint64("conn", uint64(id)), zap.Error(err))
+		c.tear(tornUnreachable)
+		return
+	}
+	why, torn := h.judge(c)
+	switch {
+	case why == "":
+		h.waiting = append(h.waiting, c)
+	case torn:
+		c.tear(why)
+	default:
+		job.result.Ended++
+		c.shut()
+	}
+}
+
+// reach returns the connection's descriptor. The row may have the number in
+// another process, if this one died before it had told its own: then the
+// cookie finds it.
+func (h *harvester) reach(job *harvest, row *rows.Row) (int, error) {
+	cookie := row.Cookie.Load()
+	fd, err := h.get(job, conn.NotedIn(row).FD)
+	if err == nil {
+		got, cookieErr := keeper.Cookie(fd)
+		if cookieErr == nil && got == cookie {
+			return fd, nil
+		}
+		unix.Close(fd)
+	} else if !errors.Is(err, unix.EBADF) {
+		return -1, err
+	}
+	if job.found == nil {
+		job.found = h.search(job)
+	}
+	number, ok := job.found[cookie]
+	if !ok {
+		return -1, fmt.Errorf("no descriptor has its cookie, %#x", cookie)
+	}
+	return h.get(job, number)
+}
+
+const (
+	// descriptorPause and descriptorPatience bound the wait for connections
+	// to be taken, if no more can be held.
+	descriptorPause    = 10 * time.Millisecond
+	descriptorPatience = 3 * time.Second
+)
+
+// get duplicates a descriptor out of the keeper.
+func (h *harvester) get(job *harvest, number int) (int, error) {
+	for end := h.clock() + descriptorPatience; ; {
+		fd, err := keeper.Reach(job.keeper.pidfd, number)
+		full := errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE)
+		if !full || h.open < 2 || h.clock() > end {
+			return fd, err
+		}
+		h.rest(descriptorPause)
+		h.work()
+		h.dispatch()
+	}
+}
+
+// search returns the keeper's connections by cookie.
+func (h *harvester) search(job *harvest) map[uint64]int {
+	found := make(map[uint64]int)
+	dir := fmt.Sprintf("/proc/%d/fd", job.keeper.pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		h.log.Warn("descriptors of a dead worker not listed", zap.Error(err))
+	}
+	for _, e := range entries {
+		number, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if to, err := os.Readlink(dir + "/" + e.Name()); err != nil || !strings.HasPrefix(to, "socket:") {
+			continue
+		}
+		fd, err := keeper.Reach(job.keeper.pidfd, number)
+		if err != nil {
+			continue
+		}
+		if cookie, err := keeper.Cookie(fd); err == nil {
+			found[cookie] = number
+		}
+		unix.Close(fd)
+	}
+	return found
+}
+
+// tornReasons are all reasons why a connection ends with its worker.
+var tornReasons = []string{
+	keeper.Reading.String(), keeper.Writing.String(), keeper.Opening.String(), keeper.Uncertain.String(),
+	tornBusy, tornUncountable, tornUnreachable, tornListener, tornRefused, tornUnserved, tornStopping,
+}
+
+const (
+	tornBusy        = "busy"        // by its own word: a first callback runs, it is piped, or a unix socket was in use
+	tornUncountable = "uncountable" // the kernel does not say what was read and written
+	tornUnreachable = "unreachable" // its descriptor is not to be had
+	tornListener    = "listener"    // it is not known by which it came
+	tornRefused     = "refused"     // no worker has taken it
+	tornUnserved    = "unserved"    // there was no worker in time
+	tornStopping    = "stopping"    // the service has ended meanwhile
+)
+
+// judge says why a connection cannot go on, and whether that is for the death
+// of its worker; empty: it can.
+func (h *harvester) judge(c *rescued) (why string, torn bool) {
+	n := conn.NotedIn(c.row)
+	if c.listener = h.listeners[n.Listener]; c.listener == "" {
+		return tornListener, true
+	}
+	if !n.AtRest {
+		return tornBusy, true
+	}
+	if !n.Counted {
+		return "", false
+	}
+	kernel, err := keeper.Counts(c.fd)
+	if err != nil {
+		return tornUncountable, true
+	}
+	switch v := keeper.Judge(keeper.Position{Consumed: n.Read, Written: n.Written}, kernel); v {
+	case keeper.Boundary:
+		return "", false
+	case keeper.Ending, keeper.Broken:
+		return v.String(), false
+	default:
+		return v.String(), true
+	}
+}
+
+// maxRefusals is how often a connection is offered.
+const maxRefusals = 4
+
+// dispatch offers what waits to those who have the fewest connections.
+func (h *harvester) dispatch() {
+	if len(h.waiting) == 0 {
+		return
+	}
+	waiting := h.waiting
+	h.waiting = nil // Thaw may fill it meanwhile
+	now := h.clock()
+	offers := make(map[*taker][]handoff.Unit)
+	for i, c := range waiting {
+		t := h.idlest(offers)
+		if t != nil {
+			c.to = t
+			offers[t] = append(offers[t], handoff.Unit{First: c})
+			continue
+		}
+		for _, c := range waiting[i:] {
+			if c.job.by < now {
+				c.tear(tornUnserved)
+			} else {
+				h.waiting = append(h.waiting, c)
+			}
+		}
+		break
+	}
+	for t, units := range offers {
+		t.sent += len(units)
+		h.ends.Give(t.Incarnation, uint8(conn.Crash), units, nil)
+	}
+}
+
+// idlest returns the worker that is to get the next connection, nil if none
+// takes one now.
+func (h *harvester) idlest(offers map[*taker][]handoff.Unit) (found *taker) {
+	var least int64
+	for _, t := range h.takers {
+		n := t.seat.Connections.Load() + int64(t.sent+len(offers[t]))
+		if (found == nil || n < least) && t.takes() && h.ends.Room(t.Incarnation) > len(offers[t]) {
+			found, least = t, n
+		}
+	}
+	return found
+}
+
+// rescued is a connection whose process is dead. It is a handoff.Outgoing.
+type rescued struct {
+	h        *harvester
+	job      *harvest
+	id       rows.ID
+	row      *rows.Row
+	fd       int // ours; -1: none
+	listener string
+	to       *taker // to whom it is offered
+	refusals int
+}
+
+// ID is the connection's.
+func (c *rescued) ID() rows.ID { return c.id }
+
+// Row is the connection's.
+func (c *rescued) Row() *rows.Row { return c.row }
+
+// FD is the descriptor, which stays the harvester's.
+func (c *rescued) FD() int { return c.fd }
+
+// Since is when its process died, as far as is known.
+func (c *rescued) Since() time.Duration { return c.job.since }
+
+// Capture makes of the journal what the taker needs.
+func (c *rescued) Capture(dst []byte) ([]byte, error) {
+	return conn.Resting(dst, c.h.table, c.id, c.row, c.fd, c.listener, c.h.clock())
+}
+
+// Thaw says that nobody has taken it: it is offered again, a few times.
+func (c *rescued) Thaw() {
+	c.to.sent--
+	if c.refusals++; c.refusals >= maxRefusals {
+		c.tear(tornRefused)
+		return
+	}
+	c.h.waiting = append(c.h.waiting, c)
+}
+
+// Left says that a worker has it.
+func (c *rescued) Left(int) []byte {
+	c.to.sent--
+	unix.Close(c.fd)
+	r := &c.job.result
+	r.Kept++
+	r.Longest = max(r.Longest, c.h.clock()-c.job.since)
+	c.over()
+	return nil
+}
+
+// tear ends a connection for the death of its process.
+func (c *rescued) tear(why string) {
+	c.job.result.Torn[why]++
+	c.shut()
+}
+
+// shut has the peer told of the end, and forgets the connection. The keeper
+// may still have its descriptor, so that closing ours is not enough.
+func (c *rescued) shut() {
+	if c.fd >= 0 {
+		_ = unix.Shutdown(c.fd, unix.SHUT_RDWR) // ENOTCONN: the peer knows
+		unix.Close(c.fd)
+	}
+	c.h.rows.Free(c.id)
+	c.over()
+}
+
+func (c *rescued) over() {
+	c.h.open--
+	c.job.open--
+	c.job.finish()
+}
+
+// end kills and reaps the keeper.
+func (k *kept) end(log *zap.Logger) {
+	defer unix.Close(k.pidfd)
+	if err := unix.PidfdSendSignal(k.pidfd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		log.Warn("keeper not killed", zap.Int("keeper_pid", k.pid), zap.Error(os.NewSyscallError("pidfd_send_signal", err)))
+	}
+	for {
+		err := unix.Waitid(unix.P_PIDFD, k.pidfd, nil, unix.WEXITED, nil)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			log.Warn("keeper not reaped", zap.Int("keeper_pid", k.pid), zap.Error(os.NewSyscallError("waitid", err)))
+		}
+		return
+	}
+}
