@@ -45,25 +45,33 @@ type chaos struct {
 
 func startChaos(t *testing.T, workers int) *chaos {
 	t.Helper()
+	return startService(t, workers, withTrap, `hang_timeout = "500ms"`, `
+[listener.trap]
+address = "unix://%s/trap.sock"
+`)
+}
+
+// startService starts the service that the test binary is with the variable
+// set. first and more are added to the configuration, more with the folder of
+// the sockets.
+func startService(t *testing.T, workers int, variable, first, more string) *chaos {
+	t.Helper()
 	dir := t.TempDir()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	file := filepath.Join(dir, "app.toml")
-	text := fmt.Sprintf(`
+	text := first + fmt.Sprintf(`
 workers = %d
 control = "unix://%s/c.sock"
-hang_timeout = "500ms"
 stop_grace = "2s"
 respawn.first = "10ms"
 respawn.max = "200ms"
 log.level = "error"
 [listener.echo]
 address = "unix://%[2]s/echo.sock"
-[listener.trap]
-address = "unix://%[2]s/trap.sock"
-`, workers, dir)
+`, workers, dir) + fmt.Sprintf(more, dir)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +80,7 @@ address = "unix://%[2]s/trap.sock"
 		t.Fatal(err)
 	}
 	c.run = exec.Command(self, "run", "--config", file)
-	c.run.Env = append(os.Environ(), withTrap+"=1", "GORACE=atexit_sleep_ms=0")
+	c.run.Env = append(os.Environ(), variable+"=1", "GORACE=atexit_sleep_ms=0")
 	c.run.Stderr = &c.log
 	if err := c.run.Start(); err != nil {
 		t.Fatal(err)
@@ -270,8 +278,9 @@ func TestWorkersAreRestoredWhateverIsDoneToThem(t *testing.T) {
 			t.Errorf("a zombie: %s", child)
 		}
 	}
-	if n := len(c.children()); n != workers {
-		t.Errorf("%d children, want %d: %v", n, workers, c.children())
+	// Each has a keeper.
+	if n := len(c.children()); n != 2*workers {
+		t.Errorf("%d children, want %d: %v", n, 2*workers, c.children())
 	}
 	if after := c.descriptors(); after > before+4 {
 		t.Errorf("%d descriptors, %d before", after, before)

@@ -27,6 +27,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(withTrap) != "" {
 		trapMain()
 	}
+	if os.Getenv(withMortals) != "" {
+		mortalMain()
+	}
 	if link.IsWorker() {
 		main()
 		return

@@ -144,7 +144,7 @@ func (c *Conn) restLocked(noted uint64) (bits uint64, rests bool) {
 		c.flags.Or(flagUnsettled) // it is settled again afterwards
 		return 0, false
 	}
-	if c.state != Open || flags&flagsEnded != 0 || c.in != nil || c.held || c.ending || !c.tcp && c.out.bytes > 0 {
+	if c.state != Open || flags&flagsEnded != 0 || c.in != nil || c.held || c.ending || c.cfg.Pinned || !c.tcp && c.out.bytes > 0 {
 		return 0, false
 	}
 	bits = noted&noteSlabs | noteAtRest

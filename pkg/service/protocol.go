@@ -121,6 +121,14 @@ func (c *Conn[T]) Hold() error { return c.conn.Hold() }
 // Release takes back one Hold that has returned nil.
 func (c *Conn[T]) Release() { c.conn.Release() }
 
+// Save keeps State as it is now, up to 256 bytes of it, where it outlives the
+// worker: should that be killed, the worker that takes up the connection has
+// it in State, and what was not saved is zero there. It holds from the time on
+// at which all input is handled and answered, and until the next Save. It is
+// called in a callback. It returns ErrTooLong if there are more bytes, the
+// error of MarshalBinary or JSON, ErrClosed or a *MovedError.
+func (c *Conn[T]) Save() error { return c.conn.Save() }
+
 // Pipe joins two connections of one worker: each message that comes on one is
 // sent on the other, by the protocol of that one, in the place of OnMessage,
 // from the message after the running callback on. A connection is read only
@@ -147,7 +155,7 @@ func (c *Conn[T]) Queued() int { return c.conn.Queued() }
 //
 // The callbacks of one connection come in order, never two at once and never
 // one inside another: OnConnect or OnAdopt first, OnClose last and exactly
-// once, in the worker that has the connection then. Each may
+// once, in the worker that has the connection then, unless that is killed. Each may
 // be nil. They run on a pool of goroutines and may block; with Inline they run
 // on the loop and must not. A panic in one of them costs that connection.
 type Framed[T any] struct {
@@ -155,8 +163,9 @@ type Framed[T any] struct {
 
 	OnConnect func(c *Conn[T])
 	// OnAdopt is told of a connection that another worker has had until now,
-	// in the place of OnConnect. State is as it was there; what is not in it,
-	// such as a place in a list of the worker's, is made anew here.
+	// in the place of OnConnect. State is as it was there, or after a Crash as
+	// Conn.Save has kept it; what is not in it, such as a place in a list of the
+	// worker's, is made anew here, and after a Crash timers are too.
 	OnAdopt func(c *Conn[T], why Reason)
 	// OnMessage is given one message, which is valid until it returns and
 	// must not be changed.
