@@ -1,11 +1,13 @@
-// Package peers holds the echo servers Mainstay is measured beside, and
-// builds them.
+// Package peers starts and ends the servers that are measured: Mainstay's
+// reference service, and the echo servers it is measured beside, which it
+// holds and builds.
 //
-// They are two: c-floor, a bare epoll loop in C, below which no server can
+// Those are two: c-floor, a bare epoll loop in C, below which no server can
 // go, and go-net, package net with a goroutine a connection, which is what a
 // Go program has for nothing. Both are kept as source inside the binary that
 // measures, so that what ran is always what is written here. Each is one
-// short file: cfloor/floor.c and gonet/main.go.
+// short file: cfloor/floor.c and gonet/main.go. What is started is ended by the
+// process ids held here. Start reading at Make and Start.
 package peers
 
 import (

@@ -1,8 +1,10 @@
 package proc
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -69,4 +71,25 @@ func BindSelf(cpus []int) error {
 			return nil
 		}
 	}
+}
+
+// Start starts cmd bound to cpus, and leaves the calling thread as it was.
+// The caller has locked its goroutine to the thread.
+func Start(cmd *exec.Cmd, cpus []int) error {
+	own, err := Allowed()
+	if err != nil {
+		return err
+	}
+	if err := BindThread(cpus); err != nil {
+		return err
+	}
+	err = cmd.Start()
+	if e := BindThread(own); e != nil {
+		if err == nil {
+			cmd.Process.Kill()
+			cmd.Wait()
+		}
+		err = errors.Join(err, e)
+	}
+	return err
 }

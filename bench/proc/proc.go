@@ -155,6 +155,12 @@ func (u *Usage) Since(earlier *Usage) Spent {
 type Memory struct {
 	RSS uint64 `json:"rss_bytes"` // pages that several of them share count for each
 	PSS uint64 `json:"pss_bytes"` // and here once, divided among all who share them
+
+	// Parts of PSS: heap and stacks, what is mapped from files, memory that
+	// processes share.
+	Anon   uint64 `json:"pss_anon_bytes"`
+	File   uint64 `json:"pss_file_bytes"`
+	Shared uint64 `json:"pss_shmem_bytes"`
 }
 
 // MemoryOf adds up smaps_rollup of the processes. It takes the kernel about a
@@ -173,27 +179,31 @@ func MemoryOf(pids []int) (Memory, error) {
 		}
 		sum.RSS += m.RSS
 		sum.PSS += m.PSS
+		sum.Anon += m.Anon
+		sum.File += m.File
+		sum.Shared += m.Shared
 	}
 	return sum, nil
 }
 
-// parseRollup finds the lines "Rss: 1234 kB" and "Pss: 1234 kB".
+// parseRollup finds the lines "Rss: 1234 kB", "Pss: 1234 kB", and those of
+// Pss's parts, which Linux tells since 5.10.
 func parseRollup(b []byte) (Memory, error) {
 	var m Memory
+	of := map[string]*uint64{"Rss:": &m.RSS, "Pss:": &m.PSS, "Pss_Anon:": &m.Anon, "Pss_File:": &m.File, "Pss_Shmem:": &m.Shared}
 	found := 0
 	for s := bufio.NewScanner(bytes.NewReader(b)); s.Scan(); {
 		f := strings.Fields(s.Text())
-		if len(f) != 3 || f[2] != "kB" || f[0] != "Rss:" && f[0] != "Pss:" {
+		if len(f) != 3 || f[2] != "kB" || of[f[0]] == nil {
 			continue
 		}
 		n, err := strconv.ParseUint(f[1], 10, 64)
 		if err != nil {
 			return Memory{}, err
 		}
-		if found++; f[0] == "Rss:" {
-			m.RSS = n << 10
-		} else {
-			m.PSS = n << 10
+		*of[f[0]] = n << 10
+		if f[0] == "Rss:" || f[0] == "Pss:" {
+			found++
 		}
 	}
 	if found != 2 {

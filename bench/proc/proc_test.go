@@ -38,8 +38,8 @@ func TestFieldsAreReadFromTheKernelsFormats(t *testing.T) {
 	if _, err := parseSchedstat([]byte("13640207\n")); err == nil {
 		t.Error("schedstat with one number: got no error")
 	}
-	m, err := parseRollup([]byte("5581-7ffc ---p 00000000 00:00 0 [rollup]\nRss:    3000 kB\nPss:    1500 kB\nPss_Dirty: 9 kB\n"))
-	if err != nil || m != (Memory{RSS: 3000 << 10, PSS: 1500 << 10}) {
+	m, err := parseRollup([]byte("5581-7ffc ---p 00000000 00:00 0 [rollup]\nRss:    3000 kB\nPss:    1500 kB\nPss_Dirty: 9 kB\nPss_Anon: 1000 kB\nPss_File: 300 kB\nPss_Shmem: 200 kB\n"))
+	if err != nil || m != (Memory{RSS: 3000 << 10, PSS: 1500 << 10, Anon: 1000 << 10, File: 300 << 10, Shared: 200 << 10}) {
 		t.Errorf("smaps_rollup: got %+v, %v", m, err)
 	}
 	if _, err := parseRollup([]byte("Rss:    3000 kB\n")); err == nil {

@@ -41,7 +41,9 @@ const (
 	// machine that is busy. It is less than any other deadline.
 	lateness = 15 * time.Second
 
-	// promptness is how long an answer to a good client may take meanwhile.
+	// promptness is how long an answer to a good client may take meanwhile,
+	// but for one in a hundred: where many programs share the processors, that
+	// one tells of them.
 	promptness = 5 * time.Second
 
 	// little is what a connection may take beside what the limits allow: its
@@ -71,6 +73,12 @@ var hostileListeners = []struct {
 	{name: "web-slow", kind: "nethttp-hello", setting: "message_timeout"},
 	{name: "web-idle", kind: "nethttp-hello", setting: "idle_timeout"},
 	{name: "web-stall", kind: "nethttp-hello", setting: "write_timeout"},
+	{name: "loop-web", kind: "http-hello"},
+	{name: "loop-web-mute", kind: "http-hello", setting: "first_byte_timeout"},
+	{name: "loop-web-slow", kind: "http-hello", setting: "message_timeout"},
+	{name: "loop-web-idle", kind: "http-hello", setting: "idle_timeout"},
+	{name: "loop-web-body", kind: "http-hello", setting: "read_idle_timeout"},
+	{name: "loop-web-stall", kind: "http-hello", setting: "write_timeout"},
 }
 
 // hostileKinds are the ways to be hostile. Each attack goes on until the
@@ -108,6 +116,19 @@ var hostileKinds = []struct {
 	{name: "a half-closer, http", listener: "web", attack: halfCloseHTTP},
 	{name: "a body that never comes, http", listener: "web-stall", late: true, attack: keepTheBody},
 	{name: "a pipeliner that never reads, http", listener: "web-stall", few: true, attack: pipelineAndNeverRead},
+	{name: "one that connects and is silent, http on the loop", listener: "loop-web-mute", late: true, attack: beSilent},
+	{name: "one that falls silent, http on the loop", listener: "loop-web-idle", attack: func(v *visit) error {
+		return v.fallSilent(request, "")
+	}},
+	{name: "a dribbler, http on the loop", listener: "loop-web-slow", attack: func(v *visit) error {
+		return v.dribbleOn("GET / HTTP/1.1\r\nHost: a\r\n", "X: y\r\n")
+	}},
+	{name: "a dribbler of a body, http on the loop", listener: "loop-web-body", attack: func(v *visit) error {
+		return v.dribbleOn("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10000\r\n\r\n", "x")
+	}},
+	{name: "an endless head, http on the loop", listener: "loop-web", attack: sendEndlessHead},
+	{name: "a half-closer, http on the loop", listener: "loop-web", attack: halfCloseHTTP},
+	{name: "a pipeliner that never reads, http on the loop", listener: "loop-web-stall", few: true, attack: pipelineAndNeverRead},
 	{name: "a resetter in mid-message", listener: "text", attack: resetInMidMessage},
 }
 
@@ -162,7 +183,7 @@ func attackInWaves(t *testing.T, s *siege) {
 	many = min(many, (int(limit.Cur)-200)/len(hostileKinds)) // both in this process and in the worker
 	base := s.isWell(t).RSSBytes
 
-	var first, last, afterFirst, afterLast int64
+	var first, last, afterFirst int64
 	for wave := range 3 {
 		s.sample()
 		visitors := attackByMany(t, s, many)
@@ -180,15 +201,16 @@ func attackInWaves(t *testing.T, s *siege) {
 		if wave == 0 {
 			first, afterFirst = peak.rss, after
 		}
-		last, afterLast = peak.rss, after
+		last = peak.rss
 	}
 	const slack = 8 << 20
 	if last > first*13/10+slack {
 		t.Errorf("worker had up to %s resident in the third wave, %s in the first", mib(last), mib(first))
 	}
-	if afterLast > afterFirst*13/10+slack {
-		t.Errorf("worker has %s resident after the third wave, %s after the first", mib(afterLast), mib(afterFirst))
-	}
+	// What was given back at a moment depends on when the collector ran last.
+	s.await(t, fmt.Sprintf("memory of the third wave to be given back, down to about the %s after the first", mib(afterFirst)), func(w control.Worker) bool {
+		return w.RSSBytes <= afterFirst*13/10+slack
+	})
 }
 
 // attackByMany lets clients of all kinds loose when all of them are there, and
@@ -335,7 +357,8 @@ func (v *visit) dribbleOn(head, piece string) error {
 	for {
 		select {
 		case r := <-end:
-			if len(r.text) > 0 || r.err != nil && !isGone(r.err) {
+			told := strings.HasPrefix(string(r.text), "HTTP/1.1 408 ")
+			if len(r.text) > 0 && !told || r.err != nil && !isGone(r.err) {
 				return fmt.Errorf("got %.60q, %v, want the end", r.text, r.err)
 			}
 			return v.in(v.began, to)
@@ -602,6 +625,8 @@ type siege struct {
 	good atomic.Int64 // connections of good clients
 	slow atomic.Int64 // the slowest answer to a good client, ns
 
+	answers, late atomic.Int64 // to good clients; those that were not prompt
+
 	// Guarded by mu.
 
 	mu   sync.Mutex
@@ -686,7 +711,7 @@ func hostileFile(dir string) string {
 		if l.kind != "nethttp-hello" {
 			deadlines = append(deadlines, "first_byte_timeout", "close_timeout")
 		}
-		if l.setting == "idle_timeout" {
+		if l.setting == "idle_timeout" || l.setting == "read_idle_timeout" {
 			deadlines = append(deadlines, l.setting)
 		}
 		for _, key := range deadlines {
@@ -840,12 +865,18 @@ func (s *siege) visit(listener string) (*visit, error) {
 }
 
 // befriend connects n good clients, which say something all the while until
-// the end of the test, and want their answers promptly.
+// the end of the test, and want their answers, nearly all promptly.
 func (s *siege) befriend(t *testing.T, n int) {
 	t.Helper()
 	stop := make(chan struct{})
 	var friends sync.WaitGroup
-	t.Cleanup(func() { close(stop); friends.Wait() })
+	t.Cleanup(func() {
+		close(stop)
+		friends.Wait()
+		if late, all := s.late.Load(), s.answers.Load(); late*100 > all {
+			t.Errorf("%d of %d answers to good clients took more than %v, the slowest %v", late, all, promptness, s.slowest())
+		}
+	})
 	for i := range n {
 		listener := []string{"echo", "text", "web"}[i%3]
 		c, err := s.dial(listener, net.Dialer{})
@@ -860,7 +891,7 @@ func (s *siege) befriend(t *testing.T, n int) {
 			defer tick.Stop()
 			for turn := 0; ; turn++ {
 				began := time.Now()
-				c.SetDeadline(began.Add(promptness))
+				c.SetDeadline(began.Add(patience))
 				var err error
 				if listener == "web" {
 					if _, err = io.WriteString(c, request); err == nil {
@@ -888,6 +919,10 @@ func (s *siege) befriend(t *testing.T, n int) {
 }
 
 func (s *siege) tellSlow(took time.Duration) {
+	s.answers.Add(1)
+	if took > promptness {
+		s.late.Add(1)
+	}
 	for {
 		slowest := s.slow.Load()
 		if int64(took) <= slowest || s.slow.CompareAndSwap(slowest, int64(took)) {

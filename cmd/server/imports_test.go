@@ -27,12 +27,15 @@ var floors = map[string]int{
 	"pkg/scoreboard":      0,
 	"pkg/unit":            0,
 	"pkg/wire":            0,
+	"pkg/wire/delimiter":  0,
 	"pkg/wire/frame":      0,
 	"pkg/wire/http1":      0,
+	"pkg/wire/length":     0,
 	"pkg/wire/proxyproto": 0,
 	"pkg/wire/text":       0,
 	"pkg/wire/tlsrec":     0,
 	"pkg/wire/websocket":  0,
+	"test/talk":           0,
 
 	"pkg/conn":    1,
 	"pkg/control": 1,
@@ -41,6 +44,7 @@ var floors = map[string]int{
 
 	"pkg/hub":        2,
 	"pkg/supervisor": 2,
+	"pkg/web":        2,
 	"pkg/worker":     2,
 
 	"pkg/channel":             3,

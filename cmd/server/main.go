@@ -24,6 +24,7 @@ func newService() *service.Service {
 	s.Kind("text-echo", service.Text[none]{Inline: true, OnMessage: reply, OnBufferFull: pause, OnBufferDrain: resume})
 	s.Kind("frame-echo", service.Frame[none]{Inline: true, OnMessage: reply, OnBufferFull: pause, OnBufferDrain: resume})
 	s.Kind("udp-echo", service.Packet{OnPacket: replyPacket})
+	s.Kind("http-hello", service.Web{Inline: true, Reuse: true, Handler: http.HandlerFunc(hello)})
 	s.Kind("nethttp-hello", service.HTTP{Handler: http.HandlerFunc(hello)})
 	return s
 }

@@ -228,8 +228,8 @@ func cmdFetch(ts *testscript.TestScript, neg bool, args []string) {
 	for deadline := time.Now().Add(patience); ; <-tick.C {
 		resp, err := c.Get("http://service" + args[1])
 		if err == nil {
-			body, err := io.ReadAll(resp.Body)
-			ts.Check(err)
+			body, failed := io.ReadAll(resp.Body)
+			ts.Check(failed)
 			resp.Body.Close()
 			if resp.StatusCode == code {
 				ts.Check(os.WriteFile(ts.MkAbs(args[3]), body, 0o644))
@@ -260,16 +260,21 @@ func cmdKill(ts *testscript.TestScript, neg bool, args []string) {
 
 // cmdProgram puts a program in place: program PATH, a copy of server, or
 // program PATH LINE..., a shell script. It replaces the file as an upgrade
-// does, by a rename.
+// does, by a rename. Another process writes it: a file that is open for
+// writing here could be inherited by what another script starts just then, and
+// cannot be executed as long as that has it.
 func cmdProgram(ts *testscript.TestScript, neg bool, args []string) {
 	path := ts.MkAbs(args[0])
-	text := []byte(fmt.Sprintf("#!/bin/sh\n%s\n", strings.Join(args[1:], "\n")))
+	cmd := exec.Command("sh", "-c", `cat > "$0" && chmod 755 "$0"`, path+".new")
+	cmd.Stdin = strings.NewReader("#!/bin/sh\n" + strings.Join(args[1:], "\n") + "\n")
 	if len(args) == 1 {
 		self, err := os.Executable()
 		ts.Check(err)
-		text, err = os.ReadFile(self)
+		program, err := os.Open(self)
 		ts.Check(err)
+		defer program.Close()
+		cmd.Stdin = program
 	}
-	ts.Check(os.WriteFile(path+".new", text, 0o755))
+	ts.Check(cmd.Run())
 	ts.Check(os.Rename(path+".new", path))
 }

@@ -375,7 +375,7 @@ func (c *Conn) settleInput() {
 	if c.held || !c.ending && !c.due || c.has(flagsEnded) {
 		return
 	}
-	if c.running() {
+	if c.running() || c.onHold() {
 		return // it is settled again afterwards
 	}
 	if c.ending {

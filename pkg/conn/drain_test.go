@@ -2,6 +2,7 @@ package conn
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -109,8 +110,12 @@ func TestGraceEndsEverything(t *testing.T) {
 }
 
 func TestPatientDrainSpreadsTheEnds(t *testing.T) {
-	r := newRig(t)
 	const conns, grace = 20, 400 * time.Millisecond
+	steadily(t, grace/8, func(r *rig) error { return drainPatiently(t, r, conns, grace) })
+}
+
+// drainPatiently says what is wrong with the ends of so many connections.
+func drainPatiently(t *testing.T, r *rig, conns int, grace time.Duration) error {
 	ends := make(chan time.Duration, conns+1)
 	var began time.Time
 	cfg := r.config(funcs{
@@ -157,14 +162,15 @@ func TestPatientDrainSpreadsTheEnds(t *testing.T) {
 		}
 	}
 	if n != conns+1 {
-		t.Errorf("%d ended, want %d", n, conns+1)
+		return fmt.Errorf("%d ended, want %d", n, conns+1)
 	}
 	if first < grace/2 || last < grace*3/4 {
-		t.Errorf("ends from %v to %v, want them in the second half of %v", first, last, grace)
+		return fmt.Errorf("ends from %v to %v, want them in the second half of %v", first, last, grace)
 	}
 	if inLastQuarter == n {
-		t.Errorf("all %d ended in the last quarter of the grace", n)
+		return fmt.Errorf("all %d ended in the last quarter of the grace", n)
 	}
+	return nil
 }
 
 func TestLaterDrainReplacesTheFirst(t *testing.T) {

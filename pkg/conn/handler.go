@@ -65,3 +65,8 @@ func (NopHandler) OnTimer(*Conn, string) {}
 
 // OnClose does nothing.
 func (NopHandler) OnClose(*Conn, error) {}
+
+// PeerClosedHandler is what a Handler may be besides. OnPeerClosed is told on
+// the loop that the peer of a connection that is kept by Hold sends no more:
+// it ends when it is let go of. OnPeerClosed must not block.
+type PeerClosedHandler interface{ OnPeerClosed(c *Conn) }

@@ -3,6 +3,7 @@ package conn
 import (
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -154,14 +155,18 @@ func TestEachWaitHasItsDeadline(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			r := newRig(t)
 			closed := make(chan error, 1)
-			cfg := r.config(funcs{close: func(c *Conn, why error) { closed <- why }}, true)
+			cfg := r.config(funcs{
+				connect: func(c *Conn) { // before any deadline can be over
+					if tt.server != nil {
+						tt.server(t, c)
+					}
+				},
+				close: func(c *Conn, why error) { closed <- why },
+			}, true)
 			cfg.Protocol = text.Protocol{MaxLine: -1}
 			cfg.Limits = tt.limits
 			began := time.Now()
-			client, c := r.tcp(cfg)
-			if tt.server != nil {
-				tt.server(t, c)
-			}
+			client, _ := r.tcp(cfg)
 			if tt.client != nil {
 				tt.client(t, client)
 			}
@@ -192,66 +197,80 @@ func sendOften(c *Conn, every time.Duration) {
 }
 
 func TestDeadlinesArePushedBackByWhatMoves(t *testing.T) {
-	r := newRig(t)
 	const limit = 100 * time.Millisecond
-	done := make(chan struct{})
-	ticks := 0
-	cfg := r.config(funcs{
-		connect: func(c *Conn) { c.SetTimer("tick", limit/4) },
-		timer: func(c *Conn, name string) {
-			if ticks++; ticks == 12 { // three times the limit
-				close(done)
-				return
-			}
-			if err := c.Send([]byte("ping")); err != nil {
-				t.Errorf("tick %d: %v", ticks, err)
-			}
-			c.SetTimer("tick", limit/4)
-		},
-		message: func(c *Conn, m []byte) {},
-	}, true)
-	cfg.Protocol = text.Protocol{}
-	cfg.Limits = Limits{Idle: limit, Message: limit, FirstByte: -1}
-	client, c := r.pair(cfg)
-	write(t, client, "x\n")
-	wait(t, done)
-	if c.State() != Open {
-		t.Errorf("state %v, want open", c.State())
-	}
+	steadily(t, limit/2, func(r *rig) error {
+		done, closed := make(chan struct{}), make(chan error, 1)
+		ticks := 0
+		cfg := r.config(funcs{
+			connect: func(c *Conn) { c.SetTimer("tick", limit/4) },
+			timer: func(c *Conn, name string) {
+				if ticks++; ticks == 12 { // three times the limit
+					close(done)
+					return
+				}
+				if err := c.Send([]byte("ping")); err != nil {
+					t.Errorf("tick %d: %v", ticks, err)
+				}
+				c.SetTimer("tick", limit/4)
+			},
+			message: func(c *Conn, m []byte) {},
+			close:   func(c *Conn, why error) { closed <- why },
+		}, true)
+		cfg.Protocol = text.Protocol{}
+		cfg.Limits = Limits{Idle: limit, Message: limit, FirstByte: -1}
+		client, _ := r.pair(cfg)
+		io.WriteString(client, "x\n") // if it is closed already, that is told
+		select {
+		case <-done:
+			return nil
+		case why := <-closed:
+			return fmt.Errorf("closed after %d ticks: %v", ticks, why)
+		case <-time.After(patience):
+			return errors.New("it did not happen")
+		}
+	})
 }
 
 func TestDeadlinesOfReadingStandStillWhilePaused(t *testing.T) {
-	r := newRig(t)
 	const limit = 50 * time.Millisecond
 	for _, first := range []string{"", "half a message"} {
 		t.Run(fmt.Sprintf("after %q", first), func(t *testing.T) {
-			fired, closed := make(chan struct{}), make(chan error, 1)
-			cfg := r.config(funcs{
-				timer: func(*Conn, string) { close(fired) },
-				close: func(c *Conn, why error) { closed <- why },
-			}, true)
-			cfg.Protocol = text.Protocol{}
-			cfg.Limits = Limits{FirstByte: limit, Message: limit, Idle: 3 * limit}
-			client, c := r.pair(cfg)
-			if first != "" {
-				write(t, client, first)
-				r.until("it is read", func() bool { return c.BytesIn() > 0 })
-			}
-			c.Pause()
-			c.SetTimer("long after", 6*limit)
-			wait(t, fired)
-			if c.State() != Open {
-				t.Fatalf("state %v while paused, want open", c.State())
-			}
-			resumed := time.Now()
-			c.Resume()
-			why := receive(t, closed)
-			if took := time.Since(resumed); took < limit {
-				t.Errorf("ended %v after Resume, want not before %v", took, limit)
-			}
-			if why != ErrFirstByte && why != ErrMessageDeadline {
-				t.Errorf("OnClose with %v", why)
-			}
+			steadily(t, limit/2, func(r *rig) error {
+				fired, closed := make(chan struct{}), make(chan error, 1)
+				cfg := r.config(funcs{
+					timer: func(*Conn, string) { close(fired) },
+					close: func(c *Conn, why error) { closed <- why },
+				}, true)
+				cfg.Protocol = text.Protocol{}
+				cfg.Limits = Limits{FirstByte: limit, Message: limit, Idle: 3 * limit}
+				client, c := r.pair(cfg)
+				io.WriteString(client, first) // if it is closed already, that is told
+				if first != "" {
+					r.until("it is read", func() bool { return c.BytesIn() > 0 || c.State() == Closed })
+				}
+				c.Pause()
+				c.SetTimer("long after", 6*limit)
+				select {
+				case <-fired:
+				case why := <-closed:
+					return fmt.Errorf("closed before or while it was paused: %v", why)
+				case <-time.After(patience):
+					return errors.New("the timer did not fire")
+				}
+				if c.State() != Open {
+					return fmt.Errorf("state %v while paused, want open", c.State())
+				}
+				resumed := time.Now()
+				c.Resume()
+				why := receive(t, closed)
+				if took := time.Since(resumed); took < limit {
+					t.Errorf("ended %v after Resume, want not before %v", took, limit)
+				}
+				if why != ErrFirstByte && why != ErrMessageDeadline {
+					return fmt.Errorf("OnClose with %v", why)
+				}
+				return nil
+			})
 		})
 	}
 }

@@ -204,7 +204,11 @@ func (c *Conn) ended() {
 	if c.state == Open && !c.ending && c.in != nil {
 		c.process(c.in.bytes(), true) // what a protocol makes of the rest
 	}
+	held := c.state == Open && !c.ending && c.onHold()
 	c.endLater(ErrPeerClosed)
+	if h, ok := c.cfg.Handler.(PeerClosedHandler); ok && held {
+		h.OnPeerClosed(c)
+	}
 }
 
 // broken ends the connection at once: the system says that it is no more.

@@ -89,7 +89,8 @@ func (s *Set) allocator() (*rows.Allocator, error) {
 
 // Accepted takes over fd, a connected stream socket as accept4(2) gave it
 // with SOCK_NONBLOCK and SOCK_CLOEXEC, and its peer's address, which may be
-// nil. It calls OnConnect, Inline or through the Pool; the connection that it
+// nil. A TCP socket is to have TCP_NODELAY, which it inherits from the one that
+// listens: what is sent in a turn leaves in one write anyway. It calls OnConnect, Inline or through the Pool; the connection that it
 // returns may be over already. It fails if cfg is not usable, if the table of
 // all connections is full (rows.ErrFull) or if epoll_ctl(2) refuses fd; fd is
 // closed then. Loop only, and not in a callback.
@@ -154,10 +155,6 @@ func (s *Set) open(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 	switch peer.(type) {
 	case *unix.SockaddrInet4, *unix.SockaddrInet6:
 		c.tcp = true
-		// The replies of a turn leave in one write: there is nothing for Nagle to join.
-		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
-			return nil, fmt.Errorf("conn: TCP_NODELAY: %w", err)
-		}
 	}
 	if settings.NewSession != nil {
 		c.extra.Store(&extra{session: settings.NewSession()})

@@ -39,8 +39,9 @@
 //     the word of the second follows. If its owner is declared dead just
 //     between the two steps, both are closed, as by a crash.
 //   - Bounded: Window batches a peer are unanswered, of BatchConnections
-//     connections and bulkLimit bytes each; one message a peer waits for
-//     room; every wait has a deadline.
+//     connections each, and their memfds hold less than 128 MiB together. One
+//     offer a peer waits for room in its inbox, until the deadline; answers
+//     and tails wait as long as the peer lives, and no offer overtakes them.
 //
 // # Messages
 //
@@ -177,8 +178,8 @@ type Outgoing interface {
 
 	// Left says that it belongs to the process in that slot now: this copy of
 	// the descriptor is closed, with no effect on the connection. It returns
-	// what was sent since Freeze, which is passed on unread; the slice is used
-	// before the next call of anything.
+	// what was sent since Capture, at most 64 MiB, which is passed on unread;
+	// the slice is used before the next call of anything.
 	Left(slot int) (tail []byte)
 }
 
@@ -271,8 +272,8 @@ type Options struct {
 	// tail that never came. It must not call the Endpoint.
 	Trouble func(error)
 
-	// Deadline is how long the giver waits, from Give on, until it looks whose
-	// a connection is. Zero means DefaultDeadline.
+	// Deadline is how long the giver waits for the window, and then for the
+	// answer, until it looks whose a connection is. Zero means DefaultDeadline.
 	Deadline time.Duration
 
 	// TailWait is how long the taker waits for tails from a giver that seems

@@ -613,6 +613,9 @@ func explore(t *testing.T, s scenario) (states, ends int) {
 }
 
 func TestModel(t *testing.T) {
+	if underRace {
+		t.Skip("one coroutine at a time runs, so there is nothing to race, and it would take minutes")
+	}
 	for _, s := range []scenario{
 		{name: "one connection that is given twice", processes: 2, conns: 1, gives: []give{{1, 2}, {1, 2}}, deaths: 2, losses: 1, doubles: 1, deadlines: 2},
 		{name: "one connection that is given back", processes: 2, conns: 1, gives: []give{{1, 2}, {2, 1}}, deaths: 1, losses: 1, deadlines: 2},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -142,10 +143,15 @@ func (s *system) rights(fds []int, oob []byte) int {
 // maxDescriptors is SCM_MAX_FD, the most that one message carries.
 const maxDescriptors = 253
 
+// cookie is called for each connection and never blocks, so the Go scheduler
+// need not know of it.
 func (*system) cookie(fd int) (uint64, error) {
-	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
-	if err != nil {
-		return 0, os.NewSyscallError("getsockopt SO_COOKIE", err)
+	var cookie uint64
+	size := uint32(unsafe.Sizeof(cookie))
+	_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_COOKIE,
+		uintptr(unsafe.Pointer(&cookie)), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return 0, os.NewSyscallError("getsockopt SO_COOKIE", errno)
 	}
 	return cookie, nil
 }

@@ -64,12 +64,11 @@ type Seat struct {
 	HandoffsTaken   atomic.Uint64 // connections taken from another worker
 	HandoffsRefused atomic.Uint64 // offers of other workers that were refused
 	HandoffsThawed  atomic.Uint64 // connections that were offered and stayed
-	HandoffNS       atomic.Uint64 // time that the given ones stood still, in sum
-	HandoffMaxNS    atomic.Uint64 // the longest of these times
+	HandoffMaxNS    atomic.Uint64 // the longest time that one of them stood still
 
 	handler handler
 
-	_ [512 - 32*8 - handlerSize]byte
+	_ [512 - 31*8 - handlerSize]byte
 }
 
 // handlerSize is the size of handler.
@@ -97,7 +96,7 @@ func (s *Seat) Clear() {
 	for _, w := range []*atomic.Uint64{
 		&s.Incarnation, &s.Generation, &s.Accepts, &s.Messages, &s.BytesIn,
 		&s.BytesOut, &s.SendFailures, &s.Panics, &s.Refused, &s.Datagrams, &s.GCCycles, &s.GCPauseNS,
-		&s.HandoffsGiven, &s.HandoffsTaken, &s.HandoffsRefused, &s.HandoffsThawed, &s.HandoffNS, &s.HandoffMaxNS,
+		&s.HandoffsGiven, &s.HandoffsTaken, &s.HandoffsRefused, &s.HandoffsThawed, &s.HandoffMaxNS,
 		&s.handler.seq, &s.handler.conn,
 	} {
 		w.Store(0)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/web"
 	"github.com/mainstay-go/mainstay/pkg/wire"
 	"github.com/mainstay-go/mainstay/pkg/wire/frame"
 	"github.com/mainstay-go/mainstay/pkg/wire/text"
@@ -17,7 +18,7 @@ import (
 )
 
 // Protocol is what can be served on a listener: Raw, Text, Frame, Framed,
-// Packet or HTTP.
+// Packet, Web or HTTP.
 type Protocol interface {
 	// listener returns what a worker serves under the name, with what the
 	// operator has set.
@@ -110,6 +111,11 @@ func (c *Conn[T]) Working() { c.conn.Working() }
 // stays if that worker cannot take it. MoveTo returns ErrPinned if the
 // connection does not move at all, ErrClosed if it is over.
 func (c *Conn[T]) MoveTo(slot int) error { return c.conn.MoveTo(slot) }
+
+// Bind says that the connection belongs to id, such as a room or a user: if
+// the listener's dispatch is "hash-id" it moves, as by MoveTo, to the worker
+// that has all of this id; otherwise nothing happens. The last call counts.
+func (c *Conn[T]) Bind(id uint64) { c.conn.Bind(id) }
 
 // Hold keeps the connection in this worker until Release, as a running
 // callback does. Whoever works for it outside of its callbacks, and changes
@@ -253,6 +259,38 @@ type Packet struct {
 	SendLimit  int // bytes of replies that may wait while the kernel takes none; default 1 MiB
 }
 
+// WebLimits bound what the peers of a Web may take.
+type WebLimits = web.Limits
+
+// Web serves HTTP/1.1 and HTTP/1.0 on the worker's loop, for what net/http
+// does with a goroutine and several KiB for each connection that is idle. The
+// handler is any http.Handler; what it is given and what it writes behaves as
+// with net/http, but for Hijack, which fails. A panic in it costs that connection,
+// which is answered by 500 if nothing was sent.
+//
+// Requests of one connection are answered in order. Each runs on a goroutine,
+// of which there are Limits.Running, and may block; what comes when too many wait is
+// answered by 503. The context ends when the handler has returned or the
+// client has gone.
+type Web struct {
+	Handler http.Handler // nil: http.DefaultServeMux
+
+	// Inline runs the handler on the loop, where it must not block. It is
+	// given requests with their body complete, up to Limits.Body (1 MiB), and
+	// what it writes waits in memory.
+	Inline bool
+
+	// Reuse, with Inline, allows the request, its Header and URL, the
+	// ResponseWriter and its Header to be used again when the handler has
+	// returned: nothing may hold them then. Strings stay good.
+	Reuse bool
+
+	Limits WebLimits
+	// Send bounds what waits to be sent: SendHigh (256 KiB), SendLow and
+	// SendHard. Of the others FirstByte, WriteStall and Close are of use.
+	Send Limits
+}
+
 // HTTP serves HTTP by net/http.
 type HTTP struct {
 	Handler http.Handler // nil: http.DefaultServeMux
@@ -302,7 +340,7 @@ func (p Framed[T]) listener(name string, set listenerConfig) (worker.Listener, e
 	if err := c.Limits.Check(); err != nil {
 		return worker.Listener{}, err
 	}
-	return worker.Listener{Name: name, Conn: c, Accept: set.accept()}, nil
+	return worker.Listener{Name: name, Conn: c, Dispatch: set.Dispatch, Accept: set.accept()}, nil
 }
 
 // protocolName tells protocols apart that must not be taken for one another:
@@ -353,7 +391,7 @@ func (l listenerConfig) unusable(has ...string) string {
 		key string
 		set bool
 	}{
-		{"inline", l.Inline != nil}, {"movable", l.Movable != nil}, {"max_message", l.MaxMessage != 0}, {"send_high", l.SendHigh != 0},
+		{"inline", l.Inline != nil}, {"movable", l.Movable != nil}, {"dispatch", l.Dispatch != ""}, {"max_message", l.MaxMessage != 0}, {"send_high", l.SendHigh != 0},
 		{"send_low", l.SendLow != 0}, {"send_limit", l.SendLimit != 0}, {"queue_depth", l.QueueDepth != 0},
 		{"max_connections", l.MaxConnections != 0}, {"max_connections_per_peer", l.MaxConnectionsPerPeer != 0},
 		{"accept_rate", l.AcceptRate != 0}, {"accept_burst", l.AcceptBurst != 0}, {"auth_timeout", l.AuthTimeout != 0},
@@ -399,6 +437,44 @@ func (p HTTP) listener(name string, set listenerConfig) (worker.Listener, error)
 	}
 	limits := worker.HTTPLimits{Header: set.MessageTimeout, Idle: set.IdleTimeout, Stall: set.WriteTimeout}
 	return worker.Listener{Name: name, HTTP: h, HTTPLimits: limits, Accept: set.accept()}, nil
+}
+
+// listener takes, of what the operator can set, what HTTP has as well:
+// max_message is the longest body, queue_depth the requests read ahead,
+// read_idle_timeout how long a peer may fall behind with a body.
+func (p Web) listener(name string, set listenerConfig) (worker.Listener, error) {
+	const has = "inline, movable, dispatch, max_message, queue_depth, send_high, send_low, send_limit, first_byte_timeout, message_timeout, read_idle_timeout, idle_timeout, write_timeout, close_timeout, max_connections, max_connections_per_peer, accept_rate and accept_burst"
+	if key := set.unusable("inline", "movable", "dispatch", "max_message", "queue_depth", "send_high", "send_low", "send_limit", "first_byte_timeout", "message_timeout", "read_idle_timeout",
+		"idle_timeout", "write_timeout", "close_timeout", "max_connections", "max_connections_per_peer", "accept_rate", "accept_burst"); key != "" {
+		return worker.Listener{}, &settingError{key, "HTTP has no such setting, only " + has}
+	}
+	if set.Inline != nil {
+		p.Inline = *set.Inline
+	}
+	if set.MaxMessage != 0 {
+		p.Limits.Body = int64(set.MaxMessage)
+	}
+	if set.QueueDepth != 0 {
+		p.Limits.Pipeline = set.QueueDepth
+	}
+	if set.MessageTimeout != 0 {
+		p.Limits.HeadTimeout = set.MessageTimeout
+	}
+	if set.ReadIdleTimeout != 0 {
+		p.Limits.BodyTimeout = set.ReadIdleTimeout
+	}
+	if set.IdleTimeout != 0 {
+		p.Limits.IdleTimeout = set.IdleTimeout
+	}
+	h := web.New(web.Config{Handler: p.Handler, Inline: p.Inline, Reuse: p.Reuse, Limits: p.Limits})
+	c := h.ConnConfig(set.limits(p.Send))
+	if set.Movable != nil {
+		c.Pinned = !*set.Movable
+	}
+	if err := c.Limits.Check(); err != nil {
+		return worker.Listener{}, err
+	}
+	return worker.Listener{Name: name, Conn: c, Dispatch: set.Dispatch, Accept: set.accept()}, nil
 }
 
 // callbacks gives the callbacks of a Framed their typed connection.

@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"slices"
 	"testing"
@@ -126,6 +128,41 @@ func TestBufferCallbacksTellOfASlowReader(t *testing.T) {
 	}
 	if got := <-told; got != "drain true" {
 		t.Errorf("got %s", got)
+	}
+}
+
+func TestWebTakesTheOperatorsSettings(t *testing.T) {
+	yes := true
+	for _, tt := range []struct {
+		name string
+		set  listenerConfig
+		key  string // of the error; empty: none
+	}{
+		{name: "nothing"},
+		{name: "what HTTP has", set: listenerConfig{Inline: &yes, MaxMessage: 10, QueueDepth: 2, MessageTimeout: time.Second, IdleTimeout: noTimeout, SendHigh: 1000}},
+		{name: "what it has not", set: listenerConfig{AuthTimeout: time.Second}, key: "auth_timeout"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l, err := Web{}.listener("main", tt.set)
+			if tt.key != "" {
+				if e, ok := errors.AsType[*settingError](err); !ok || e.key != tt.key {
+					t.Errorf("got %v, want an error about %s", err, tt.key)
+				}
+				return
+			}
+			if err != nil || l.Conn == nil || !l.Conn.Inline {
+				t.Fatalf("got %+v, %v", l, err)
+			}
+		})
+	}
+	c := serve(t, Web{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.URL.Path) })})
+	fmt.Fprint(c, "GET /a HTTP/1.1\r\nHost: h\r\n\r\n")
+	r, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body, err := io.ReadAll(r.Body); string(body) != "/a" || err != nil {
+		t.Errorf("got %q, %v", body, err)
 	}
 }
 

@@ -110,6 +110,7 @@ func (s *Supervisor) rebalance(ctx context.Context, rate int) (control.Rebalance
 	if rate > 0 {
 		batch = max(1, min(batch, rate/10))
 	}
+	var next time.Time // when the next batch may be given
 	for _, sh := range p.shares {
 		all.Counts = append(all.Counts, int(sh.have))
 	}
@@ -120,14 +121,14 @@ func (s *Supervisor) rebalance(ctx context.Context, rate int) (control.Rebalance
 		}
 		g := control.Giver{Slot: giver.slot, PID: giver.pid, Excess: giver.n}
 		for giver.n > 0 && g.Error == "" {
-			began := time.Now()
-			if err := s.giveBatch(ctx, giver, p.shares, batch, &g); err != nil {
+			if err := pause(ctx, time.Until(next)); err != nil {
 				return all, err
 			}
-			if rate > 0 && giver.n > 0 {
-				if err := pause(ctx, time.Until(began.Add(time.Duration(batch)*time.Second/time.Duration(rate)))); err != nil {
-					return all, err
-				}
+			if rate > 0 {
+				next = time.Now().Add(time.Duration(batch) * time.Second / time.Duration(rate))
+			}
+			if err := s.giveBatch(ctx, giver, p.shares, batch, &g); err != nil {
+				return all, err
 			}
 		}
 		all.Moved += g.Moved

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/mainstay-go/mainstay/pkg/control"
 	"github.com/mainstay-go/mainstay/pkg/link"
 	"github.com/mainstay-go/mainstay/pkg/rows"
@@ -107,10 +109,7 @@ func (s *Supervisor) slotAt(i int) (*slot, error) {
 
 // chronicled notes what was found out beside the supervisor's goroutine.
 func (s *Supervisor) chronicled(m happened) {
-	if m.slot == nil {
-		s.tell(m.kind, m.message, nil)
-		return
-	}
+	s.log.Info("connections moved", append(m.slot.fields(), zap.String("what", m.message))...)
 	s.tellSlot(m.kind, m.message, m.slot)
 }
 

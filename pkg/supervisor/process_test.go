@@ -49,7 +49,20 @@ func work() int {
 		return 1
 	}
 	seat := board.Seat(in.Seat)
-	in.Control.Send(link.Hello{Contract: link.Contract, Incarnation: in.Incarnation, Generation: in.Generation, Build: "test"})
+	hello := link.Hello{Contract: link.Contract, Incarnation: in.Incarnation, Generation: in.Generation, Build: "test"}
+	mail := -1 // the receiving end of the inbox
+	if string(in.Config) == "is a peer" {
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		in.Control.SendFile(hello, fds[1])
+		unix.Close(fds[1])
+		mail = fds[0]
+	} else {
+		in.Control.Send(hello)
+	}
 	switch string(in.Config) {
 	case "says why":
 		in.Control.Send(link.Failed{Reason: "the database is away"})
@@ -89,7 +102,12 @@ func work() int {
 		case link.Accept:
 			go greet(in)
 		case link.Gather:
-			gathered(in, m.Body.(link.Gather))
+			gathered(in, m.Body.(link.Gather), mail)
+		case link.Peer:
+			if m.FD >= 0 {
+				unix.Write(m.FD, fmt.Appendf(nil, "from %d", in.Incarnation))
+				unix.Close(m.FD)
+			}
 		case link.Drain, link.Stop:
 			in.Control.Send(link.Draining{})
 			return 0
@@ -98,8 +116,21 @@ func work() int {
 }
 
 // gathered answers with the question, or as it says.
-func gathered(in *link.Inherited, g link.Gather) {
+func gathered(in *link.Inherited, g link.Gather, mail int) {
 	switch g.What {
+	case "mail":
+		text := make([]byte, 100)
+		n, err := unix.Read(mail, text)
+		if err != nil {
+			in.Control.Send(link.Gathered{ID: g.ID, Error: err.Error()})
+			return
+		}
+		f, err := link.AnswerFile(text[:n])
+		if err != nil {
+			return
+		}
+		defer f.Close()
+		in.Control.SendFile(link.Gathered{ID: g.ID}, int(f.Fd()))
 	case "silence":
 	case "error":
 		in.Control.Send(link.Gathered{ID: g.ID, Error: "does not know"})
@@ -354,6 +385,27 @@ func TestWhatIsNoExecutableIsRefused(t *testing.T) {
 		} else if !strings.Contains(err.Error(), path) {
 			t.Errorf("error %q does not name %s", err, path)
 		}
+	}
+}
+
+func TestRealWorkersGetOneAnothersInboxes(t *testing.T) {
+	r := startReal(t, "is a peer")
+	r.awaitServing(t)
+	got := map[int]string{}
+	await(t, "mail for both", func() bool {
+		answers, err := r.Gather(t.Context(), "mail", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, a := range answers {
+			if a.Err == nil {
+				got[a.Slot] = string(a.Data)
+			}
+		}
+		return len(got) == 2
+	})
+	if got[0] != "from 2" || got[1] != "from 1" {
+		t.Errorf("mail %v", got)
 	}
 }
 

@@ -17,8 +17,9 @@ import (
 var errStopping = errors.New("the service stops")
 
 // reload is a new generation on its way in: slot by slot a worker of the new
-// release is started, proves itself beside the old one, and takes over. If
-// one fails, all slots go back to the old release. The supervisor's
+// release is started, proves itself beside the old one, takes over, and gets
+// the old one's connections. If one fails, all slots go back to the old
+// release, and the new workers hand back what they have. The supervisor's
 // goroutine owns it.
 type reload struct {
 	requests []*reloadRequest
@@ -192,6 +193,7 @@ func (s *Supervisor) beginRolling(m released) {
 		r.todo = append(r.todo, sl)
 	}
 	r.tell("generation %d: replacing %d workers", r.to.generation, len(r.todo))
+	s.extendTimeout(r.to.settings.StartTimeout + r.to.settings.Bake + handWait)
 	s.roll()
 }
 

@@ -41,9 +41,9 @@ func (h Health) withDefaults() Health {
 	return h
 }
 
-// judgeInterval is how often the workers are looked at: four times in the
-// shortest of the times that matter.
-func (h Health) judgeInterval() time.Duration {
+// shortest is the shortest time after which a worker that was well may be
+// sick; 20 s if no time makes it so.
+func (h Health) shortest() time.Duration {
 	shortest := time.Duration(0)
 	for _, d := range []time.Duration{h.HangTimeout, h.HandlerTimeout} {
 		if d > 0 && (shortest == 0 || d < shortest) {
@@ -53,8 +53,15 @@ func (h Health) judgeInterval() time.Duration {
 	if shortest == 0 {
 		shortest = 20 * time.Second
 	}
-	return max(shortest/4, 10*time.Millisecond)
+	return max(shortest, 40*time.Millisecond)
 }
+
+// judgeInterval is how often the workers are looked at for what cannot be
+// foreseen: four times in the shortest of the times that matter.
+func (h Health) judgeInterval() time.Duration { return h.shortest() / 4 }
+
+// samples says whether h limits what cannot be foreseen.
+func (h Health) samples() bool { return h.MemorySoft > 0 || h.MemoryHard > 0 || h.MaxMessages > 0 }
 
 // lot is an incarnation's own draw of the limits that are jittered.
 type lot struct {
@@ -67,22 +74,25 @@ func (h Health) draw() lot {
 	return lot{messages: uint64(float64(h.MaxMessages) * f), age: time.Duration(float64(h.MaxAge) * f)}
 }
 
-// judge looks at every worker that serves. When the supervisor itself has
-// overslept, because the machine was suspended or too busy, all heartbeats
-// look old: then nobody is judged this time.
-func (s *Supervisor) judgeWorkers() {
-	now := time.Now()
-	late := !s.judged.IsZero() && now.Sub(s.judged) > 2*s.current.settings.Health.judgeInterval()
-	s.judged = now
-	if late {
+// judgeWorkers looks at every worker that serves, and returns when to do so
+// again: as long as all are well and nothing is limited that has to be sampled,
+// that is about once in the shortest of the timeouts, so that an idle service
+// sleeps. When the supervisor itself has overslept, because the machine was
+// suspended or too busy, all heartbeats look old: then nobody is judged this
+// time.
+func (s *Supervisor) judgeWorkers() time.Duration {
+	h := s.current.settings.Health
+	if time.Since(s.lookDue) > h.judgeInterval() {
 		s.log.Warn("workers not judged: the supervisor was late itself")
-		return
+		return s.lookAgain(h.judgeInterval())
 	}
+	next := h.shortest()
 	for inc := range s.living() {
+		h := inc.release.settings.Health
 		if inc.state != ready || inc.dead {
+			next = min(next, h.shortest()) // it may be from now on
 			continue
 		}
-		h := inc.release.settings.Health
 		if reason := s.hangs(inc, h); reason != "" {
 			inc.reason = reason
 			s.happen(inc, stalled)
@@ -92,14 +102,54 @@ func (s *Supervisor) judgeWorkers() {
 		if inc.state == ready && inc.slot.place == serving && inc == inc.slot.current {
 			s.judgeAge(inc, h)
 		}
+		next = min(next, s.outlook(inc, h))
 	}
+	return s.lookAgain(next)
+}
+
+// lookAgain notes that the workers are looked at in d, and returns d.
+func (s *Supervisor) lookAgain(d time.Duration) time.Duration {
+	s.lookDue = time.Now().Add(d)
+	return d
+}
+
+// outlook returns how long a worker need not be looked at: if nothing changes
+// at it, it is sick right then.
+func (s *Supervisor) outlook(inc *incarnation, h Health) time.Duration {
+	if h.samples() {
+		return h.judgeInterval()
+	}
+	next, now := h.shortest(), s.clock()
+	until := func(left time.Duration) {
+		if left <= 0 { // it is excused, or waits for its turn to be replaced
+			left = h.judgeInterval()
+		}
+		next = min(next, left+lookMargin)
+	}
+	if h.HangTimeout > 0 {
+		until(s.lastBeat(inc) + h.HangTimeout - now)
+	}
+	if oldest := time.Duration(inc.seat.PoolOldest.Load()); h.HandlerTimeout > 0 && oldest > 0 {
+		until(oldest + h.HandlerTimeout - now)
+	}
+	if h.MaxAge > 0 {
+		until(inc.lot.age - time.Since(inc.readyAt))
+	}
+	return next
+}
+
+// lookMargin is how much later than a deadline a worker is looked at.
+const lookMargin = 10 * time.Millisecond
+
+// lastBeat returns when a worker that is ready was well last, by s.clock.
+func (s *Supervisor) lastBeat(inc *incarnation) time.Duration {
+	return max(time.Duration(inc.seat.Heartbeat.Load()), inc.readyMono)
 }
 
 // hangs says in what way a worker hangs; empty: it does not.
 func (s *Supervisor) hangs(inc *incarnation, h Health) string {
 	now := s.clock()
-	beat := max(time.Duration(inc.seat.Heartbeat.Load()), inc.readyMono)
-	if age := now - beat; h.HangTimeout > 0 && age > h.HangTimeout && processState(inc.pid()) != 't' {
+	if age := now - s.lastBeat(inc); h.HangTimeout > 0 && age > h.HangTimeout && processState(inc.pid()) != 't' {
 		reason := fmt.Sprintf("its loop has not turned for %v", age.Round(10*time.Millisecond))
 		if listener, id, since, ok := inc.seat.Handler(); ok {
 			reason += fmt.Sprintf(", in a callback of listener %q for connection %d since %v", listener, id, (now - time.Duration(since)).Round(10*time.Millisecond))

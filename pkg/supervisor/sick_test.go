@@ -117,6 +117,58 @@ func TestWorkerWhoseHeartBeatsIsLeftAlone(t *testing.T) {
 	})
 }
 
+func TestHangIsFoundAtOnceAndHealthyWorkersAreLeftToSleep(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		health Health
+		fewest time.Duration // between two looks at workers that are well
+	}{
+		{"hang timeout", Health{HangTimeout: 10 * time.Second}, 8 * time.Second},
+		{"shorter handler timeout", Health{HangTimeout: 10 * time.Second, HandlerTimeout: 4 * time.Second}, 4 * time.Second},
+		{"no timeout", Health{HangTimeout: -1}, 20 * time.Second},
+		{"memory is sampled", Health{HangTimeout: 10 * time.Second, MemorySoft: 100}, 2500 * time.Millisecond},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			nurse(t, healthy(tt.health), serve, func(w *ward) {
+				w.beat(time.Minute, 0, 1)
+				next := w.nextLook()
+				for range 5 {
+					seen := next
+					for next == seen {
+						w.beat(time.Second, 0, 1)
+						next = w.nextLook()
+					}
+					if d := next.Sub(seen); d < tt.fewest {
+						t.Errorf("%v between two looks, want %v or more", d, tt.fewest)
+					}
+				}
+			})
+		})
+	}
+	nurse(t, healthy(Health{HangTimeout: 10 * time.Second}), serve, func(w *ward) {
+		w.beat(time.Minute, 0, 1)
+		began := w.clock()
+		w.seat(0).Heartbeat.Store(int64(began))
+		for hung := false; !hung; {
+			w.beat(time.Second, 1)
+			hung = w.status().Pools[0].Workers[0].Respawns == 1
+			if w.clock()-began > 20*time.Second {
+				t.Fatal("not found")
+			}
+		}
+		if took := w.clock() - began; took > 12*time.Second {
+			t.Errorf("found after %v, want 10 s and the second in which it is noticed here", took)
+		}
+	})
+}
+
+// nextLook asks the supervisor's goroutine when it looks at the workers next.
+func (w *ward) nextLook() time.Time {
+	reply := make(chan time.Time, 1)
+	w.post(verb{do: func(s *Supervisor, _ *slot, _ chan outcome) { reply <- s.lookDue }, verdict: make(chan outcome, 1)})
+	return <-reply
+}
+
 func TestCallbackThatNeverEndsIsAHang(t *testing.T) {
 	nurse(t, healthy(Health{HandlerTimeout: 5 * time.Second}), serve, func(w *ward) {
 		w.seat(1).PoolOldest.Store(int64(w.clock()))

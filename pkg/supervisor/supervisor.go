@@ -134,7 +134,7 @@ type Supervisor struct {
 	questions    map[uint64]*question
 	lastQuestion uint64
 	chronicle    chronicle
-	judged       time.Time // when the workers were looked at last
+	lookDue      time.Time // when the workers are looked at next
 	books        books
 	hooks        *hooks
 	harvester    *harvester // nil: connections do not outlive their workers
@@ -260,7 +260,7 @@ type (
 	balancePlan       struct{ reply chan planned }
 	happened          struct { // something for the events and the log
 		kind, message string
-		slot          *slot // nil: of the whole service
+		slot          *slot
 	}
 	balanced         struct{}
 	incarnationBroke struct {
@@ -399,7 +399,7 @@ func (s *Supervisor) run(ctx context.Context) error {
 	}
 	ending := ctx.Done()
 	interval := s.current.settings.Health.judgeInterval()
-	judge := time.NewTicker(interval)
+	judge := time.NewTimer(s.lookAgain(interval))
 	defer judge.Stop()
 	pulse := time.NewTicker(beatEvery)
 	defer pulse.Stop()
@@ -408,8 +408,7 @@ func (s *Supervisor) run(ctx context.Context) error {
 		s.rebalanceAfterChange()
 		if d := s.current.settings.Health.judgeInterval(); d != interval { // a reload has changed it
 			interval = d
-			s.judged = time.Time{}
-			judge.Reset(d)
+			judge.Reset(s.lookAgain(d))
 		}
 		s.showStatus()
 		s.watchHealth()
@@ -424,7 +423,7 @@ func (s *Supervisor) run(ctx context.Context) error {
 		case <-beat:
 			s.notified("watchdog", s.conf.Notify.Watchdog())
 		case <-judge.C:
-			s.judgeWorkers()
+			judge.Reset(s.judgeWorkers())
 		case <-pulse.C:
 			s.beat()
 			for inc := range s.living() {

@@ -45,6 +45,7 @@ type listener struct {
 	gate   *gate        // nil: all are taken
 
 	dispatch dispatcher
+	acceptor reactor.Acceptor
 
 	token   reactor.Token
 	state   listening
@@ -135,8 +136,8 @@ func (l *listener) acceptSome() (accepted int, err error) {
 		if l.http != nil && l.http.full() {
 			return accepted, errFull
 		}
-		fd, peer, err := unix.Accept4(l.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-		switch fault(err) {
+		fd, peer, errno := l.acceptor.Accept(l.fd)
+		switch faultOf(errno) {
 		case faultNone:
 			accepted++
 			if !l.gate.admit(peer, l.worker.loop.Now()) {
@@ -149,7 +150,7 @@ func (l *listener) acceptSome() (accepted int, err error) {
 			return accepted, nil
 		case faultPassing:
 		default:
-			return accepted, err
+			return accepted, errno
 		}
 	}
 	l.recovered(accepted)
@@ -232,10 +233,19 @@ const (
 	faultFatal                       // of the socket
 )
 
+// faultOf is fault of what accept4(2) has returned.
+func faultOf(errno unix.Errno) faultClass {
+	switch errno {
+	case 0:
+		return faultNone
+	case unix.EAGAIN:
+		return faultEmpty
+	}
+	return fault(errno)
+}
+
 func fault(err error) faultClass {
 	switch {
-	case err == nil:
-		return faultNone
 	case errors.Is(err, unix.EAGAIN):
 		return faultEmpty
 	case errors.Is(err, errFull):
@@ -255,16 +265,7 @@ func fault(err error) faultClass {
 }
 
 func (l *listener) take(fd int, peer unix.Sockaddr) {
-	if l.isTCP {
-		// A peer that vanished without a word is noticed, if idle for ever is
-		// allowed.
-		option(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
-		option(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, keepAliveIdle)
-	}
 	l.worker.seat.Accepts.Add(1)
-	// Urgent bytes stay in the stream, so that the kernel's count of bytes
-	// and ours agree.
-	option(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
 	if l.http != nil {
 		l.http.take(fd, peer)
 		return
@@ -285,8 +286,24 @@ func (l *listener) take(fd int, peer unix.Sockaddr) {
 // kernel asks whether the peer is still there.
 const keepAliveIdle = 55
 
-// option sets a socket's option. A connection that is dead already refuses
-// it, and ends by itself.
+// prepare sets what the connections inherit from a listening TCP socket,
+// which costs nothing at the accept. A socket that refuses serves as well.
+func (l *listener) prepare() {
+	if !l.isTCP {
+		return
+	}
+	// A peer that vanished without a word is noticed, if idle for ever is
+	// allowed.
+	option(l.fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+	option(l.fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, keepAliveIdle)
+	// Urgent bytes stay in the stream, so that the kernel's count of bytes
+	// and ours agree.
+	option(l.fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
+	// The replies of a turn leave in one write: there is nothing for Nagle to join.
+	option(l.fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+}
+
+// option sets a socket's option, if the system has it.
 func option(fd, level, name, value int) { _ = unix.SetsockoptInt(fd, level, name, value) }
 
 func (l *listener) broken(err error) { l.worker.listenerBroken(l.name, err) }

@@ -14,9 +14,9 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/rows"
 )
 
-// openRows opens the table of connections and the inbox. The sending end of
-// the inbox is the caller's.
-func (w *Worker) openRows(in *link.Inherited) (inbox int, err error) {
+// openRows opens the table of connections and the inbox. It returns the
+// sending end of the inbox, which stays open here too: so it has no end.
+func (w *Worker) openRows(in *link.Inherited) (sending int, err error) {
 	table, err := rows.Open(in.Rows)
 	if err != nil {
 		return -1, fmt.Errorf("worker: %w", err)
@@ -44,17 +44,26 @@ func (w *Worker) openRows(in *link.Inherited) (inbox int, err error) {
 	if err != nil {
 		return -1, fmt.Errorf("worker: %w", err)
 	}
-	if _, err := w.loop.Add(receiving, reactor.Readable, (*inboxWatcher)(w.ends)); err != nil {
+	i := &inbox{w: w}
+	if i.token, err = w.loop.Add(receiving, reactor.Readable, i); err != nil {
 		return -1, fmt.Errorf("worker: inbox: %w", err)
 	}
 	return sending, nil
 }
 
-// inboxWatcher reads the inbox.
-type inboxWatcher handoff.Endpoint
+// inbox is where the other workers' messages come in.
+type inbox struct {
+	w     *Worker
+	token reactor.Token
+}
 
-// OnReady reads what peers have sent.
-func (i *inboxWatcher) OnReady(reactor.Events) { (*handoff.Endpoint)(i).Readable() }
+// OnReady reads what they have sent.
+func (i *inbox) OnReady(reactor.Events) {
+	if err := i.w.ends.Readable(); err != nil {
+		i.w.log.Error("inbox is broken: no connections come from other workers any more", zap.Error(err))
+		_ = i.w.loop.Remove(i.token) // it is not read any more, whatever comes of it
+	}
+}
 
 func (w *Worker) handoffTrouble(err error) { w.log.Warn("hand-off", zap.Error(err)) }
 

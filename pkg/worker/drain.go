@@ -108,6 +108,9 @@ func (w *Worker) leaveListeners() *drain {
 		s.leaving.Store(true) // whoever is told of the drain finds it so
 		s.drained = func() { w.post(func() { d.servers--; d.progress() }) }
 	}
+	for _, a := range w.handlers {
+		a.Drain()
+	}
 	w.enter(link.StateDraining)
 	open := int(w.seat.Connections.Load())
 	w.send(link.Draining{Connections: open})
@@ -183,6 +186,9 @@ func (w *Worker) stop(patience time.Duration) {
 	go func() {
 		defer close(ended)
 		w.pool.Close()
+		for _, a := range w.handlers {
+			a.Close()
+		}
 		<-w.background.done
 	}()
 	timer := time.NewTimer(patience)

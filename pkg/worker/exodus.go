@@ -28,7 +28,8 @@ type exodus struct {
 	offered  int            // frozen, and neither taken nor thawed
 	onTheWay map[uint64]int // offered, by taker
 	frozen   map[uint64][]handoff.Unit
-	stepping bool // step is to come
+	stepping bool          // step is to come
+	patience time.Duration // until when somebody to go to is waited for; 0: nobody had to be
 	result   moved
 }
 
@@ -84,6 +85,9 @@ func (e *exodus) later() {
 func (e *exodus) step() {
 	e.stepping = false
 	e.fresh = 0
+	if len(e.ids) > 0 && e.target(e.onTheWay) == nil && e.wait() {
+		return
+	}
 	for to, units := range e.frozen {
 		delete(e.frozen, to)
 		e.offer(to, units)
@@ -103,6 +107,24 @@ func (e *exodus) step() {
 		e.ended = nil
 		ended(e.result)
 	}
+}
+
+// takerPatience is how long an exodus waits for somebody to go to: one who was
+// told to accept needs a moment until it does.
+const takerPatience = time.Second
+
+// wait has step called a little later, unless the patience is at its end.
+func (e *exodus) wait() bool {
+	now := e.w.loop.Clock()
+	if e.patience == 0 {
+		e.patience = now + takerPatience
+	}
+	if now >= e.patience {
+		return false
+	}
+	e.stepping = true
+	e.w.loop.After(takerPatience/100, e.step)
+	return true
 }
 
 // ask has one connection frozen.
@@ -142,25 +164,30 @@ func (e *exodus) place(f *conn.Frozen) {
 	e.frozen[to.Incarnation] = append(e.frozen[to.Incarnation], unit)
 }
 
-// offer gives what was frozen to its taker.
+// offer gives what was frozen to its taker, each batch by itself, so that the
+// window moves on with each answer.
 func (e *exodus) offer(to uint64, units []handoff.Unit) {
-	n := 0
-	for _, u := range units {
-		n++
-		if u.Second != nil {
+	for len(units) > 0 {
+		n, size := 0, 0
+		for n < len(units) && size < handoff.BatchConnections-1 {
+			size++
+			if units[n].Second != nil {
+				size++
+			}
 			n++
 		}
+		e.w.ends.Give(to, uint8(e.w.reasonFor(to)), units[:n], func(o handoff.Outcome) {
+			e.offered -= size
+			e.onTheWay[to] -= size
+			e.result.Given += o.Given
+			e.result.Refused += o.Refused
+			e.result.stays(o.Thawed+o.Refused, o.Err)
+			e.result.Longest = max(e.result.Longest, o.Longest)
+			e.w.count(o)
+			e.later()
+		})
+		units = units[n:]
 	}
-	e.w.ends.Give(to, uint8(e.w.reasonFor(to)), units, func(o handoff.Outcome) {
-		e.offered -= n
-		e.onTheWay[to] -= n
-		e.result.Given += o.Given
-		e.result.Refused += o.Refused
-		e.result.stays(o.Thawed+o.Refused, o.Err)
-		e.result.Longest = max(e.result.Longest, o.Longest)
-		e.w.count(o)
-		e.later()
-	})
 }
 
 // count tells the seat what came of an offer.

@@ -61,11 +61,10 @@ func (e echo) OnMessage(c *conn.Conn, m []byte) {
 	case "hang":
 		select {}
 	case "work":
-		for range 30 {
+		for range 1000 { // longer than it is looked at
 			<-time.After(10 * time.Millisecond)
 			c.Working()
 		}
-		c.Send(m)
 	case "close":
 		c.Close(nil)
 	default:

@@ -29,7 +29,6 @@ func (d *drain) handOver(t terms) {
 	d.exodus = w.begin(ids, target, func(m moved) {
 		m.Left = w.set.Len()
 		w.send(link.Handed{Given: m.Given, Left: m.Left, Longest: m.Longest})
-		w.log.Info("handed over", zap.Int("given", m.Given), zap.Int("left", m.Left), zap.Duration("longest", m.Longest))
 		d.progress()
 	})
 }
@@ -112,8 +111,8 @@ func (w *Worker) moveSome(which func() ([]uint64, error), to []uint64) (moved, e
 			}
 			return nil
 		}
-		if len(to) == 0 || target(nil) == nil {
-			refused = fmt.Errorf("no worker takes connections, of those asked for")
+		if len(to) == 0 {
+			refused = errNobody
 			return
 		}
 		w.begin(ids, target, func(m moved) { done <- m })

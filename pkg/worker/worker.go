@@ -63,7 +63,7 @@ type Config struct {
 type Listener struct {
 	Name string
 	// Conn configures the connections; the worker sets its Listener, Pool,
-	// Seat, Released and Event. nil: Packet or HTTP is served.
+	// Seat, Event, Move and Bound. nil: Packet or HTTP is served.
 	Conn *conn.Config
 	// Dispatch says which worker serves a new connection; empty means
 	// DispatchShared. It is for connections of Conn that are not Pinned.
@@ -79,6 +79,19 @@ type Listener struct {
 	HTTP http.Handler
 	// HTTPLimits go with HTTP.
 	HTTPLimits HTTPLimits
+}
+
+// Application is what a conn.Handler may be besides, if it has goroutines of
+// its own.
+type Application interface {
+	// Serving tells, before the first connection, where panics are reported
+	// and where requests and panics are counted.
+	Serving(event func(conn.Event), seat *scoreboard.Seat)
+	// Drain says that the worker leaves: it is called on the loop, before the
+	// connections are drained.
+	Drain()
+	// Close waits until all goroutines have ended. The connections are gone.
+	Close()
 }
 
 const (
@@ -115,6 +128,7 @@ type Worker struct {
 	listeners []*listener
 	packets   []*packets
 	servers   []*httpServer
+	handlers  []Application
 
 	// overdue is closed when Run must return whatever still runs.
 	overdue  chan struct{}
@@ -245,7 +259,6 @@ func prepare(in *link.Inherited, conf Config) (_ *Worker, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(inbox) // the supervisor has it then
 	if err := w.makeListeners(in); err != nil {
 		return nil, err
 	}
@@ -351,6 +364,7 @@ func (w *Worker) makeListeners(in *link.Inherited) error {
 			continue
 		}
 		l := &listener{worker: w, name: c.Name, fd: in.Sockets[i], isTCP: isTCP(in.Sockets[i])}
+		l.prepare()
 		l.gate = w.newGate(c.Name, c.Accept)
 		w.gates[c.Name] = l.gate
 		if c.Conn != nil {
@@ -373,9 +387,17 @@ func (w *Worker) configure(l *Listener, g *gate) *conn.Config {
 	if l.Dispatch == DispatchHashID {
 		c.Bound = w.bound
 	}
-	c.Released = nil
-	if g != nil {
-		c.Released = func(c *conn.Conn) { g.left(textAddress(c.Peer())) }
+	if a, ok := c.Handler.(Application); ok {
+		a.Serving(w.connEvent, w.seat)
+		w.handlers = append(w.handlers, a)
+	}
+	if released := c.Released; g != nil {
+		c.Released = func(c *conn.Conn) {
+			if released != nil {
+				released(c)
+			}
+			g.left(textAddress(c.Peer()))
+		}
 	}
 	return &c
 }

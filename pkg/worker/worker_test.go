@@ -95,7 +95,7 @@ func TestWorkingCallbackIsNotOld(t *testing.T) {
 	s := listen(t)
 	p := serving(t, "pool", 0, s)
 	c, other := dial(t, s), dial(t, s)
-	io.WriteString(c, "work") // for 300 ms
+	io.WriteString(c, "work") // for ten seconds
 	moved, last := 0, int64(0)
 	await(t, "its time starts anew", func() bool {
 		ask(t, other, "turn") // so that the loop turns
@@ -578,7 +578,6 @@ func TestAcceptFaultsAreClassed(t *testing.T) {
 		errno error
 		want  faultClass
 	}{
-		{nil, faultNone},
 		{errFull, faultFull},
 		{unix.EAGAIN, faultEmpty},
 		{unix.EINTR, faultPassing},
@@ -619,4 +618,32 @@ func TestHTTPConnectionThatIsResetAtOnceHurtsNobody(t *testing.T) {
 		t.Fatalf("the worker exited with %d: %s", code, p.stderr.String())
 	default:
 	}
+}
+
+func TestAcceptedConnectionsInheritTheirOptions(t *testing.T) {
+	s := listen(t)
+	(&listener{fd: s.FD, isTCP: true}).prepare()
+	c := dial(t, s)
+	defer c.Close()
+	await(t, "a connection", func() bool {
+		fd, _, err := unix.Accept4(s.FD, unix.SOCK_CLOEXEC)
+		if err != nil {
+			return false
+		}
+		defer unix.Close(fd)
+		for _, o := range []struct {
+			name                string
+			level, option, want int
+		}{
+			{"TCP_NODELAY", unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
+			{"SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+			{"TCP_KEEPIDLE", unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, keepAliveIdle},
+			{"SO_OOBINLINE", unix.SOL_SOCKET, unix.SO_OOBINLINE, 1},
+		} {
+			if got, err := unix.GetsockoptInt(fd, o.level, o.option); err != nil || got != o.want {
+				t.Errorf("%s is %d, %v, want %d", o.name, got, err, o.want)
+			}
+		}
+		return true
+	})
 }

@@ -5,18 +5,21 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"runtime"
 	"slices"
 	"time"
 
 	"github.com/mainstay-go/mainstay/bench/load"
+	"github.com/mainstay-go/mainstay/bench/peers"
 	"github.com/mainstay-go/mainstay/bench/proc"
+	"github.com/mainstay-go/mainstay/bench/stats"
 )
 
 // plan is what is to be measured.
 type plan struct {
 	tables      []table
-	peers       []peer
+	peers       []peers.Peer
 	sizes       []int
 	pipelines   []int
 	connections []int
@@ -64,20 +67,20 @@ type burst struct {
 // figures are what the bursts of one peer come to. Medians are over bursts,
 // ratios over cycles, percentiles over all messages.
 type figures struct {
-	Peer             string    `json:"peer"`
-	Bursts           int       `json:"bursts"`
-	LeftOut          int       `json:"left_out"`
-	Errors           uint64    `json:"errors"` // in all bursts
-	Rate             float64   `json:"messages_per_second"`
-	PerCPU           float64   `json:"messages_per_server_cpu_second"`
-	MicrosPerMessage float64   `json:"server_cpu_us_per_message"`
-	RatioCPU         quartiles `json:"per_cpu_second_to_floor"`
-	RatioRate        quartiles `json:"rate_to_floor"`
-	P50              float64   `json:"p50_us"`
-	P99              float64   `json:"p99_us"`
-	Busiest          float64   `json:"busiest_process"`
-	RSS              float64   `json:"rss_bytes"`
-	PSS              float64   `json:"pss_bytes"`
+	Peer             string          `json:"peer"`
+	Bursts           int             `json:"bursts"`
+	LeftOut          int             `json:"left_out"`
+	Errors           uint64          `json:"errors"` // in all bursts
+	Rate             float64         `json:"messages_per_second"`
+	PerCPU           float64         `json:"messages_per_server_cpu_second"`
+	MicrosPerMessage float64         `json:"server_cpu_us_per_message"`
+	RatioCPU         stats.Quartiles `json:"per_cpu_second_to_floor"`
+	RatioRate        stats.Quartiles `json:"rate_to_floor"`
+	P50              float64         `json:"p50_us"`
+	P99              float64         `json:"p99_us"`
+	Busiest          float64         `json:"busiest_process"`
+	RSS              float64         `json:"rss_bytes"`
+	PSS              float64         `json:"pss_bytes"`
 }
 
 // run measures everything in the plan and hands each scenario to done when it
@@ -98,10 +101,10 @@ func (p *plan) run(ctx context.Context, dir string, progress io.Writer, done fun
 }
 
 func (p *plan) table(ctx context.Context, dir string, progress io.Writer, t table, done func(*scenario)) (err error) {
-	var servers []*process
+	var servers []*peers.Process
 	defer func() {
 		for _, s := range slices.Backward(servers) {
-			err = errors.Join(err, s.stop())
+			err = errors.Join(err, s.Stop())
 		}
 	}()
 	if err := proc.BindSelf(t.load); err != nil {
@@ -109,20 +112,20 @@ func (p *plan) table(ctx context.Context, dir string, progress io.Writer, t tabl
 	}
 	runtime.GOMAXPROCS(t.threads)
 	for _, peer := range p.peers {
-		s, err := start(dir, peer, t.Workers, t.server)
+		s, err := peers.Start(dir, peer, t.Workers, t.server)
 		if err != nil {
 			return err
 		}
 		servers = append(servers, s)
 	}
 	for _, s := range servers {
-		if err := s.ready(ctx); err != nil {
+		if err := s.Ready(ctx); err != nil {
 			return err
 		}
 	}
 	var names []string
 	for _, s := range servers {
-		names = append(names, s.name)
+		names = append(names, s.Name)
 	}
 	for _, connections := range p.connections {
 		for _, size := range p.sizes {
@@ -147,11 +150,11 @@ const patience = 3
 // scenario fills in the bursts of s: cycles until as many as are wanted were
 // not disturbed, or patience is over. The first round over all servers is not
 // kept: it brings workers, buffers and the kernel's tables to their size.
-func (p *plan) scenario(ctx context.Context, s *scenario, servers []*process) error {
+func (p *plan) scenario(ctx context.Context, s *scenario, servers []*peers.Process) error {
 	whole := 0
 	for cycle := -1; whole < s.Table.Cycles && cycle < patience*s.Table.Cycles; cycle++ {
 		good := cycle >= 0
-		for _, server := range order(servers, max(cycle, 0)) {
+		for _, server := range stats.Order(servers, max(cycle, 0)) {
 			b, err := p.one(ctx, s, server)
 			if err != nil {
 				return err
@@ -170,15 +173,15 @@ func (p *plan) scenario(ctx context.Context, s *scenario, servers []*process) er
 
 // one runs one burst. The error ends the whole run; what only spoils this
 // burst is in LeftOut.
-func (p *plan) one(ctx context.Context, s *scenario, server *process) (*burst, error) {
-	pids, err := proc.Tree(server.cmd.Process.Pid)
+func (p *plan) one(ctx context.Context, s *scenario, server *peers.Process) (*burst, error) {
+	pids, err := proc.Tree(server.PID())
 	if err != nil {
-		return nil, fmt.Errorf("compare: %s: %w%s", server.name, err, server.lastWords())
+		return nil, fmt.Errorf("compare: %s: %w%s", server.Name, err, server.LastWords())
 	}
 	var before, after moment
 	var memory proc.Memory
 	r, err := load.Run(ctx, load.Config{
-		Target:      fmt.Sprintf("tcp://127.0.0.1:%d", server.port),
+		Target:      fmt.Sprintf("tcp://127.0.0.1:%d", server.Port),
 		Mode:        load.Raw,
 		Connections: s.Connections,
 		Size:        s.Size,
@@ -195,15 +198,15 @@ func (p *plan) one(ctx context.Context, s *scenario, server *process) (*burst, e
 		},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("compare: %s: %w%s", server.name, err, server.lastWords())
+		return nil, fmt.Errorf("compare: %s: %w%s", server.Name, err, server.LastWords())
 	}
 	if err := errors.Join(before.err, after.err); err != nil {
-		return nil, fmt.Errorf("compare: %s: %w", server.name, err)
+		return nil, fmt.Errorf("compare: %s: %w", server.Name, err)
 	}
 	spent := after.server.Since(before.server)
 	own := after.own.Since(before.own)
 	b := &burst{
-		Peer:       server.name,
+		Peer:       server.Name,
 		Messages:   r.Messages,
 		Seconds:    r.Seconds,
 		CPUSeconds: spent.Total.Seconds(),
@@ -216,10 +219,10 @@ func (p *plan) one(ctx context.Context, s *scenario, server *process) (*burst, e
 	if spent.Total > 0 {
 		b.Busiest = spent.Busiest.Seconds() / spent.Total.Seconds()
 	}
-	now, err := proc.Tree(server.cmd.Process.Pid)
+	now, err := proc.Tree(server.PID())
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("compare: %s: %w%s", server.name, err, server.lastWords())
+		return nil, fmt.Errorf("compare: %s: %w%s", server.Name, err, server.LastWords())
 	case r.Errors.Total() > 0:
 		b.LeftOut = "errors"
 	case !slices.Equal(now, pids) || !spent.Complete:
@@ -255,7 +258,7 @@ func (m *moment) machine() {
 	var err, e error
 	m.at = time.Now()
 	m.busy, err = proc.Busy()
-	m.own, e = proc.UsageOf([]int{selfPID})
+	m.own, e = proc.UsageOf([]int{os.Getpid()})
 	m.err = errors.Join(m.err, err, e)
 }
 
@@ -266,7 +269,7 @@ func (m *moment) usage(pids []int) {
 }
 
 // figure computes the figures of the peers from the bursts.
-func (s *scenario) figure(peers []string) {
+func (s *scenario) figure(names []string) {
 	perCPU, rate := map[string]map[int]float64{}, map[string]map[int]float64{}
 	for _, b := range s.Bursts {
 		if b.LeftOut != "" {
@@ -278,7 +281,7 @@ func (s *scenario) figure(peers []string) {
 		perCPU[b.Peer][b.Cycle] = float64(b.Messages) / b.CPUSeconds
 		rate[b.Peer][b.Cycle] = float64(b.Messages) / b.Seconds
 	}
-	for _, name := range peers {
+	for _, name := range names {
 		f := figures{Peer: name}
 		var rates, perCPUs, micros, busiest, rss, pss []float64
 		var latency load.Histogram
@@ -304,12 +307,12 @@ func (s *scenario) figure(peers []string) {
 				latency.Merge(b.histogram)
 			}
 		}
-		f.Rate, f.PerCPU = quartilesOf(rates).Median, quartilesOf(perCPUs).Median
-		f.MicrosPerMessage, f.Busiest = quartilesOf(micros).Median, quartilesOf(busiest).Median
-		f.RSS, f.PSS = quartilesOf(rss).Median, quartilesOf(pss).Median
+		f.Rate, f.PerCPU = stats.Of(rates).Median, stats.Of(perCPUs).Median
+		f.MicrosPerMessage, f.Busiest = stats.Of(micros).Median, stats.Of(busiest).Median
+		f.RSS, f.PSS = stats.Of(rss).Median, stats.Of(pss).Median
 		f.P50, f.P99 = latency.Summary().P50, latency.Summary().P99
-		f.RatioCPU = paired(perCPU[name], perCPU[baseline])
-		f.RatioRate = paired(rate[name], rate[baseline])
+		f.RatioCPU = stats.Paired(perCPU[name], perCPU[peers.Baseline])
+		f.RatioRate = stats.Paired(rate[name], rate[peers.Baseline])
 		s.Figures = append(s.Figures, f)
 	}
 }

@@ -10,7 +10,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -23,7 +22,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/mainstay-go/mainstay/bench/peers"
 	"github.com/mainstay-go/mainstay/bench/proc"
+	"github.com/mainstay-go/mainstay/bench/report"
 )
 
 const usage = `compare loads echo servers in turn, in short bursts, and prints what each
@@ -46,9 +47,7 @@ exit codes: 0 measured; 1 something failed, or a server made errors;
 2 the command line is wrong.
 `
 
-var selfPID = os.Getpid()
-
-// The main goroutine stays on the main thread: see start.
+// The main goroutine stays on the main thread: see peers.Start.
 func init() { runtime.LockOSThread() }
 
 func main() {
@@ -68,7 +67,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	f := flag.NewFlagSet("compare", flag.ContinueOnError)
 	f.SetOutput(stderr)
 	server := f.String("server", "../bin/server", "`path` of Mainstay's server binary")
-	names := f.String("peers", "mainstay,c-floor,go-net", "comma-separated `names` of the servers to compare")
+	names := f.String("peers", "mainstay,mainstay-pool,c-floor,go-net", "comma-separated `names` of the servers to compare")
 	f.Var(&custom, "peer", "one more server, `NAME=COMMAND`, with {port} and {workers} in the command; may be repeated")
 	tables := f.String("tables", "one-core,unpinned", "`names` of the tables: one-core (server on one CPU, generator on another), unpinned")
 	workers := f.Int("workers", 2, "`number` of workers in the table unpinned")
@@ -140,14 +139,11 @@ func (p *plan) measure(ctx context.Context, server string, names, custom []strin
 		return fmt.Errorf("compare: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	if p.peers, err = makePeers(ctx, dir, server, names, custom); err != nil {
+	if p.peers, err = peers.Make(ctx, dir, server, names, custom); err != nil {
 		return err
 	}
-	rep := report{Machine: thisMachine(), Burst: p.burst.Seconds(), Warmup: p.warmup.Seconds(), MaxOthers: p.maxOthers}
-	tables := stdout
-	if jsonFile == "-" {
-		tables = io.Discard
-	}
+	rep := result{Machine: report.ThisMachine(), Burst: p.burst.Seconds(), Warmup: p.warmup.Seconds(), MaxOthers: p.maxOthers}
+	tables := report.Tables(jsonFile, stdout)
 	fmt.Fprintf(tables, "%s\n\n", rep.Machine)
 	var failures uint64
 	err = p.run(ctx, dir, stderr, func(s *scenario) {
@@ -161,26 +157,7 @@ func (p *plan) measure(ctx context.Context, server string, names, custom []strin
 		err = fmt.Errorf("compare: %d errors: see the tables", failures)
 	}
 	// What was measured is written even if the rest could not be.
-	return errors.Join(err, rep.write(jsonFile, stdout))
-}
-
-func (r *report) write(file string, stdout io.Writer) error {
-	if file == "" {
-		return nil
-	}
-	b, err := json.MarshalIndent(r, "", "  ")
-	if err == nil {
-		b = append(b, '\n')
-		if file == "-" {
-			_, err = stdout.Write(b)
-		} else {
-			err = os.WriteFile(file, b, 0o644)
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("compare: --json %s: %w", file, err)
-	}
-	return nil
+	return errors.Join(err, report.Write(rep, jsonFile, stdout))
 }
 
 // makeTables returns the tables called names. cycles is zero for the default

@@ -51,7 +51,7 @@ func TestServersAreStartedMeasuredAndEnded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var r report
+	var r result
 	if err := json.Unmarshal(b, &r); err != nil {
 		t.Fatal(err)
 	}
@@ -120,23 +120,5 @@ func TestACommandLineThatMakesNoSenseIsRefused(t *testing.T) {
 				t.Errorf("exit code %d, want %d and %q in:\n%s", code, c.code, c.say, stderr)
 			}
 		})
-	}
-}
-
-func TestACustomPeersWordsAreFilledIn(t *testing.T) {
-	p, err := customPeer("mine=/opt/echo --port={port} -n {workers} --addr 127.0.0.1:{port}")
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := []string{"/opt/echo", "--port=7", "-n", "2", "--addr", "127.0.0.1:7"}
-	if got := p.argv(7, 2); p.name != "mine" || !slices.Equal(got, want) {
-		t.Errorf("got %q %q, want mine %q", p.name, got, want)
-	}
-}
-
-func TestTheEnvironmentOfServersIsClean(t *testing.T) {
-	got := cleanEnv([]string{"PATH=/bin", "APP_WORKERS=9", "LISTEN_FDS=1", "NOTIFY_SOCKET=/x", "GOGC=off", "APPLE=1", "MAINSTAY_WORKER=1"})
-	if want := []string{"PATH=/bin", "APPLE=1"}; !slices.Equal(got, want) {
-		t.Errorf("got %q, want %q", got, want)
 	}
 }

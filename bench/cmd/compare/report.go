@@ -4,51 +4,19 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
-	"runtime"
 	"slices"
-	"strings"
 	"text/tabwriter"
-	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/mainstay-go/mainstay/bench/report"
 )
 
-// report is the whole of what was measured, as JSON.
-type report struct {
-	Machine   machine     `json:"machine"`
-	Burst     float64     `json:"burst_seconds"`
-	Warmup    float64     `json:"warmup_seconds"`
-	MaxOthers float64     `json:"max_other_cores"`
-	Scenarios []*scenario `json:"scenarios"`
-}
-
-type machine struct {
-	Time   time.Time `json:"time"`
-	CPU    string    `json:"cpu"`
-	CPUs   int       `json:"cpus"`
-	Kernel string    `json:"kernel"`
-	Go     string    `json:"go"`
-}
-
-func thisMachine() machine {
-	m := machine{Time: time.Now().UTC().Truncate(time.Second), CPU: "unknown", CPUs: runtime.NumCPU(), Go: runtime.Version() + " " + runtime.GOARCH}
-	var u unix.Utsname
-	if unix.Uname(&u) == nil {
-		m.Kernel = unix.ByteSliceToString(u.Release[:])
-	}
-	b, _ := os.ReadFile("/proc/cpuinfo")
-	for line := range strings.Lines(string(b)) {
-		if name, value, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "model name" {
-			m.CPU = strings.TrimSpace(value)
-			break
-		}
-	}
-	return m
-}
-
-func (m machine) String() string {
-	return fmt.Sprintf("%s, %d x %s, Linux %s, %s", m.Time.Format("2006-01-02 15:04 MST"), m.CPUs, m.CPU, m.Kernel, m.Go)
+// result is the whole of what was measured, as JSON.
+type result struct {
+	Machine   report.Machine `json:"machine"`
+	Burst     float64        `json:"burst_seconds"`
+	Warmup    float64        `json:"warmup_seconds"`
+	MaxOthers float64        `json:"max_other_cores"`
+	Scenarios []*scenario    `json:"scenarios"`
 }
 
 // title names the scenario in a line.
@@ -101,11 +69,4 @@ func mebibytes(b float64) string {
 		return "-"
 	}
 	return fmt.Sprintf("%.1f", b/(1<<20))
-}
-
-func (q quartiles) String() string {
-	if q.N == 0 {
-		return "-"
-	}
-	return fmt.Sprintf("%.2f [%.2f %.2f]", q.Median, q.Q1, q.Q3)
 }

@@ -1,4 +1,4 @@
-package main
+package peers
 
 import (
 	"bytes"
@@ -16,63 +16,57 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/mainstay-go/mainstay/bench/peers"
 	"github.com/mainstay-go/mainstay/bench/proc"
 )
 
-// peer is a server that takes part. argv returns its command line for a port
-// on 127.0.0.1 and a number of workers.
-type peer struct {
-	name string
-	argv func(port, workers int) []string
-	// threads are the workers in one process: GOMAXPROCS says how many.
-	threads bool
+// Peer is a server that takes part. Make returns them.
+type Peer struct {
+	Name string
+
+	argv    func(port, workers int) []string // its command line; the port is on 127.0.0.1
+	control func(port int) string            // path of its control socket; nil: it has none
+	threads bool                             // the workers are in one process: GOMAXPROCS says how many
 }
 
-const baseline = "c-floor"
+// The names of peers.
+const (
+	Mainstay     = "mainstay"      // with callbacks on the worker's loop, as the reference service has them
+	MainstayPool = "mainstay-pool" // with callbacks on the worker's pool of goroutines
+	Baseline     = "c-floor"       // what ratios are taken to
+	GoNet        = "go-net"
+)
 
-// makePeers returns the peers called names, then those of custom, each
-// NAME=COMMAND. What has to be compiled is compiled into dir.
-func makePeers(ctx context.Context, dir, server string, names, custom []string) ([]peer, error) {
-	var list []peer
+// Make returns the peers called names, then those of custom, each
+// NAME=COMMAND. What has to be compiled is compiled into dir, which also has
+// the configuration and the control sockets of Mainstay, the program server.
+func Make(ctx context.Context, dir, server string, names, custom []string) ([]Peer, error) {
+	var list []Peer
 	for _, name := range names {
 		switch name {
-		case "mainstay":
-			if _, err := os.Stat(server); err != nil {
-				return nil, fmt.Errorf("compare: mainstay: %w: build it, name it by --server, or leave it out by --peers", err)
-			}
-			path, err := filepath.Abs(server)
-			if err != nil {
-				return nil, fmt.Errorf("compare: %w", err)
-			}
-			// An empty file keeps a configuration that the machine may have out.
-			config := filepath.Join(dir, "app.toml")
-			if err := os.WriteFile(config, nil, 0o644); err != nil {
-				return nil, fmt.Errorf("compare: %w", err)
-			}
-			list = append(list, peer{name: name, argv: func(port, workers int) []string {
-				return []string{path, "run", "--config", config, "--workers", strconv.Itoa(workers),
-					"--listen", fmt.Sprintf("echo=tcp://127.0.0.1:%d", port),
-					"--control", "unix://" + filepath.Join(dir, fmt.Sprintf("control-%d.sock", port))}
-			}})
-		case baseline:
-			binary, err := peers.BuildFloor(ctx, dir)
+		case Mainstay, MainstayPool:
+			p, err := mainstay(dir, server, name)
 			if err != nil {
 				return nil, err
 			}
-			list = append(list, peer{name: name, argv: func(port, workers int) []string {
+			list = append(list, p)
+		case Baseline:
+			binary, err := BuildFloor(ctx, dir)
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, Peer{Name: name, argv: func(port, workers int) []string {
 				return []string{binary, "127.0.0.1", strconv.Itoa(port), strconv.Itoa(workers)}
 			}})
-		case "go-net":
-			binary, err := peers.BuildGoNet(ctx, dir)
+		case GoNet:
+			binary, err := BuildGoNet(ctx, dir)
 			if err != nil {
 				return nil, err
 			}
-			list = append(list, peer{name: name, threads: true, argv: func(port, workers int) []string {
+			list = append(list, Peer{Name: name, threads: true, argv: func(port, workers int) []string {
 				return []string{binary, fmt.Sprintf("127.0.0.1:%d", port)}
 			}})
 		default:
-			return nil, fmt.Errorf("compare: peer %q: want mainstay, c-floor or go-net", name)
+			return nil, fmt.Errorf("peers: peer %q: want mainstay, mainstay-pool, c-floor or go-net", name)
 		}
 	}
 	for _, c := range custom {
@@ -83,27 +77,51 @@ func makePeers(ctx context.Context, dir, server string, names, custom []string) 
 		list = append(list, p)
 	}
 	if len(list) == 0 {
-		return nil, errors.New("compare: no peers")
+		return nil, errors.New("peers: no peers")
 	}
 	seen := map[string]bool{}
 	for _, p := range list {
-		if seen[p.name] {
-			return nil, fmt.Errorf("compare: peer %q is named twice", p.name)
+		if seen[p.Name] {
+			return nil, fmt.Errorf("peers: peer %q is named twice", p.Name)
 		}
-		seen[p.name] = true
+		seen[p.Name] = true
 	}
 	return list, nil
 }
 
+// mainstay returns Mainstay's reference service under one of its names.
+func mainstay(dir, server, name string) (Peer, error) {
+	if _, err := os.Stat(server); err != nil {
+		return Peer{}, fmt.Errorf("peers: %s: %w: build it, name it by --server, or leave it out by --peers", name, err)
+	}
+	path, err := filepath.Abs(server)
+	if err != nil {
+		return Peer{}, fmt.Errorf("peers: %w", err)
+	}
+	// A file of our own keeps a configuration that the machine may have out.
+	config, text := filepath.Join(dir, name+".toml"), ""
+	if name == MainstayPool {
+		text = "[listener.echo]\ninline = false\n"
+	}
+	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
+		return Peer{}, fmt.Errorf("peers: %w", err)
+	}
+	control := func(port int) string { return filepath.Join(dir, fmt.Sprintf("control-%d.sock", port)) }
+	return Peer{Name: name, control: control, argv: func(port, workers int) []string {
+		return []string{path, "run", "--config", config, "--workers", strconv.Itoa(workers),
+			"--listen", fmt.Sprintf("echo=tcp://127.0.0.1:%d", port), "--control", "unix://" + control(port)}
+	}}, nil
+}
+
 // customPeer reads NAME=COMMAND; {port} and {workers} in its words stand for
 // the numbers.
-func customPeer(s string) (peer, error) {
+func customPeer(s string) (Peer, error) {
 	name, command, _ := strings.Cut(s, "=")
 	words := strings.Fields(command)
 	if name == "" || len(words) == 0 || !strings.Contains(command, "{port}") {
-		return peer{}, fmt.Errorf("compare: --peer %q: want NAME=COMMAND with {port} in it", s)
+		return Peer{}, fmt.Errorf("peers: --peer %q: want NAME=COMMAND with {port} in it", s)
 	}
-	return peer{name: name, threads: true, argv: func(port, workers int) []string {
+	return Peer{Name: name, threads: true, argv: func(port, workers int) []string {
 		r := strings.NewReplacer("{port}", strconv.Itoa(port), "{workers}", strconv.Itoa(workers))
 		argv := make([]string, len(words))
 		for i, w := range words {
@@ -113,28 +131,30 @@ func customPeer(s string) (peer, error) {
 	}}, nil
 }
 
-// process is a server that runs. It leads a process group of its own, so that
-// a Ctrl-C meant for us reaches it through stop only.
-type process struct {
-	name   string
-	port   int
+// Process is a server that runs. It leads a process group of its own, so that
+// a Ctrl-C meant for us reaches it through Stop only.
+type Process struct {
+	Name    string
+	Port    int    // on 127.0.0.1
+	Control string // path of its control socket; empty: it has none
+
 	cmd    *exec.Cmd
 	log    string // path of what it wrote
 	exited chan struct{}
 	err    error // how it ended; valid when exited is closed
 }
 
-// start starts p on a free port, bound to cpus. It must be called on the main
+// Start starts p on a free port, bound to cpus. It must be called on the main
 // goroutine, which is locked to the main thread: the server is sent SIGTERM
 // when the thread that started it ends, and that thread lives as long as we.
-func start(dir string, p peer, workers int, cpus []int) (*process, error) {
+func Start(dir string, p Peer, workers int, cpus []int) (*Process, error) {
 	port, err := freePort()
 	if err != nil {
 		return nil, err
 	}
-	logFile, err := os.Create(filepath.Join(dir, fmt.Sprintf("%s-%d.log", p.name, port)))
+	logFile, err := os.Create(filepath.Join(dir, fmt.Sprintf("%s-%d.log", p.Name, port)))
 	if err != nil {
-		return nil, fmt.Errorf("compare: %w", err)
+		return nil, fmt.Errorf("peers: %w", err)
 	}
 	defer logFile.Close()
 	argv := p.argv(port, workers)
@@ -146,29 +166,22 @@ func start(dir string, p peer, workers int, cpus []int) (*process, error) {
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 
-	own, err := proc.Allowed()
-	if err != nil {
-		return nil, err
+	if err := proc.Start(cmd, cpus); err != nil {
+		return nil, fmt.Errorf("peers: %s: %w", p.Name, err)
 	}
-	if err := proc.BindThread(cpus); err != nil {
-		return nil, err
+	s := &Process{Name: p.Name, Port: port, cmd: cmd, log: logFile.Name(), exited: make(chan struct{})}
+	if p.control != nil {
+		s.Control = p.control(port)
 	}
-	err = cmd.Start()
-	if e := proc.BindThread(own); err == nil && e != nil {
-		cmd.Process.Kill()
-		cmd.Wait()
-		return nil, e
-	}
-	if err != nil {
-		return nil, fmt.Errorf("compare: %s: %w", p.name, err)
-	}
-	s := &process{name: p.name, port: port, cmd: cmd, log: logFile.Name(), exited: make(chan struct{})}
 	go func() {
 		s.err = cmd.Wait()
 		close(s.exited)
 	}()
 	return s, nil
 }
+
+// PID returns the process that was started; there may be others below it.
+func (s *Process) PID() int { return s.cmd.Process.Pid }
 
 // cleanEnv leaves out what would make a server behave in another way than by
 // its command line.
@@ -201,7 +214,7 @@ func freePort() (int, error) {
 	}
 	const first = 10_000
 	if low <= first {
-		return 0, fmt.Errorf("compare: no port to listen on: net.ipv4.ip_local_port_range begins at %d, want more than %d", low, first)
+		return 0, fmt.Errorf("peers: no port to listen on: net.ipv4.ip_local_port_range begins at %d, want more than %d", low, first)
 	}
 	var err error
 	for range 100 {
@@ -211,14 +224,14 @@ func freePort() (int, error) {
 			return port, l.Close()
 		}
 	}
-	return 0, fmt.Errorf("compare: no free port after 100 tries: %w", err)
+	return 0, fmt.Errorf("peers: no free port after 100 tries: %w", err)
 }
 
 // readyTimeout is how long a server may take until it echoes.
 const readyTimeout = 20 * time.Second
 
-// ready waits until the server echoes. The error holds the end of its log.
-func (s *process) ready(ctx context.Context) error {
+// Ready waits until the server echoes. The error holds the end of its log.
+func (s *Process) Ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, fmt.Errorf("not ready after %v", readyTimeout))
 	defer cancel()
 	again := time.NewTicker(20 * time.Millisecond)
@@ -230,18 +243,18 @@ func (s *process) ready(ctx context.Context) error {
 		}
 		select {
 		case <-s.exited:
-			return fmt.Errorf("compare: %s: ended at its start: %v%s", s.name, s.err, s.lastWords())
+			return fmt.Errorf("peers: %s: ended at its start: %v%s", s.Name, s.err, s.LastWords())
 		case <-ctx.Done():
-			return fmt.Errorf("compare: %s: %w (%v)%s", s.name, context.Cause(ctx), err, s.lastWords())
+			return fmt.Errorf("peers: %s: %w (%v)%s", s.Name, context.Cause(ctx), err, s.LastWords())
 		case <-again.C:
 		}
 	}
 }
 
 // probe sends a few bytes and wants them back.
-func (s *process) probe(ctx context.Context) error {
+func (s *Process) probe(ctx context.Context) error {
 	d := net.Dialer{Timeout: time.Second}
-	c, err := d.DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", s.port))
+	c, err := d.DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", s.Port))
 	if err != nil {
 		return err
 	}
@@ -261,8 +274,9 @@ func (s *process) probe(ctx context.Context) error {
 	return nil
 }
 
-// lastWords returns the end of what the server wrote.
-func (s *process) lastWords() string {
+// LastWords returns the end of what the server wrote, behind a newline; empty
+// if it wrote nothing.
+func (s *Process) LastWords() string {
 	b, err := os.ReadFile(s.log)
 	if err != nil || len(b) == 0 {
 		return ""
@@ -277,9 +291,9 @@ func (s *process) lastWords() string {
 // stopTimeout is how long a server may take to end after SIGTERM.
 const stopTimeout = 12 * time.Second
 
-// stop ends the server and whatever it left behind in its process group.
+// Stop ends the server and whatever it left behind in its process group.
 // It returns an error if it had to be killed.
-func (s *process) stop() error {
+func (s *Process) Stop() error {
 	s.cmd.Process.Signal(syscall.SIGTERM) // an error means that it has ended
 	group := -s.cmd.Process.Pid
 	late := time.NewTimer(stopTimeout)
@@ -299,7 +313,7 @@ func (s *process) stop() error {
 		case <-late.C:
 			syscall.Kill(group, syscall.SIGKILL)
 			<-s.exited
-			return fmt.Errorf("compare: %s: process %d or those it started did not end in %v and were killed", s.name, s.cmd.Process.Pid, stopTimeout)
+			return fmt.Errorf("peers: %s: process %d or those it started did not end in %v and were killed", s.Name, s.cmd.Process.Pid, stopTimeout)
 		}
 	}
 }

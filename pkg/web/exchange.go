@@ -1,0 +1,273 @@
+package web
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/wire/http1"
+)
+
+// exchange is a request and its response. Nothing of it is used again, unless
+// Config.Reuse allows it.
+type exchange struct {
+	p        *peer
+	request  *http.Request // own; nil: there is only an end, of the connection
+	own      http.Request
+	handler  http.Handler
+	url      url.URL
+	ctx      requestContext
+	response response
+	body     *body // nil: none, or it is complete
+
+	minor    int
+	head     bool // the method is HEAD
+	close    bool // the request is the connection's last
+	upgrade  bool // the request asks for another protocol
+	upgraded bool // and got it
+
+	// Of an exchange without a request, and of one that ends the connection.
+
+	status int // of the answer; 0: none
+	reason string
+	why    error
+	cut    bool // what was sent looks complete, and is not
+}
+
+// blank is what requests are copies of.
+var blank http.Request
+
+// newExchange makes the exchange for the turn's head, or nil if that cannot be.
+func newExchange(p *peer, t *turn) *exchange {
+	h := &t.head
+	x := t.spare
+	t.spare = nil
+	if x == nil {
+		x = new(exchange)
+	}
+	x.p, x.handler, x.minor, x.close, x.upgrade = p, p.h.config.Handler, h.Minor, h.Close, h.Upgrade
+	x.head = string(h.Method) == http.MethodHead
+	x.ctx.c = p.c
+	header := x.own.Header
+	x.own = *blank.WithContext(&x.ctx)
+	x.own.Header = header
+	r := &x.own
+	if h.Fill(r, &x.url) != nil {
+		return nil
+	}
+	r.Body = http.NoBody
+	r.RemoteAddr = p.c.Peer()
+	x.request = r
+	x.response.x = x
+	x.response.length = -1
+	return x
+}
+
+// recycle makes x empty, but for its maps, which are.
+func (x *exchange) recycle() {
+	header, response := x.own.Header, x.response.header
+	clear(header)
+	clear(response)
+	*x = exchange{}
+	x.own.Header, x.response.header = header, response
+}
+
+// keep leaves x to the turn's next request, if the handler may not hold it.
+func (t *turn) keep(x *exchange) {
+	if !t.h.config.Reuse || !t.h.config.Inline || x.upgraded {
+		return
+	}
+	x.ctx.mu.Lock()
+	asked := x.ctx.inner != nil
+	x.ctx.mu.Unlock()
+	if asked || x.own.Header == nil || len(x.own.Header) > maxKept || len(x.response.header) > maxKept {
+		return // others may hold the context; large maps stay large
+	}
+	x.recycle()
+	t.spare = x
+}
+
+// maxKept is how many fields a header may have that is used again.
+const maxKept = 32
+
+// newExchangeOf makes the exchange for a request whose body was collected.
+func newExchangeOf(p *peer, t *turn, in *inlineBody, trailer []byte) *exchange {
+	var parser http1.Parser
+	if _, kind, _, err := parser.Next(&p.h.limits.Wire, &t.head, in.head); err != nil || kind != http1.RequestHead {
+		return nil
+	}
+	x := newExchange(p, t)
+	if x != nil {
+		http1.FillTrailer(x.request, trailer)
+		x.request.Body = io.NopCloser(bytes.NewReader(in.body))
+	}
+	return x
+}
+
+// mayUpgrade says whether what follows the request may be another protocol.
+func (x *exchange) mayUpgrade() bool { return x.upgrade && x.p.h.config.Upgrade != nil }
+
+// serve has the request answered and says whether the connection ends with
+// it, which end does.
+func (x *exchange) serve() (closing bool) {
+	if x.request == nil {
+		return true
+	}
+	returned := false
+	defer func() {
+		v := recover()
+		x.ctx.cancel()
+		if f := x.request.MultipartForm; f != nil {
+			_ = f.RemoveAll() // what is left of it is in a directory for such files
+		}
+		if !returned {
+			closing = true
+			x.panicked(v)
+		}
+		x.response.over()
+	}()
+	x.handler.ServeHTTP(&x.response, x.request)
+	closing = x.response.finish()
+	returned = true
+	return closing
+}
+
+// panicked answers for a handler that did not return. v is nil if that has
+// ended its goroutine.
+func (x *exchange) panicked(v any) {
+	if v == nil {
+		v = "the handler has ended its goroutine by runtime.Goexit"
+	}
+	err := &conn.PanicError{Value: v, Stack: debug.Stack()}
+	x.why = err
+	if v != http.ErrAbortHandler {
+		x.p.h.report(x.p.c, err)
+	}
+	w := &x.response
+	switch {
+	case w.sent:
+		x.cut = w.framing == http1.ToClose
+	case v != http.ErrAbortHandler:
+		x.status = http.StatusInternalServerError
+	}
+}
+
+// end closes the connection behind the answer, or with one.
+func (x *exchange) end() {
+	c := x.p.c
+	if x.why == nil && x.body != nil {
+		x.why = x.body.failure()
+	}
+	switch {
+	case x.cut:
+		c.CloseNow(x.why)
+	case x.status != 0:
+		_ = c.Close(x.why, http1.AppendError(nil, x.status, x.reason, time.Now()))
+	default:
+		_ = c.Close(x.why)
+	}
+}
+
+// busy answers what there is no goroutine for.
+var busy = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Retry-After", "1")
+	http.Error(w, "too many requests are being answered", http.StatusServiceUnavailable)
+})
+
+// requestContext is the context of a request. Most handlers do not ask it, so
+// it becomes a context of package context only when one does: then those that
+// are derived from it need no goroutine each.
+type requestContext struct {
+	c *conn.Conn
+
+	// Guarded by mu.
+
+	mu    sync.Mutex
+	inner context.Context // nil: nobody has asked
+	stop  context.CancelFunc
+	ended bool
+}
+
+var _ context.Context = (*requestContext)(nil)
+
+func (x *requestContext) get() context.Context {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.inner == nil {
+		x.inner, x.stop = context.WithCancel(context.Background())
+		if x.ended {
+			x.stop()
+		}
+	}
+	return x.inner
+}
+
+// cancel ends it. Any goroutine may call it.
+func (x *requestContext) cancel() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.ended = true
+	if x.stop != nil {
+		x.stop()
+	}
+}
+
+// Deadline returns that there is none.
+func (x *requestContext) Deadline() (deadline time.Time, ok bool) { return time.Time{}, false }
+
+// Done is closed when the handler has returned or the peer has gone.
+func (x *requestContext) Done() <-chan struct{} { return x.get().Done() }
+
+// Err returns context.Canceled after that.
+func (x *requestContext) Err() error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.ended {
+		return context.Canceled
+	}
+	return nil
+}
+
+// connKey is the key of a request's connection.
+type connKey struct{}
+
+// Value knows http.LocalAddrContextKey, and what Conn asks for.
+func (x *requestContext) Value(key any) any {
+	switch key {
+	case connKey{}:
+		return x.c
+	case http.LocalAddrContextKey:
+		return localAddr(x.c.Local())
+	}
+	x.mu.Lock()
+	inner := x.inner
+	x.mu.Unlock()
+	if inner == nil {
+		return nil
+	}
+	return inner.Value(key)
+}
+
+func localAddr(s string) net.Addr {
+	if at, err := netip.ParseAddrPort(s); err == nil {
+		return net.TCPAddrFromAddrPort(at)
+	}
+	return &net.UnixAddr{Name: s, Net: "unix"}
+}
+
+// Conn returns the connection of the request whose context ctx is, or is
+// derived from; nil if that is none of this package's. Until the connection is
+// handed over by Config.Upgrade, whoever sends on it or closes it disturbs what
+// is said there.
+func Conn(ctx context.Context) *conn.Conn {
+	c, _ := ctx.Value(connKey{}).(*conn.Conn)
+	return c
+}

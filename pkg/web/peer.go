@@ -1,0 +1,629 @@
+package web
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/wire/http1"
+)
+
+// timer is the name of the timer by which others have the loop look at a
+// peer.
+const timer = "http"
+
+// waiting says what a peer's deadline is for.
+type waiting uint8
+
+const (
+	waitNothing waiting = iota
+	waitRequest         // between two requests
+	waitHead
+	waitBody
+)
+
+// peer is a connection. What handlers on goroutines share with the loop is
+// guarded by mu.
+type peer struct {
+	h *Handler
+	c *conn.Conn
+
+	alarm alarm
+
+	// Owned by the loop.
+
+	parser   http1.Parser
+	tail     []byte        // input that the parser awaits more of, or that waits
+	incoming *body         // of the request whose body comes in
+	inline   *inlineBody   // the same with Inline
+	by       time.Duration // by when the head must be complete, or more of the body here; 0: neither has begun
+	full     bool          // too much waits to be sent: nothing is parsed
+	over     bool          // nothing is parsed any more
+	paused   bool          // by us
+
+	// Guarded by mu.
+
+	mu      sync.Mutex
+	queue   []*exchange // requests in their order; the first is being answered
+	running bool        // on the pool's list, or on one of its goroutines
+	stalled bool        // the queue is full, or a request may end the protocol: nothing is parsed
+	rest    bool        // the loop awaits nothing of a request that has begun
+	held    bool        // Hold was called
+	closing bool        // nothing more is answered
+	waits   waiting     // what the deadline is for
+	rare    *rare       // nil most often
+}
+
+// rare is what few peers need; guarded by the peer's mu.
+type rare struct {
+	ended   error         // the connection is over: why
+	upgrade *exchange     // answered by 101: to be handed over
+	drain   chan struct{} // told when there is room to send again
+}
+
+// rareLocked returns what few peers need. It needs mu.
+func (p *peer) rareLocked() *rare {
+	if p.rare == nil {
+		p.rare = new(rare)
+	}
+	return p.rare
+}
+
+// upgradeLocked returns what is to be handed over, if anything. It needs mu.
+func (p *peer) upgradeLocked() *exchange {
+	if p.rare == nil {
+		return nil
+	}
+	return p.rare.upgrade
+}
+
+// inlineBody is a request whose body is collected.
+type inlineBody struct {
+	head []byte // as it came
+	body []byte
+}
+
+// wake has woken called on the loop. Any goroutine may call it.
+func (p *peer) wake() { p.c.SetTimer(timer, 0) }
+
+// drained returns the channel on which a handler waits for room.
+func (p *peer) drained() chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	r := p.rareLocked()
+	if r.drain == nil {
+		r.drain = make(chan struct{}, 1)
+	}
+	return r.drain
+}
+
+// receive handles input: what was left, and m behind it.
+func (p *peer) receive(m []byte) {
+	if p.over {
+		return
+	}
+	t := p.h.newTurn()
+	in, own := m, false
+	if len(p.tail) > 0 {
+		p.tail = append(p.tail, m...)
+		in, own = p.tail, true
+	}
+	used := p.parse(t, in)
+	switch rest := in[used:]; {
+	case p.over || len(rest) == 0:
+		p.tail = nil
+	case own:
+		p.tail = p.tail[:copy(p.tail, rest)]
+	default:
+		p.tail = append([]byte(nil), rest...)
+	}
+	_ = t.flush(p) // an error has closed the connection
+	p.settle(t.now)
+	if t.done > 1 && p.h.seat != nil {
+		p.h.seat.Messages.Add(uint64(t.done - 1)) // the connection has counted the read
+	}
+	t.free()
+	p.handOver()
+}
+
+// blocked says whether parsing waits for something.
+func (p *peer) blocked() bool {
+	if p.full || p.over {
+		return true
+	}
+	if p.h.config.Inline {
+		return p.rare != nil && p.rare.upgrade != nil // the loop's alone then
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stalled || p.closing
+}
+
+// parse handles what in holds and returns how much of it that was.
+func (p *peer) parse(t *turn, in []byte) (used int) {
+	for !p.blocked() {
+		advance, kind, data, err := p.parser.Next(&p.h.limits.Wire, &t.head, in[used:])
+		used += advance
+		if err != nil {
+			status, reason := 400, err.Error()
+			if e, ok := errors.AsType[*http1.Error](err); ok {
+				status, reason = e.Status, e.Reason
+			}
+			p.refuse(t, status, reason)
+			return used
+		}
+		switch kind {
+		case http1.More:
+			if p.by == 0 && p.parser.InHead() && used < len(in) {
+				p.by = later(t.now, p.h.limits.HeadTimeout)
+			}
+			return used
+		case http1.RequestHead:
+			p.by = 0
+			if t.head.HasBody() {
+				p.by = later(t.now, p.h.limits.BodyTimeout)
+			}
+			p.head(t)
+		case http1.BodyPart:
+			p.extend(t.now, len(data))
+			p.part(t, data)
+		case http1.BodyEnd:
+			p.by = 0
+			p.end(t, data)
+		}
+	}
+	return used
+}
+
+// later is now+d, or never.
+func later(now, d time.Duration) time.Duration {
+	if d == never {
+		return never
+	}
+	return now + d
+}
+
+// extend gives the peer the time that n bytes of a body are worth.
+func (p *peer) extend(now time.Duration, n int) {
+	if p.by != never {
+		worth := time.Duration(n) * time.Second / time.Duration(p.h.limits.BodyRate)
+		p.by = min(p.by+worth, now+p.h.limits.BodyTimeout)
+	}
+}
+
+// head begins a request.
+func (p *peer) head(t *turn) {
+	h := &t.head
+	if h.ContentLength > p.h.limits.Body {
+		p.refuse(t, 413, "")
+		return
+	}
+	continues := false
+	if len(h.Expect) > 0 {
+		if continues = http1.HasToken([]string{string(h.Expect)}, "100-continue"); !continues {
+			p.refuse(t, 417, "")
+			return
+		}
+		continues = continues && h.Minor == 1 && h.HasBody()
+	}
+	if p.h.config.Inline {
+		p.headInline(t, continues)
+		return
+	}
+	x := newExchange(p, t)
+	if x == nil {
+		p.refuse(t, 400, "")
+		return
+	}
+	if h.HasBody() {
+		x.body = newBody(p, x.request, h.ContentLength, continues)
+		x.request.Body = x.body
+		p.incoming = x.body
+	}
+	p.enqueue(t, x)
+}
+
+func (p *peer) headInline(t *turn, continues bool) {
+	h := &t.head
+	if h.HasBody() {
+		if continues {
+			t.out = append(t.out, http1.Continue...)
+		}
+		p.inline = &inlineBody{head: append([]byte(nil), h.Raw...)}
+		return
+	}
+	if x := newExchange(p, t); x != nil {
+		p.serveInline(t, x)
+	} else {
+		p.refuse(t, 400, "")
+	}
+}
+
+// part takes a part of the incoming body.
+func (p *peer) part(t *turn, data []byte) {
+	if in := p.inline; in != nil {
+		if int64(len(in.body)+len(data)) > p.h.limits.Body {
+			p.refuse(t, 413, "")
+			return
+		}
+		in.body = append(in.body, data...)
+		return
+	}
+	if p.incoming == nil {
+		return
+	}
+	if err := p.incoming.put(data); err != nil {
+		p.incoming = nil
+		p.over = true
+		p.finish(err)
+	}
+}
+
+// end completes the incoming body.
+func (p *peer) end(t *turn, trailer []byte) {
+	if in := p.inline; in != nil {
+		p.inline = nil
+		x := newExchangeOf(p, t, in, trailer)
+		if x == nil {
+			p.refuse(t, 400, "")
+			return
+		}
+		p.serveInline(t, x)
+		return
+	}
+	if p.incoming != nil {
+		p.incoming.end(trailer)
+		p.incoming = nil
+	}
+}
+
+// refuse answers the stream, which cannot be read any further, behind the
+// answers to what came before; status 0: without an answer.
+func (p *peer) refuse(t *turn, status int, reason string) {
+	p.over = true
+	p.tail, p.inline = nil, nil
+	err := fmt.Errorf("web: request refused: %d %s", status, reason)
+	if p.incoming != nil {
+		// Its handler runs, or will: that gives the answer.
+		p.incoming.fail(err)
+		p.incoming = nil
+		p.finish(err)
+		return
+	}
+	p.mu.Lock()
+	if len(p.queue) > 0 {
+		p.queue = append(p.queue, &exchange{p: p, status: status, reason: reason, why: err})
+		p.mu.Unlock()
+		return
+	}
+	p.closing = true
+	p.mu.Unlock()
+	if t.flush(p) != nil {
+		return
+	}
+	if status == 0 {
+		_ = p.c.Close(err)
+		return
+	}
+	_ = p.c.Close(err, http1.AppendError(nil, status, reason, time.Now()))
+}
+
+// finish closes the connection when what is being answered has been.
+func (p *peer) finish(why error) {
+	p.mu.Lock()
+	idle := len(p.queue) == 0
+	if idle {
+		p.closing = true
+	} else {
+		p.queue = append(p.queue, &exchange{p: p, why: why})
+	}
+	p.mu.Unlock()
+	if idle {
+		_ = p.c.Close(why)
+	}
+}
+
+// enqueue has a request answered by a goroutine.
+func (p *peer) enqueue(t *turn, x *exchange) {
+	p.mu.Lock()
+	start := len(p.queue) == 0 && !p.running
+	if start && !p.h.pool.submit(p, false) {
+		p.mu.Unlock()
+		x.handler = busy
+		p.serveInline(t, x)
+		return
+	}
+	t.done++
+	p.running = true
+	p.queue = append(p.queue, x)
+	p.stalled = len(p.queue) >= p.h.limits.Pipeline || x.mayUpgrade()
+	p.mu.Unlock()
+}
+
+// serveInline answers a request on the loop.
+func (p *peer) serveInline(t *turn, x *exchange) {
+	t.done++
+	x.response.turn = t
+	closing := x.serve()
+	x.response.turn = nil
+	if x.body != nil {
+		x.body.abandon()
+	}
+	if len(t.out) >= outHigh || !p.h.config.Inline { // there, others may send next
+		_ = t.flush(p) // an error has closed the connection
+		p.full = p.full || p.c.Queued() > p.h.sendHigh
+	}
+	switch {
+	case x.upgraded:
+		p.mu.Lock()
+		p.rareLocked().upgrade = x
+		p.mu.Unlock()
+	case closing:
+		p.over = true
+		if t.flush(p) == nil {
+			x.end()
+		}
+	default:
+		t.keep(x)
+	}
+}
+
+// run answers up to n requests and says whether there may be more. It runs on
+// a goroutine of the pool.
+func (p *peer) run(n int) (more bool) {
+	for range n {
+		p.mu.Lock()
+		if len(p.queue) == 0 || p.closing {
+			p.running = false
+			p.mu.Unlock()
+			return false
+		}
+		x := p.queue[0]
+		p.mu.Unlock()
+		returned := false
+		func() {
+			defer func() {
+				if !returned {
+					p.answered(x, true) // runtime.Goexit
+				}
+			}()
+			closing := x.serve()
+			returned = true
+			p.answered(x, closing)
+		}()
+	}
+	return true
+}
+
+// answered goes on behind a request.
+func (p *peer) answered(x *exchange, closing bool) {
+	if x.body != nil {
+		x.body.abandon()
+	}
+	p.mu.Lock()
+	p.queue[0] = nil
+	p.queue = p.queue[1:]
+	wake := false
+	switch {
+	case x.upgraded && p.endedLocked() == nil:
+		p.rareLocked().upgrade = x
+		p.closing, wake = true, true
+	case closing:
+		p.closing = true
+	case p.stalled && len(p.queue) <= p.h.limits.Pipeline/2:
+		p.stalled = false
+		wake = true
+	}
+	if len(p.queue) == 0 {
+		p.queue = nil
+		p.restLocked(p.h.clock()) // if not at rest, the loop has set a deadline
+	}
+	p.mu.Unlock()
+	if closing && !x.upgraded {
+		x.end()
+	}
+	if wake {
+		p.wake()
+	}
+}
+
+// settle looks what is awaited now. Loop only.
+func (p *peer) settle(now time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rest = p.parser.Between() && len(p.tail) == 0 && p.inline == nil
+	pause := !p.over && (p.full || p.stalled || p.incoming.isFull())
+	switch {
+	case pause:
+		p.pause()
+	case p.paused:
+		p.paused = false
+		if !p.parser.InHead() {
+			p.by = later(now, p.h.limits.BodyTimeout) // it was not the peer who was slow
+		}
+		p.c.Resume()
+	}
+	switch {
+	case p.restLocked(now):
+	case p.rest, p.paused, p.over, p.closing:
+		p.awaitLocked(waitNothing, never)
+	case !p.parser.InHead():
+		p.awaitLocked(waitBody, p.by)
+	case p.by != 0:
+		p.awaitLocked(waitHead, p.by)
+	default:
+		p.awaitLocked(waitNothing, never)
+	}
+}
+
+func (p *peer) pause() {
+	if !p.paused {
+		p.paused = true
+		p.c.Pause()
+	}
+}
+
+// restLocked notes whether anything of a request is there, which says whether
+// the connection may be closed or given away; if not, the next one is awaited,
+// and it returns true. It needs mu.
+func (p *peer) restLocked(now time.Duration) bool {
+	idle := p.rest && len(p.queue) == 0 && p.upgradeLocked() == nil
+	if idle == p.held && p.endedLocked() == nil {
+		p.held = !idle
+		if !p.held {
+			p.c.Release()
+		} else if p.c.Hold() != nil {
+			p.held = false // it is over
+		}
+	}
+	if idle {
+		p.awaitLocked(waitRequest, later(now, p.h.limits.IdleTimeout))
+	}
+	return idle
+}
+
+// awaitLocked sets the deadline and what it is for. It needs mu.
+func (p *peer) awaitLocked(w waiting, at time.Duration) {
+	p.waits = w
+	p.h.sweep.set(p, at)
+}
+
+// woken looks what there is to do. Loop only.
+func (p *peer) woken() {
+	p.mu.Lock()
+	waits, over := p.waits, time.Duration(p.alarm.at.Load()) <= p.h.clock()
+	p.mu.Unlock()
+	if over && waits != waitNothing {
+		p.expire(waits)
+		return
+	}
+	if !p.handOver() {
+		p.proceed()
+	}
+}
+
+// proceed goes on with input that was held up. Loop only.
+func (p *peer) proceed() {
+	if !p.over && len(p.tail) > 0 && !p.blocked() {
+		p.receive(nil)
+		return
+	}
+	p.settle(p.h.clock())
+}
+
+// expire acts on a deadline that is over. Loop only.
+func (p *peer) expire(waits waiting) {
+	t := p.h.newTurn()
+	defer t.free()
+	switch {
+	case waits == waitRequest:
+		p.mu.Lock()
+		p.closing = true
+		p.mu.Unlock()
+		p.over = true
+		_ = p.c.Close(conn.ErrIdle)
+		return
+	case waits == waitBody && p.incoming == nil && p.inline == nil:
+		p.over = true
+		p.finish(conn.ErrMessageDeadline) // the rest of a body that nobody reads
+	default:
+		p.refuse(t, 408, "")
+	}
+	p.settle(t.now)
+}
+
+// handOver gives the connection away if a request was answered by 101. Loop
+// only.
+func (p *peer) handOver() bool {
+	p.mu.Lock()
+	x := p.upgradeLocked()
+	p.mu.Unlock()
+	if x == nil || p.over {
+		return false
+	}
+	p.over = true
+	p.h.sweep.set(p, never)
+	rest := p.tail
+	p.tail = nil
+	if p.paused {
+		p.paused = false
+		p.c.Resume()
+	}
+	p.h.detach(p)
+	p.c.SetValue(nil)
+	if p.held {
+		p.c.Release()
+	}
+	if err := p.h.config.Upgrade(p.c, x.request, rest); err != nil {
+		_ = p.c.Close(fmt.Errorf("web: upgrade: %w", err))
+	}
+	return true
+}
+
+// peerClosed ends the contexts of what is being answered, and what will not
+// be complete any more. Loop only.
+func (p *peer) peerClosed() {
+	if p.over {
+		return
+	}
+	if !p.parser.Between() {
+		p.over = true
+		p.tail, p.inline = nil, nil
+		if p.incoming != nil {
+			p.incoming.fail(errCut)
+			p.incoming = nil
+		}
+		p.finish(conn.ErrPeerClosed)
+	}
+	p.mu.Lock()
+	queue := append([]*exchange(nil), p.queue...)
+	p.mu.Unlock()
+	for _, x := range queue {
+		x.ctx.cancel()
+	}
+}
+
+// gone is told that the connection is over.
+func (p *peer) gone(why error) {
+	if why == nil {
+		why = conn.ErrClosed
+	}
+	p.over = true
+	p.tail, p.inline = nil, nil
+	p.mu.Lock()
+	r := p.rareLocked()
+	r.ended = why
+	p.closing = true
+	queue := append([]*exchange(nil), p.queue...)
+	drain := r.drain
+	p.mu.Unlock()
+	if p.incoming != nil {
+		p.incoming.fail(errCut)
+		p.incoming = nil
+	}
+	for _, x := range queue {
+		x.ctx.cancel()
+	}
+	if drain != nil {
+		select {
+		case drain <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// endedWith returns why nothing can be sent, nil if it can.
+func (p *peer) endedWith() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.endedLocked()
+}
+
+func (p *peer) endedLocked() error {
+	if p.rare == nil {
+		return nil
+	}
+	return p.rare.ended
+}
