@@ -612,14 +612,22 @@ func (k *kept) end(log *zap.Logger) {
 	if err := unix.PidfdSendSignal(k.pidfd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		log.Warn("keeper not killed", zap.Int("keeper_pid", k.pid), zap.Error(os.NewSyscallError("pidfd_send_signal", err)))
 	}
-	for {
-		err := unix.Waitid(unix.P_PIDFD, k.pidfd, nil, unix.WEXITED, nil)
+	for deadline := time.Now().Add(keeperTimeout); ; {
+		p := []unix.PollFd{{Fd: int32(k.pidfd), Events: unix.POLLIN}}
+		n, err := unix.Poll(p, int(max(0, time.Until(deadline).Milliseconds())))
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
-		if err != nil {
-			log.Warn("keeper not reaped", zap.Int("keeper_pid", k.pid), zap.Error(os.NewSyscallError("waitid", err)))
+		if n == 0 {
+			log.Warn("keeper not reaped: it does not die", zap.Int("keeper_pid", k.pid), zap.Duration("waited", keeperTimeout))
+			return
 		}
-		return
+		break
+	}
+	if err := unix.Waitid(unix.P_PIDFD, k.pidfd, nil, unix.WEXITED|unix.WNOHANG, nil); err != nil {
+		log.Warn("keeper not reaped", zap.Int("keeper_pid", k.pid), zap.Error(os.NewSyscallError("waitid", err)))
 	}
 }
+
+// keeperTimeout bounds the wait for the end of a keeper that was killed.
+const keeperTimeout = 5 * time.Second
