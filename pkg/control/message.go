@@ -57,6 +57,11 @@ type Status struct {
 	Pools       []Pool     `json:"pools"`
 	LastReload  *Reload    `json:"last_reload,omitempty"`
 	Connections int64      `json:"connections"` // of all workers
+
+	// Of the connections of workers that died, since the supervisor's start.
+
+	Kept uint64 `json:"connections_kept"` // other workers have them
+	Torn uint64 `json:"connections_torn"` // ended with their worker, because something was under way
 }
 
 // Listener is a socket the service listens on.

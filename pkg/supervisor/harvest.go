@@ -85,7 +85,7 @@ type harvest struct {
 	keeper      *kept
 	connections bool                // they are to be rescued
 	patience    time.Duration       // how long they may wait for a worker
-	reaped      func()              // called once, when the keeper is gone
+	reaped      func(saved int)     // called once, when the keeper is gone, with how many connections are kept or wait for a worker
 	done        func(harvestResult) // called once, when the fate of all is known
 
 	since  time.Duration
@@ -329,9 +329,10 @@ func (h *harvester) collect(job *harvest) {
 		h.dispatch()
 	}
 	job.over = true
+	saved := job.result.Kept + job.open
 	h.ended.Go(func() {
 		job.keeper.end(h.log)
-		job.reaped()
+		job.reaped(saved)
 	})
 	job.finish()
 }

@@ -149,7 +149,7 @@ func (f *field) dies(patience time.Duration) harvestResult {
 	reaped, done := make(chan struct{}), make(chan harvestResult, 1)
 	f.h.start(&harvest{
 		number: deadNumber, keeper: &kept{pid: cmd.Process.Pid, pidfd: pidfd}, connections: true, patience: patience,
-		reaped: func() { close(reaped) }, done: func(r harvestResult) { done <- r },
+		reaped: func(int) { close(reaped) }, done: func(r harvestResult) { done <- r },
 	})
 	select {
 	case <-reaped:

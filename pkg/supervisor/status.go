@@ -59,6 +59,7 @@ func (s *Supervisor) snapshot() snapshot {
 		LastReload: s.lastReload, Listeners: []control.Listener{},
 	}
 	st.State, st.Reason = s.judge()
+	st.Kept, st.Torn = s.books.kept, s.books.tornInAll()
 	for _, sock := range s.conf.Sockets {
 		st.Listeners = append(st.Listeners, control.Listener{
 			Name: sock.Name, Address: sock.Address, Serve: s.conf.Serve[sock.Name], Inherited: sock.Inherited,
