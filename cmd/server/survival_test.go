@@ -65,9 +65,8 @@ func onMortal(c *service.Conn[mortal], m []byte) {
 		select {}
 	case "memory":
 		_ = unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: 1 << 20, Max: 1 << 20})
-		var all [][]byte
-		for {
-			all = append(all, make([]byte, 64<<20))
+		for n := 1; ; n *= 2 {
+			m = append(m, make([]byte, n)...)
 		}
 	case "hang":
 		select {}
