@@ -19,6 +19,8 @@
 //   - A worker that leaves hands its connections over first, unless the whole
 //     service ends: to the one that takes its place, else to all others. Who
 //     owns a connection is told by its row; nothing here decides that.
+//   - A dead worker keeps its seat and its place until its keeper is reaped
+//     too: what it had open is closed before its successor starts.
 //   - Every wait has a deadline: for readiness, for the end of a drain, for
 //     the end of the service.
 //
@@ -30,6 +32,8 @@
 //	retire   incarnation.go  ready -> draining
 //	hand     handover.go     its connections go to others
 //	exit     process.go      reaped, its last words collected
+//	harvest  protect.go      its connections are taken out of its keeper,
+//	         harvest.go      and given to others; the keeper is reaped
 //	         slot.go         respawned, at once or after a delay
 //
 // Beside that: workers are told of one another in peers.go; connections are
