@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -101,9 +104,9 @@ func TestConnectionsGoRoundAndRoundAndNobodyIsLost(t *testing.T) {
 	cl := newCluster(t)
 	workers := []*proc{cl.spawn("talker on the pool", 0, 1, s).serve(), cl.spawn("talker", 1, 1, s).serve(), cl.spawn("talker", 2, 1, s).serve()}
 	g := talkTo(t, s, 100)
-	rounds := 30
+	rounds, changes := 30, 100
 	if testing.Short() {
-		rounds = 5
+		rounds, changes = 5, 1 // it is over before most clients say a second line
 	}
 	for round := range rounds {
 		from, to := workers[round%3], workers[(round+1)%3]
@@ -115,7 +118,7 @@ func TestConnectionsGoRoundAndRoundAndNobodyIsLost(t *testing.T) {
 			t.Fatalf("round %d: %v %q %q", round, err, a.Error, a.text)
 		}
 	}
-	if r := nobodyLost(t, g); r.Changes < 100 {
+	if r := nobodyLost(t, g); r.Changes < changes {
 		t.Errorf("clients have changed their server %d times", r.Changes)
 	}
 	open := int64(0)
@@ -280,6 +283,22 @@ func TestApplicationBindsConnectionsToAnID(t *testing.T) {
 	}
 }
 
+// stop stops a worker, and waits until it has.
+func (p *proc) stop() {
+	p.t.Helper()
+	p.signal(syscall.SIGSTOP)
+	await(p.t, "the worker to be stopped", func() bool {
+		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.cmd.Process.Pid))
+		for _, task := range tasks {
+			b, err := os.ReadFile(task)
+			if err == nil && !strings.Contains(string(b), ") T ") {
+				return false
+			}
+		}
+		return true
+	})
+}
+
 // reply sends a line and returns the one that comes.
 func reply(t *testing.T, c net.Conn, line string) string {
 	t.Helper()
@@ -316,4 +335,73 @@ func exchange(t *testing.T, c net.Conn, text, want string) {
 	if _, err := io.ReadFull(c, got); err != nil || string(got) != want {
 		t.Fatalf("to %q: got %q, %v, want %q", text, got, err, want)
 	}
+}
+
+func TestStoppedSuccessorGetsTheRestWhenItGoesOn(t *testing.T) {
+	s := listen(t)
+	cl := newCluster(t)
+	old := cl.spawn("talker", 0, 1, s).serve()
+	g := talkTo(t, s, 50)
+	next := cl.spawn("talker", 0, 2, s).serve()
+	next.stop()
+	old.tell(link.Drain{Grace: patience, Hand: true, To: next.incarnation})
+	expect[link.Draining](old)
+	if handed := expect[link.Handed](old); handed.Given != 0 || handed.Left != 50 {
+		t.Fatalf("handed over: %+v, want none of 50", handed)
+	}
+	next.signal(syscall.SIGCONT)
+	if handed := expect[link.Handed](old); handed.Given != 50 || handed.Left != 0 {
+		t.Fatalf("handed over, later: %+v, want all 50", handed)
+	}
+	old.awaitExit(0)
+	nobodyLost(t, g)
+}
+
+func TestConnectionThatIsHeldUpOnItsWayIsHandedOverAfterwards(t *testing.T) {
+	s := listen(t)
+	cl := newCluster(t)
+	old := cl.spawn("talker", 0, 1, s).serve()
+	g := talkTo(t, s, 1)
+	stopped := cl.spawn("talker", 1, 1, s).serve()
+	stopped.stop()
+	arg, _ := json.Marshal(link.GiveRequest{Count: 1, To: []uint64{stopped.incarnation}})
+	old.tell(link.Gather{ID: 1, What: "give", Arg: arg})
+	next := cl.spawn("talker", 0, 2, s).serve()
+	old.tell(link.Drain{Grace: patience, Hand: true, To: next.incarnation})
+	expect[link.Draining](old)
+	await(t, "the connection to be the successor's", func() bool { return g.Report().Servers["0/2 "] > 0 })
+	old.awaitExit(0)
+	nobodyLost(t, g)
+}
+
+func TestPromptDrainHandsOverBeforeItCloses(t *testing.T) {
+	s := listen(t)
+	cl := newCluster(t)
+	old := cl.spawn("talker", 0, 2, s).serve()
+	g := talkTo(t, s, 2*window)
+	heir := cl.spawn("talker", 0, 1, s).serve()
+	old.tell(link.Drain{Prompt: true, Grace: patience, Hand: true, To: heir.incarnation})
+	expect[link.Draining](old)
+	old.awaitExit(0)
+	await(t, "all to be served by the heir", func() bool { return g.Report().Servers["0/1 "] > 50 })
+	nobodyLost(t, g)
+}
+
+func TestReloadKeepsMoreConnectionsThanOneWorkerAccepts(t *testing.T) {
+	s := listen(t)
+	cl := newCluster(t)
+	old := cl.spawn("talker with limits", 0, 1, s).serve()
+	g := talkTo(t, s, 5)
+	next := cl.spawn("talker with limits", 0, 2, s).serve()
+	old.stop()
+	more := talkTo(t, s, 5)
+	old.signal(syscall.SIGCONT)
+	old.tell(link.Drain{Grace: patience, Hand: true, To: next.incarnation})
+	expect[link.Draining](old)
+	if handed := expect[link.Handed](old); handed.Given != 5 {
+		t.Errorf("handed over: %+v, want all 5", handed)
+	}
+	old.awaitExit(0)
+	nobodyLost(t, g)
+	nobodyLost(t, more)
 }

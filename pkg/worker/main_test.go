@@ -106,6 +106,12 @@ func helper(name string) int {
 		}
 		name = "talker"
 	}
+	if rest, ok := strings.CutSuffix(name, " with limits"); ok {
+		for i := range c.Listeners {
+			c.Listeners[i].Accept = AcceptLimits{Connections: 5}
+		}
+		name = rest
+	}
 	switch name {
 	case "talker", "talker on the pool":
 		for i, l := range c.Listeners {
