@@ -112,9 +112,6 @@ func (w *Worker) leaveListeners() *drain {
 		s.leaving.Store(true) // whoever is told of the drain finds it so
 		s.drained = func() { w.post(func() { d.servers--; d.progress() }) }
 	}
-	for _, a := range w.handlers {
-		a.Drain()
-	}
 	w.enter(link.StateDraining)
 	open := int(w.seat.Connections.Load())
 	w.send(link.Draining{Connections: open})
@@ -148,13 +145,25 @@ func (d *drain) on(t terms) {
 		d.again.Stop()
 	}
 	if t.hand {
+		// Those that go to others are to hear no goodbye with their next
+		// answer.
+		w.loop.After(t.grace/2, d.sayGoodbye)
 		d.pause = firstPause
 		d.handOver(t)
+	} else {
+		d.sayGoodbye()
 	}
 	for _, s := range w.servers {
 		s.drain(t.prompt, t.grace)
 	}
 	d.progress()
+}
+
+// sayGoodbye has those told who are answered from now on.
+func (d *drain) sayGoodbye() {
+	for _, a := range d.w.handlers {
+		a.Drain()
+	}
 }
 
 // graceOver stops waiting for callbacks of the application; connections

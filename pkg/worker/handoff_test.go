@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/activation"
 	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/link"
+	"github.com/mainstay-go/mainstay/pkg/scoreboard"
 	"github.com/mainstay-go/mainstay/test/talk"
 )
 
@@ -41,6 +43,26 @@ func (h talker) OnMessage(c *conn.Conn, m []byte) {
 		c.Send([]byte("waited"))
 	default:
 		c.Send(fmt.Appendf(nil, "%s %s", h.name, m))
+	}
+}
+
+// polished is a talker that says goodbye with the answers of a drain, as HTTP
+// does.
+type polished struct {
+	talker
+	draining *atomic.Bool
+}
+
+func (h polished) Serving(func(conn.Event), *scoreboard.Seat) {}
+
+func (h polished) Drain() { h.draining.Store(true) }
+func (h polished) Close() {}
+
+func (h polished) OnMessage(c *conn.Conn, m []byte) {
+	h.talker.OnMessage(c, m)
+	if h.draining.Load() {
+		c.Send([]byte("goodbye"))
+		c.Close(nil)
 	}
 }
 
@@ -176,6 +198,27 @@ func TestConnectionInACallbackIsHandedOverWhenThatHasReturned(t *testing.T) {
 	}
 	exchange(t, c, "here?\n", "0/2 here?\n")
 	old.awaitExit(0)
+}
+
+func TestGoodbyeIsNotForThoseThatAreHandedOver(t *testing.T) {
+	s := listen(t)
+	cl := newCluster(t)
+	old := cl.spawn("polished talker", 0, 1, s).serve()
+	c, err := dialSocket(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	exchange(t, c, "wait\n", "waiting\n")
+	next := cl.spawn("polished talker", 0, 2, s).serve()
+	old.tell(link.Drain{Grace: patience, Hand: true, To: next.incarnation})
+	expect[link.Draining](old)
+	exchange(t, c, "here?\n", "waited\n0/2 here?\n")
+	old.awaitExit(0)
+
+	next.tell(link.Drain{Grace: patience})
+	expect[link.Draining](next)
+	exchange(t, c, "here?\n", "0/2 here?\ngoodbye\n")
 }
 
 func TestPinnedConnectionsAreDrainedAndOthersMove(t *testing.T) {
