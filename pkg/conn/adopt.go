@@ -11,7 +11,7 @@ import (
 
 // Adopted is a connection that another process has offered, rebuilt here but
 // not served. It ends by Serve, once this process has committed itself, or by
-// Drop, if it may not. Its methods are for the loop only, and in no callback.
+// Drop or Decline, if it may not. Its methods are for the loop only, and in no callback.
 type Adopted struct {
 	conn   *Conn
 	row    *rows.Row
@@ -49,7 +49,7 @@ func (s *Set) Adopt(fd int, id rows.ID, row *rows.Row, config func(listener stri
 	}
 	a := &Adopted{conn: s.rebuild(fd, id, settings, st), row: row, state: st}
 	if err := a.restore(); err != nil {
-		a.forget()
+		a.Decline()
 		return nil, err
 	}
 	return a, nil
@@ -151,12 +151,15 @@ func (a *Adopted) Drop() {
 		return
 	}
 	fd := int(a.conn.fd)
-	a.forget()
+	a.Decline()
 	unix.Close(fd)
 }
 
-// forget gives back all but the descriptor.
-func (a *Adopted) forget() {
+// Decline is Drop for a caller whose descriptor it stays.
+func (a *Adopted) Decline() {
+	if a.served {
+		return
+	}
 	a.served = true
 	c := a.conn
 	c.mu.Lock()

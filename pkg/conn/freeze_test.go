@@ -1404,6 +1404,27 @@ func TestDroppedConnectionLeavesNoTrace(t *testing.T) {
 	expect(t, client, "x\n")
 }
 
+func TestDeclinedConnectionLeavesItsDescriptorToTheCaller(t *testing.T) {
+	w := newTwo(t)
+	a, b := w.configs(funcs{message: echo(t)}, true, nil)
+	client, c := w.a.tcp(a)
+	f := w.freezeUnsent(c, "unsent")
+	ad := w.adopt(f, b)
+	w.b.do(func() {
+		fd := int(ad.Conn().fd)
+		ad.Decline()
+		ad.Drop()
+		if err := unix.Close(fd); err != nil {
+			t.Errorf("closing the descriptor: %v", err)
+		}
+		if w.b.set.Len() != 0 || w.b.seat.QueueBytes.Load() != 0 {
+			t.Errorf("%d connections are left", w.b.set.Len())
+		}
+	})
+	w.a.do(f.Thaw)
+	expect(t, client, "unsent\n")
+}
+
 // BenchmarkMove moves idle connections from one set to another, both on one
 // loop: everything but the messages between the processes.
 func BenchmarkMove(b *testing.B) {

@@ -67,6 +67,10 @@ func (c *Conn) MoveTo(slot int) error {
 	return nil
 }
 
+// Pinned says whether the connection does not move: Config.Pinned. Any
+// goroutine may call it.
+func (c *Conn) Pinned() bool { return c.cfg.Pinned }
+
 // Bind says that the connection belongs to id: it is for Config.Bound to
 // decide what that means, such as that all of an id are to be served by one
 // worker. Like MoveTo it only leaves a mark, and the last call counts. It does

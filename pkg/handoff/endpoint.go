@@ -209,6 +209,17 @@ func (e *Endpoint) Room(to uint64) int {
 	return max(0, (Window-len(p.sent))*BatchConnections-p.queued)
 }
 
+// Owes returns whether answers or tails wait for room in the inbox of a peer
+// that lives. They are lost if the process ends before they have gone.
+func (e *Endpoint) Owes() bool {
+	for _, p := range e.peers {
+		if len(p.out) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // Readable reads messages from the inbox until it is empty or a budget is
 // used up, so it is to be called as long as the inbox is readable. It returns
 // io.EOF if nobody has a sending end any more, and recvmsg(2)'s error if the

@@ -359,12 +359,21 @@ func TestAnswersAndTailsWaitForRoom(t *testing.T) {
 	fill(t, taker.sending)
 	converse(t, giver)
 	taker.clock.pass(lastRetry) // the answer goes
-	converse(t, giver)          // the tails find no room
+	if giver.Owes() {
+		t.Error("the giver owes something before the tails")
+	}
+	converse(t, giver) // the tails find no room
+	if !giver.Owes() {
+		t.Error("the giver owes nothing though the tails have not gone")
+	}
 	converse(t, taker)
 	if got := taker.conns[c.id]; got == nil || got.tails != 0 {
 		t.Fatalf("it is %+v", got)
 	}
 	giver.clock.pass(lastRetry)
+	if giver.Owes() {
+		t.Error("the giver still owes something")
+	}
 	converse(t, taker)
 	if got := taker.conns[c.id]; got.tail != c.tail {
 		t.Errorf("a tail of %d bytes, want %d", len(got.tail), len(c.tail))

@@ -172,9 +172,10 @@ func (s *Service) moveCommand() *cobra.Command {
 		Long: `Move the connection with this id, as connections shows it, to the worker of the
 slot; its peer does not notice. It fails, with the reason, if there is no such
 connection, if it cannot move, as those of net/http and those whose application
-holds them, if its worker does not answer within two seconds, for instance
-because a callback runs, if nobody takes connections in the slot, and if the
-other worker refuses it. The connection stays where it is then.`,
+holds them, if nobody takes connections in the slot, and if the other worker
+refuses it: the connection stays where it is then. It fails as well if that
+takes over a second, for instance because a callback runs: then the connection
+moves when the callback has returned.`,
 	}
 	var r control.MoveRequest
 	cmd.Args = func(_ *cobra.Command, args []string) error {

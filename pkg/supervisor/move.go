@@ -21,8 +21,9 @@ var errSteady = errors.New("the service starts or stops: no connection is moved"
 // Move implements control.Mover: it has the worker that owns a connection hand
 // it to the worker that serves in a slot. It fails, with control.ErrInvalid,
 // if there is no such slot, and says why a connection stays: there is none of
-// that number, nobody takes connections in the slot, its worker does not
-// answer within two seconds, it cannot move, or the other worker refused it.
+// that number, nobody takes connections in the slot, it cannot move, or the
+// other worker refused it. It fails as well if its worker has not moved it in
+// two seconds; if a callback holds it up it moves when that has returned.
 // Any goroutine may call it.
 func (s *Supervisor) Move(ctx context.Context, r control.MoveRequest) (control.Moved, error) {
 	if err := checkPool(r.Pool); err != nil {

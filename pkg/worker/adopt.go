@@ -115,8 +115,8 @@ func (w *Worker) tryAdopt(o handoff.Offer) (*adopted, error) {
 		return nil, fmt.Errorf("%w: %w", handoff.Malformed, err)
 	}
 	c := a.Conn()
-	if !w.gates[c.Listener()].adopt(textAddress(c.Peer())) {
-		a.Drop()
+	if !w.gates[c.Listener()].adopt(textAddress(c.Peer()), w.peers.leaves(o.From)) {
+		a.Decline()
 		return nil, handoff.Full
 	}
 	return &adopted{Adopted: a, w: w, why: conn.Reason(o.Why)}, nil

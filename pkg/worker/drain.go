@@ -38,6 +38,7 @@ type drain struct {
 	cancel context.CancelFunc
 
 	grace    *reactor.Timer // its firing ends the grace
+	end      time.Duration  // of the grace, by the loop's clock
 	margin   time.Duration  // beyond the grace
 	graceful bool           // the grace lasts
 	told     bool           // OnDrain has returned
@@ -45,8 +46,10 @@ type drain struct {
 	servers  int            // HTTP servers that have not ended
 	packets  int            // datagram sockets with replies that wait
 	stopping bool
-	parting  bool    // the applications were told to say goodbye
-	exodus   *exodus // nil: nothing was handed over
+	looking  bool           // progress is to come
+	exodus   *exodus        // nil: nothing was handed over
+	again    *reactor.Timer // the next attempt to hand over; nil: there was none
+	pause    time.Duration  // before it
 }
 
 // expire makes Run return. Any goroutine may call it.
@@ -132,28 +135,32 @@ func (d *drain) on(t terms) {
 		d.grace.Stop()
 	}
 	d.grace = w.loop.After(t.grace, d.graceOver)
+	d.end = w.loop.Clock() + t.grace
 	mode := conn.DrainPatient
-	if t.prompt {
+	if t.prompt && !t.hand {
 		mode = conn.DrainPrompt
 	}
 	w.set.Drain(mode, t.grace, func() { d.conns = true; d.progress() })
-	if t.hand {
-		d.handOver(t)
+	if d.again != nil {
+		d.again.Stop()
 	}
-	d.farewell()
+	if t.hand {
+		// Those that go to others are to hear no goodbye with their next
+		// answer.
+		w.loop.After(t.grace/2, d.sayGoodbye)
+		d.pause = firstPause
+		d.handOver(t)
+	} else {
+		d.sayGoodbye()
+	}
 	for _, s := range w.servers {
 		s.drain(t.prompt, t.grace)
 	}
 	d.progress()
 }
 
-// farewell has the applications on connections say goodbye, unless they are
-// being handed over: then the peers need not know.
-func (d *drain) farewell() {
-	if d.parting || d.exodus.goesOn() {
-		return
-	}
-	d.parting = true
+// sayGoodbye has those told who are answered from now on.
+func (d *drain) sayGoodbye() {
 	for _, a := range d.w.handlers {
 		a.Drain()
 	}
@@ -176,6 +183,10 @@ func (d *drain) progress() {
 	if d.exodus.goesOn() && d.graceful {
 		return // its end is told to the supervisor
 	}
+	if w.ends.Owes() && d.graceful {
+		d.lookAgain()
+		return
+	}
 	if d.graceful && (d.packets > 0 || !d.told || !w.started.Load()) {
 		return
 	}
@@ -187,6 +198,15 @@ func (d *drain) progress() {
 	w.enter(link.StateStopping)
 	w.endBy(d.margin) // what was left of the grace is not for OnStop
 	go w.stop(d.margin / 2)
+}
+
+// lookAgain has progress called a little later.
+func (d *drain) lookAgain() {
+	if d.looking {
+		return
+	}
+	d.looking = true
+	d.w.loop.After(time.Millisecond, func() { d.looking = false; d.progress() })
 }
 
 // stop is the last step: the callbacks and what Go has started end, OnStop,

@@ -85,12 +85,12 @@ func (e *exodus) later() {
 func (e *exodus) step() {
 	e.stepping = false
 	e.fresh = 0
-	if len(e.ids) > 0 && e.target(e.onTheWay) == nil && e.wait() {
-		return
-	}
 	for to, units := range e.frozen {
 		delete(e.frozen, to)
 		e.offer(to, units)
+	}
+	if len(e.ids) > 0 && e.target(e.onTheWay) == nil && e.wait() {
+		return
 	}
 	for len(e.ids) > 0 && e.offered+e.fresh < window {
 		id := e.ids[0]

@@ -86,15 +86,16 @@ func (g *gate) admit(peer unix.Sockaddr, now time.Duration) bool {
 }
 
 // adopt is admit for a connection that was accepted elsewhere: it has passed
-// the rate of accepts there.
-func (g *gate) adopt(peer netip.Addr) bool {
+// the rate of accepts there. It is taken even beyond the limits if it would
+// be lost otherwise: those are for newcomers.
+func (g *gate) adopt(peer netip.Addr, orLost bool) bool {
 	if g == nil {
 		return true
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	network := networkOf(peer)
-	if g.excessLocked(network) != "" {
+	if !orLost && g.excessLocked(network) != "" {
 		return false
 	}
 	g.enterLocked(network)

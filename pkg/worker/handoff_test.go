@@ -5,13 +5,18 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/activation"
 	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/link"
+	"github.com/mainstay-go/mainstay/pkg/scoreboard"
 	"github.com/mainstay-go/mainstay/test/talk"
 )
 
@@ -38,6 +43,26 @@ func (h talker) OnMessage(c *conn.Conn, m []byte) {
 		c.Send([]byte("waited"))
 	default:
 		c.Send(fmt.Appendf(nil, "%s %s", h.name, m))
+	}
+}
+
+// polished is a talker that says goodbye with the answers of a drain, as HTTP
+// does.
+type polished struct {
+	talker
+	draining *atomic.Bool
+}
+
+func (h polished) Serving(func(conn.Event), *scoreboard.Seat) {}
+
+func (h polished) Drain() { h.draining.Store(true) }
+func (h polished) Close() {}
+
+func (h polished) OnMessage(c *conn.Conn, m []byte) {
+	h.talker.OnMessage(c, m)
+	if h.draining.Load() {
+		c.Send([]byte("goodbye"))
+		c.Close(nil)
 	}
 }
 
@@ -101,9 +126,9 @@ func TestConnectionsGoRoundAndRoundAndNobodyIsLost(t *testing.T) {
 	cl := newCluster(t)
 	workers := []*proc{cl.spawn("talker on the pool", 0, 1, s).serve(), cl.spawn("talker", 1, 1, s).serve(), cl.spawn("talker", 2, 1, s).serve()}
 	g := talkTo(t, s, 100)
-	rounds := 30
+	rounds, changes := 30, 100
 	if testing.Short() {
-		rounds = 5
+		rounds, changes = 5, 1 // it is over before most clients say a second line
 	}
 	for round := range rounds {
 		from, to := workers[round%3], workers[(round+1)%3]
@@ -115,7 +140,7 @@ func TestConnectionsGoRoundAndRoundAndNobodyIsLost(t *testing.T) {
 			t.Fatalf("round %d: %v %q %q", round, err, a.Error, a.text)
 		}
 	}
-	if r := nobodyLost(t, g); r.Changes < 100 {
+	if r := nobodyLost(t, g); r.Changes < changes {
 		t.Errorf("clients have changed their server %d times", r.Changes)
 	}
 	open := int64(0)
@@ -173,6 +198,32 @@ func TestConnectionInACallbackIsHandedOverWhenThatHasReturned(t *testing.T) {
 	}
 	exchange(t, c, "here?\n", "0/2 here?\n")
 	old.awaitExit(0)
+}
+
+func TestGoodbyeIsNotForThoseThatAreHandedOver(t *testing.T) {
+	s := listen(t)
+	cl := newCluster(t)
+	old := cl.spawn("polished talker", 0, 1, s).serve()
+	c, err := dialSocket(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	exchange(t, c, "wait\n", "waiting\n")
+	next := cl.spawn("polished talker", 0, 2, s).serve()
+	old.tell(link.Drain{Grace: patience, Hand: true, To: next.incarnation})
+	expect[link.Draining](old)
+	exchange(t, c, "here?\n", "waited\n")
+	// It may be read before the connection is frozen, or by the next worker.
+	if got := nextLine(t, c); got != "0/1 here?" && got != "0/2 here?" {
+		t.Fatalf("got %q", got)
+	}
+	await(t, "the next worker to have it", func() bool { return reply(t, c, "here?") == "0/2 here?" })
+	old.awaitExit(0)
+
+	next.tell(link.Drain{Grace: patience})
+	expect[link.Draining](next)
+	exchange(t, c, "here?\n", "0/2 here?\ngoodbye\n")
 }
 
 func TestPinnedConnectionsAreDrainedAndOthersMove(t *testing.T) {
@@ -280,6 +331,22 @@ func TestApplicationBindsConnectionsToAnID(t *testing.T) {
 	}
 }
 
+// stop stops a worker, and waits until it has.
+func (p *proc) stop() {
+	p.t.Helper()
+	p.signal(syscall.SIGSTOP)
+	await(p.t, "the worker to be stopped", func() bool {
+		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.cmd.Process.Pid))
+		for _, task := range tasks {
+			b, err := os.ReadFile(task)
+			if err == nil && !strings.Contains(string(b), ") T ") {
+				return false
+			}
+		}
+		return true
+	})
+}
+
 // reply sends a line and returns the one that comes.
 func reply(t *testing.T, c net.Conn, line string) string {
 	t.Helper()
@@ -316,4 +383,73 @@ func exchange(t *testing.T, c net.Conn, text, want string) {
 	if _, err := io.ReadFull(c, got); err != nil || string(got) != want {
 		t.Fatalf("to %q: got %q, %v, want %q", text, got, err, want)
 	}
+}
+
+func TestStoppedSuccessorGetsTheRestWhenItGoesOn(t *testing.T) {
+	s := listen(t)
+	cl := newCluster(t)
+	old := cl.spawn("talker", 0, 1, s).serve()
+	g := talkTo(t, s, 50)
+	next := cl.spawn("talker", 0, 2, s).serve()
+	next.stop()
+	old.tell(link.Drain{Grace: patience, Hand: true, To: next.incarnation})
+	expect[link.Draining](old)
+	if handed := expect[link.Handed](old); handed.Given != 0 || handed.Left != 50 {
+		t.Fatalf("handed over: %+v, want none of 50", handed)
+	}
+	next.signal(syscall.SIGCONT)
+	if handed := expect[link.Handed](old); handed.Given != 50 || handed.Left != 0 {
+		t.Fatalf("handed over, later: %+v, want all 50", handed)
+	}
+	old.awaitExit(0)
+	nobodyLost(t, g)
+}
+
+func TestConnectionThatIsHeldUpOnItsWayIsHandedOverAfterwards(t *testing.T) {
+	s := listen(t)
+	cl := newCluster(t)
+	old := cl.spawn("talker", 0, 1, s).serve()
+	g := talkTo(t, s, 1)
+	stopped := cl.spawn("talker", 1, 1, s).serve()
+	stopped.stop()
+	arg, _ := json.Marshal(link.GiveRequest{Count: 1, To: []uint64{stopped.incarnation}})
+	old.tell(link.Gather{ID: 1, What: "give", Arg: arg})
+	next := cl.spawn("talker", 0, 2, s).serve()
+	old.tell(link.Drain{Grace: patience, Hand: true, To: next.incarnation})
+	expect[link.Draining](old)
+	await(t, "the connection to be the successor's", func() bool { return g.Report().Servers["0/2 "] > 0 })
+	old.awaitExit(0)
+	nobodyLost(t, g)
+}
+
+func TestPromptDrainHandsOverBeforeItCloses(t *testing.T) {
+	s := listen(t)
+	cl := newCluster(t)
+	old := cl.spawn("talker", 0, 2, s).serve()
+	g := talkTo(t, s, 2*window)
+	heir := cl.spawn("talker", 0, 1, s).serve()
+	old.tell(link.Drain{Prompt: true, Grace: patience, Hand: true, To: heir.incarnation})
+	expect[link.Draining](old)
+	old.awaitExit(0)
+	await(t, "all to be served by the heir", func() bool { return g.Report().Servers["0/1 "] > 50 })
+	nobodyLost(t, g)
+}
+
+func TestReloadKeepsMoreConnectionsThanOneWorkerAccepts(t *testing.T) {
+	s := listen(t)
+	cl := newCluster(t)
+	old := cl.spawn("talker with limits", 0, 1, s).serve()
+	g := talkTo(t, s, 5)
+	next := cl.spawn("talker with limits", 0, 2, s).serve()
+	old.stop()
+	more := talkTo(t, s, 5)
+	old.signal(syscall.SIGCONT)
+	old.tell(link.Drain{Grace: patience, Hand: true, To: next.incarnation})
+	expect[link.Draining](old)
+	if handed := expect[link.Handed](old); handed.Given != 5 {
+		t.Errorf("handed over: %+v, want all 5", handed)
+	}
+	old.awaitExit(0)
+	nobodyLost(t, g)
+	nobodyLost(t, more)
 }

@@ -14,6 +14,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -106,12 +107,25 @@ func helper(name string) int {
 		}
 		name = "talker"
 	}
+	if rest, ok := strings.CutSuffix(name, " with limits"); ok {
+		for i := range c.Listeners {
+			c.Listeners[i].Accept = AcceptLimits{Connections: 5}
+		}
+		name = rest
+	}
 	switch name {
 	case "talker", "talker on the pool":
 		for i, l := range c.Listeners {
 			c.Listeners[i].Conn = &conn.Config{
 				Handler:  talker{name: fmt.Sprintf("%d/%d", in.Slot, in.Generation)},
 				Protocol: text.Protocol{}, ProtocolName: "text", Inline: name == "talker", Pinned: l.Name == "pinned",
+			}
+		}
+	case "polished talker":
+		for i := range c.Listeners {
+			c.Listeners[i].Conn = &conn.Config{
+				Handler:  polished{talker{name: fmt.Sprintf("%d/%d", in.Slot, in.Generation)}, new(atomic.Bool)},
+				Protocol: text.Protocol{}, ProtocolName: "text",
 			}
 		}
 	case "fails":

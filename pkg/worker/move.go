@@ -12,6 +12,11 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/link"
 )
 
+// firstPause is the time after which those are offered again that nobody has
+// taken. It doubles from time to time: who could not take them may be stopped,
+// or full, and who will never take them is not to be asked too often.
+const firstPause = 500 * time.Millisecond
+
 // handOver is the part of a drain in which the connections go to others.
 func (d *drain) handOver(t terms) {
 	w := d.w
@@ -19,19 +24,40 @@ func (d *drain) handOver(t terms) {
 	if t.to != 0 {
 		target = func(map[uint64]int) *peer { return w.peers.of(t.to) }
 	}
-	var ids []uint64
-	w.set.Each(func(c *conn.Conn) { ids = append(ids, c.ID()) })
+	ids := d.movable()
 	if d.exodus.goesOn() {
 		d.exodus.target = target
 		d.exodus.add(ids)
 		return
 	}
-	d.exodus = w.begin(ids, target, func(m moved) {
-		m.Left = w.set.Len()
-		w.send(link.Handed{Given: m.Given, Left: m.Left, Longest: m.Longest})
-		d.farewell()
-		d.progress()
+	d.exodus = w.begin(ids, target, func(m moved) { d.handed(t, m) })
+}
+
+// movable returns those connections that can be handed over.
+func (d *drain) movable() (ids []uint64) {
+	d.w.set.Each(func(c *conn.Conn) {
+		if !c.Pinned() {
+			ids = append(ids, c.ID())
+		}
 	})
+	return ids
+}
+
+// handed is the end of an attempt to hand them over. Those that nobody took,
+// or that somebody else had frozen, are tried again while the grace lasts.
+func (d *drain) handed(t terms, m moved) {
+	w := d.w
+	if d.pause == firstPause || m.Given > 0 {
+		w.send(link.Handed{Given: m.Given, Left: w.set.Len(), Longest: m.Longest})
+	}
+	if t.prompt && d.pause == firstPause {
+		w.set.Drain(conn.DrainPrompt, max(0, d.end-w.loop.Clock()), nil)
+	}
+	if d.graceful && len(d.movable()) > 0 {
+		d.again = w.loop.After(d.pause, func() { d.handOver(t) })
+		d.pause *= 2
+	}
+	d.progress()
 }
 
 // moveTo is what the application has asked for by Conn.MoveTo. Loop only.
@@ -77,7 +103,7 @@ func (w *Worker) tellGive(arg json.RawMessage) ([]byte, error) {
 	}
 	result, err := w.moveSome(func() (ids []uint64, err error) {
 		w.set.Each(func(c *conn.Conn) {
-			if len(ids) < r.Count && !w.connsOf(c.Listener()).Pinned {
+			if len(ids) < r.Count && !c.Pinned() {
 				ids = append(ids, c.ID())
 			}
 		})

@@ -86,6 +86,13 @@ func (p *peers) of(incarnation uint64) *peer {
 	return nil
 }
 
+// leaves says whether a worker is on its way out, so that what it has would
+// end with it. One that nobody has told of is no exception.
+func (p *peers) leaves(incarnation uint64) bool {
+	other := p.all[incarnation]
+	return other != nil && other.seat.Incarnation.Load() == incarnation && link.State(other.seat.State.Load()) == link.StateDraining
+}
+
 // at returns the peer of this pool in a slot that takes connections, the
 // youngest if there are several; nil if there is none.
 func (p *peers) at(slot int) (found *peer) {

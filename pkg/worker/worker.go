@@ -87,8 +87,10 @@ type Application interface {
 	// Serving tells, before the first connection, where panics are reported
 	// and where requests and panics are counted.
 	Serving(event func(conn.Event), seat *scoreboard.Seat)
-	// Drain says that the worker leaves, and that the connections it still has
-	// stay with it to their end. It is called on the loop.
+	// Drain says that the worker leaves, and that its connections end with it:
+	// it is called on the loop, before they are drained, or in the middle of
+	// the grace if they are handed over and some are left. It may be called
+	// again.
 	Drain()
 	// Close waits until all goroutines have ended. The connections are gone.
 	Close()
