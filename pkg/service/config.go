@@ -18,6 +18,7 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/control"
 	"github.com/mainstay-go/mainstay/pkg/supervisor"
+	"github.com/mainstay-go/mainstay/pkg/worker"
 )
 
 // config is what an operator can set, merged from the built-in defaults, the
@@ -60,6 +61,8 @@ type listenerConfig struct {
 	Serve   string // kind of the protocol
 	Inline  *bool  // callbacks run on the loop
 	Movable *bool  // connections move to other workers
+
+	Dispatch worker.Dispatch // who serves a new connection
 
 	MaxMessage int // bytes
 	SendHigh   int // bytes
@@ -228,6 +231,14 @@ var listenerSettings = []setting[listenerConfig]{
 		}
 		return strconv.FormatBool(*l.Movable)
 	}},
+	{"dispatch", "one of " + strings.Join(worker.Dispatches(), ", "), false, func(l *listenerConfig, v any) error {
+		s, _ := v.(string)
+		if !slices.Contains(worker.Dispatches(), s) {
+			return errWant
+		}
+		l.Dispatch = worker.Dispatch(s)
+		return nil
+	}, func(l *listenerConfig) string { return quoteSet(string(l.Dispatch)) }},
 	size("max_message", 1, maxBuffer, func(l *listenerConfig) *int { return &l.MaxMessage }),
 	size("send_high", 1, maxBuffer, func(l *listenerConfig) *int { return &l.SendHigh }),
 	size("send_low", 1, maxBuffer, func(l *listenerConfig) *int { return &l.SendLow }),

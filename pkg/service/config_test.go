@@ -61,6 +61,7 @@ address = "tcp://127.0.0.1:80"
 serve = "echo"
 inline = true
 movable = true
+dispatch = "hash-ip"
 max_message = 1000
 send_high = "2KiB"
 send_low = "1KiB"
@@ -98,7 +99,7 @@ serve = "discard"
 		Rebalance: "after-change", RebalanceRate: 16,
 		Listeners: map[string]listenerConfig{
 			"a": {
-				Address: "tcp://127.0.0.1:80", Serve: "echo", Inline: &yes, Movable: &yes, MaxMessage: 1000,
+				Address: "tcp://127.0.0.1:80", Serve: "echo", Inline: &yes, Movable: &yes, Dispatch: "hash-ip", MaxMessage: 1000,
 				SendHigh: 2048, SendLow: 1024, SendLimit: 1 << 20, QueueDepth: 7,
 				MaxConnections: 8, MaxConnectionsPerPeer: 9, AcceptRate: 10, AcceptBurst: 11,
 				AuthTimeout: 5 * time.Second, ReadIdleTimeout: 6 * time.Second, WriteIdleTimeout: 7 * time.Second,
@@ -174,6 +175,7 @@ var wrongKeys = []struct {
 	{"address", `listener.a.address = 80`, `key "listener.a.address": got 80, want tcp://HOST:PORT, udp://HOST:PORT or unix:///PATH`},
 	{"serve", `listener.a.serve = ""`, `key "listener.a.serve": got "", want the name of a kind`},
 	{"inline", `listener.a.inline = "yes"`, `key "listener.a.inline": got "yes", want true or false`},
+	{"dispatch", `listener.a.dispatch = "fd"`, `key "listener.a.dispatch": got "fd", want one of shared, round-robin, least-connections, hash-ip, hash-id`},
 	{"movable", `listener.a.movable = 1`, `key "listener.a.movable": got 1, want true or false`},
 	{"max_message", `listener.a.max_message = 0`, `key "listener.a.max_message": got 0, want bytes, or a size such as "1MiB", up to 1GiB`},
 	{"max_message", `listener.a.max_message = "1MB"`, `key "listener.a.max_message": got "1MB", want bytes, or a size such as "1MiB", up to 1GiB`},

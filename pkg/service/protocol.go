@@ -132,6 +132,11 @@ func (c *Conn[T]) Working() { c.conn.Working() }
 // connection does not move at all, ErrClosed if it is over.
 func (c *Conn[T]) MoveTo(slot int) error { return c.conn.MoveTo(slot) }
 
+// Bind says that the connection belongs to id, such as a room or a user: if
+// the listener's dispatch is "hash-id" it moves, as by MoveTo, to the worker
+// that has all of this id; otherwise nothing happens. The last call counts.
+func (c *Conn[T]) Bind(id uint64) { c.conn.Bind(id) }
+
 // Hold keeps the connection in this worker until Release, as a running
 // callback does. Whoever works for it outside of its callbacks, and changes
 // State, calls Hold in the callback that starts the work. It counts. It
@@ -373,7 +378,7 @@ func (set listenerConfig) serve(name string, c *conn.Config) (worker.Listener, e
 	if err := c.Limits.Check(); err != nil {
 		return worker.Listener{}, err
 	}
-	return worker.Listener{Name: name, Conn: c, Accept: set.accept()}, nil
+	return worker.Listener{Name: name, Conn: c, Dispatch: set.Dispatch, Accept: set.accept()}, nil
 }
 
 // protocolName tells protocols apart that must not be taken for one another:
@@ -444,7 +449,7 @@ func (l listenerConfig) keys() (keys []string) {
 		key string
 		set bool
 	}{
-		{"inline", l.Inline != nil}, {"movable", l.Movable != nil}, {"max_message", l.MaxMessage != 0}, {"send_high", l.SendHigh != 0},
+		{"inline", l.Inline != nil}, {"movable", l.Movable != nil}, {"dispatch", l.Dispatch != ""}, {"max_message", l.MaxMessage != 0}, {"send_high", l.SendHigh != 0},
 		{"send_low", l.SendLow != 0}, {"send_limit", l.SendLimit != 0}, {"queue_depth", l.QueueDepth != 0},
 		{"max_connections", l.MaxConnections != 0}, {"max_connections_per_peer", l.MaxConnectionsPerPeer != 0},
 		{"accept_rate", l.AcceptRate != 0}, {"accept_burst", l.AcceptBurst != 0}, {"auth_timeout", l.AuthTimeout != 0},
@@ -540,7 +545,7 @@ func (p Web) listener(name string, set listenerConfig) (worker.Listener, error) 
 	if err := c.Limits.Check(); err != nil {
 		return worker.Listener{}, err
 	}
-	return worker.Listener{Name: name, Conn: c, Accept: set.accept()}, nil
+	return worker.Listener{Name: name, Conn: c, Dispatch: set.Dispatch, Accept: set.accept()}, nil
 }
 
 // callbacks gives the callbacks of a Framed their typed connection.

@@ -2,7 +2,6 @@ package worker
 
 import (
 	"encoding/binary"
-	"fmt"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -34,14 +33,12 @@ const (
 	DispatchHashID Dispatch = "hash-id"
 )
 
-// Check says what is wrong with a Dispatch; the empty one is DispatchShared.
-func (d Dispatch) Check() error {
-	switch d {
-	case "", DispatchShared, DispatchRoundRobin, DispatchLeastConnections, DispatchHashIP, DispatchHashID:
-		return nil
+// Dispatches returns all that a Dispatch can be. An empty one is
+// DispatchShared.
+func Dispatches() []string {
+	return []string{
+		string(DispatchShared), string(DispatchRoundRobin), string(DispatchLeastConnections), string(DispatchHashIP), string(DispatchHashID),
 	}
-	return fmt.Errorf("%q, want %s, %s, %s, %s or %s", string(d),
-		DispatchShared, DispatchRoundRobin, DispatchLeastConnections, DispatchHashIP, DispatchHashID)
 }
 
 // dispatcher finds the worker for a new connection. The loop owns it.
