@@ -106,6 +106,9 @@ func TestPartMovesAndIsNotAtABoundary(t *testing.T) {
 	write(t, client, "rest")
 	expectText(t, client, "rest")
 	c.Release()
+	if rest, err := io.ReadAll(client); err != nil || len(rest) > 0 {
+		t.Errorf("got %q, %v, want the end", rest, err)
+	}
 	client.Close()
 	if why := receive(t, closed); !errors.Is(why, ErrDrained) {
 		t.Errorf("OnClose with %v", why)
