@@ -79,6 +79,10 @@ var hostileListeners = []struct {
 	{name: "loop-web-idle", kind: "http-hello", setting: "idle_timeout"},
 	{name: "loop-web-body", kind: "http-hello", setting: "read_idle_timeout"},
 	{name: "loop-web-stall", kind: "http-hello", setting: "write_timeout"},
+	{name: "ws", kind: "ws-echo"},
+	{name: "ws-slow", kind: "ws-echo", setting: "message_timeout"},
+	{name: "ws-stall", kind: "ws-echo", setting: "write_timeout"},
+	{name: "ws-cut", kind: "ws-echo", setting: "close_timeout"},
 }
 
 // hostileKinds are the ways to be hostile. Each attack goes on until the
@@ -130,6 +134,18 @@ var hostileKinds = []struct {
 	{name: "a half-closer, http on the loop", listener: "loop-web", attack: halfCloseHTTP},
 	{name: "a pipeliner that never reads, http on the loop", listener: "loop-web-stall", few: true, attack: pipelineAndNeverRead},
 	{name: "a resetter in mid-message", listener: "text", attack: resetInMidMessage},
+	{name: "an endless head, websocket", listener: "ws", attack: sendEndlessHead},
+	{name: "a dribbler of fragments, websocket", listener: "ws-slow", attack: dribbleFragments},
+	{name: "a liar, websocket", listener: "ws", attack: func(v *visit) error {
+		return v.breakWebSocket("\x82\xff\x7f\xff\xff\xff\xff\xff\xff\xff\x00\x00\x00\x00", 1009)
+	}},
+	{name: "a decompression bomb, websocket", listener: "ws", attack: sendBomb},
+	{name: "a stranger to masks, websocket", listener: "ws", attack: func(v *visit) error { return v.breakWebSocket("\x81\x02hi", 1002) }},
+	{name: "text that is none, websocket", listener: "ws", attack: func(v *visit) error {
+		return v.breakWebSocket("\x01\x82\x00\x00\x00\x00\xc0\x80", 1007)
+	}},
+	{name: "one that goes on after its close, websocket", listener: "ws-cut", attack: goOnAfterTheClose},
+	{name: "a pinger that never reads, websocket", listener: "ws-stall", few: true, attack: pingAndNeverRead},
 }
 
 const request = "GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -468,6 +484,11 @@ type closeWriter interface{ CloseWrite() error }
 // neverRead sends for as long as it can: the server reads no more once enough
 // waits to be sent, and ends the connection when that has not left in time.
 func neverRead(v *visit) error {
+	return v.sendAndNeverRead(func(taken int) []byte { return flood[taken%len(flood):][:4<<10] })
+}
+
+// sendAndNeverRead sends what next returns, which is told how much was taken.
+func (v *visit) sendAndNeverRead(next func(taken int) []byte) error {
 	from := time.Now()
 	to := from
 	most, err := keptByKernel()
@@ -475,7 +496,7 @@ func neverRead(v *visit) error {
 		return err
 	}
 	for taken := 0; taken < most; {
-		n, err := v.Write(flood[taken%len(flood):][:4<<10])
+		n, err := v.Write(next(taken))
 		taken += n
 		switch {
 		case isGone(err):
@@ -705,6 +726,9 @@ func hostileFile(dir string) string {
 		}
 		fmt.Fprintf(&b, "[listener.%s]\naddress = %q\nserve = %q\n", l.name, address, l.kind)
 		if l.kind != "nethttp-hello" {
+			if l.kind == "ws-echo" {
+				b.WriteString("compress_above = 64\n")
+			}
 			fmt.Fprintf(&b, "max_message = %d\nsend_high = %d\nsend_limit = %d\n", maxMessage, sendHigh, sendLimit)
 		}
 		deadlines := []string{"message_timeout", "write_timeout"}

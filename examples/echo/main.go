@@ -9,15 +9,15 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/service"
 )
 
-// session is what the service remembers of a connection.
-type session struct{ lines int }
+// session is what the service remembers of a connection, wherever that moves.
+type session struct{ Lines int }
 
 func main() {
 	s := service.New("echo")
 	s.Listen("line", "tcp://127.0.0.1:7000", service.Text[session]{
 		OnMessage: func(c *service.Conn[session], line []byte) {
-			c.State.lines++
-			c.Send(fmt.Appendf(nil, "%d: %s", c.State.lines, line))
+			c.State.Lines++
+			c.Send(fmt.Appendf(nil, "%d: %s", c.State.Lines, line))
 		},
 	})
 	s.Main()

@@ -79,7 +79,6 @@ type Conn struct {
 	lastIn   time.Duration // last byte in, or the accept
 	lastOut  time.Duration // last byte out, or the accept
 	partial  time.Duration // first byte of the incomplete message in in, 0: none; before the first byte the accept
-	probed   time.Duration // Config.Probe was called last
 	progress time.Duration // since when the kernel takes nothing; once Closing: since when there is no progress
 	counted  int           // what the seat's QueueBytes has of queued
 	rx, tx   atomic.Uint64 // read by anyone
@@ -103,9 +102,10 @@ type extra struct {
 
 	// Owned by the loop.
 
-	over   error   // of Conn.ending
-	frozen *Frozen // from Freeze to its end
-	become *become // while flagBecome is set
+	over   error         // of Conn.ending
+	frozen *Frozen       // from Freeze to its end
+	probed time.Duration // Config.Probe was called last
+	become *become       // while flagBecome is set
 
 	// Guarded by the connection's mu.
 
@@ -133,7 +133,7 @@ func (c *Conn) extraLocked() *extra {
 func (c *Conn) tidyLocked() {
 	x := c.extra.Load()
 	if x != nil && x.session == nil && x.pipe.Load() == nil && !c.ending && x.frozen == nil && x.why == nil &&
-		len(x.timers) == 0 && x.holds == 0 && !c.has(flagLate|flagMove) {
+		len(x.timers) == 0 && x.holds == 0 && !c.has(flagLate|flagsMove) {
 		c.extra.Store(nil)
 	}
 }

@@ -34,9 +34,9 @@ func (c *Conn) expired(now time.Duration) {
 		// The peer is not to blame for what waits for us.
 		c.restamp()
 	}
-	over, due := c.reading(now)
+	due, over := c.reading(now)
 	if over == nil {
-		over, due = c.probing(now)
+		due, over = c.probing(now)
 	}
 	if over == nil {
 		return
@@ -55,46 +55,58 @@ func (c *Conn) expired(now time.Duration) {
 
 // probing asks a silent peer for a sign of life, and says whether that was in
 // vain.
-func (c *Conn) probing(now time.Duration) (over error, due time.Duration) {
+func (c *Conn) probing(now time.Duration) (due time.Duration, over error) {
 	cfg := c.cfg
+	if cfg.Probe == nil {
+		return 0, nil
+	}
+	var probed time.Duration
+	x := c.extra.Load()
+	if x != nil {
+		probed = x.probed
+	}
 	switch {
-	case cfg.Probe == nil:
-	case c.probed > c.lastIn:
-		if at := c.probed + cfg.ProbeWait; c.check(at, now) {
-			return ErrIdle, at
+	case probed > c.lastIn:
+		if at := probed + cfg.ProbeWait; c.check(at, now) {
+			return at, ErrIdle
 		}
 	case c.check(c.lastIn+cfg.ProbeAfter, now):
-		c.probed = now
+		if x == nil {
+			c.mu.Lock()
+			x = c.extraLocked()
+			c.mu.Unlock()
+		}
+		x.probed = now
 		c.expireBy(now + cfg.ProbeWait)
 		cfg.Probe(c)
 	}
-	return nil, 0
+	return 0, nil
 }
 
 // reading says which deadline of the reading side is over, nil if none is.
-func (c *Conn) reading(now time.Duration) (over error, due time.Duration) {
+func (c *Conn) reading(now time.Duration) (due time.Duration, over error) {
 	l := &c.cfg.Limits
 	switch {
 	case c.rx.Load() == 0:
 		if l.FirstByte >= 0 && c.piped() == nil && c.check(c.partial+l.FirstByte, now) {
-			return ErrFirstByte, now
+			return now, ErrFirstByte
 		}
 	case c.partial != 0:
 		if l.Message >= 0 && c.check(c.partial+l.Message, now) {
-			return ErrMessageDeadline, c.partial + l.Message
+			return c.partial + l.Message, ErrMessageDeadline
 		}
 	}
 	switch {
 	case l.Auth >= 0 && !c.has(flagAuthenticated) && c.check(c.authBy(now), now):
-		return ErrUnauthenticated, c.authBy(now)
+		return c.authBy(now), ErrUnauthenticated
 	case l.Idle >= 0 && c.check(max(c.lastIn, c.lastOut)+l.Idle, now):
-		return ErrIdle, now
+		return now, ErrIdle
 	case l.ReadIdle >= 0 && c.check(c.lastIn+l.ReadIdle, now):
-		return ErrIdle, now
+		return now, ErrIdle
 	case l.WriteIdle >= 0 && c.check(c.lastOut+l.WriteIdle, now):
-		return ErrIdle, c.lastOut + l.WriteIdle
+		return c.lastOut + l.WriteIdle, ErrIdle
 	}
-	return nil, 0
+	return 0, nil
 }
 
 // armDeadlines has expired called when the first deadline is over.
@@ -102,7 +114,7 @@ func (c *Conn) armDeadlines(now time.Duration) {
 	if limit := c.cfg.Limits.WriteStall; c.blocked && limit >= 0 {
 		c.expireBy(c.progress + limit)
 	}
-	if over, _ := c.reading(now); over != nil {
+	if _, over := c.reading(now); over != nil {
 		c.expireBy(now)
 	}
 	if c.cfg.Probe != nil {

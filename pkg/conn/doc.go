@@ -54,7 +54,11 @@
 //   - Send takes a message whole or refuses it with an error. No limit can be
 //     passed by what a peer announces, only by bytes that are really there.
 //   - Every wait has a deadline: first byte, rest of a message, authentication,
-//     idle, a peer that does not read, close.
+//     idle, a peer that does not read, close. A message's is not put off by
+//     what is only a part of it, in a protocol that takes parts into itself
+//     neither.
+//   - Who has to end although nobody has asked for it is told why, if its
+//     protocol has words for that (Config.Farewell).
 //   - The peer's end is no error: what it sent before is handled and
 //     answered, then the connection is closed.
 //   - A panic in a callback costs its connection, nothing else.

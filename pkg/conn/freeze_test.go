@@ -1339,7 +1339,7 @@ func TestDrainLetsAFrozenConnectionBe(t *testing.T) {
 	write(t, client, "x\n")
 	expect(t, client, "x\n")
 	w.a.do(g.Thaw)
-	if why := receive(t, over); why != ErrDrained {
+	if why := receive(t, over); !errors.Is(why, ErrDrained) {
 		t.Errorf("OnClose with %v, want ErrDrained", why)
 	}
 	wait(t, drained)
@@ -1360,7 +1360,7 @@ func TestHeldConnectionIsNotDrainedBeforeRelease(t *testing.T) {
 		t.Error("it was drained")
 	}
 	c.Release()
-	if why := receive(t, over); why != ErrDrained {
+	if why := receive(t, over); !errors.Is(why, ErrDrained) {
 		t.Errorf("OnClose with %v, want ErrDrained", why)
 	}
 }

@@ -351,15 +351,19 @@ func timeout[T any](key string, field func(*T) *time.Duration) setting[T] {
 	}}
 }
 
-func oneOf(key string, words []string, field func(*config) *string) setting[config] {
-	return setting[config]{key, "one of " + strings.Join(words, ", "), false, func(c *config, v any) error {
+func oneOf[T any, S ~string](key string, words []S, field func(*T) *S) setting[T] {
+	var list []string
+	for _, w := range words {
+		list = append(list, string(w))
+	}
+	return setting[T]{key, "one of " + strings.Join(list, ", "), false, func(c *T, v any) error {
 		s, _ := asString(v)
-		if !slices.Contains(words, s) {
+		if !slices.Contains(words, S(s)) {
 			return errWant
 		}
-		*field(c) = s
+		*field(c) = S(s)
 		return nil
-	}, func(c *config) string { return strconv.Quote(*field(c)) }}
+	}, func(c *T) string { return strconv.Quote(string(*field(c))) }}
 }
 
 // units of a size, the longer suffix before the one it ends with.

@@ -177,6 +177,7 @@ var wrongKeys = []struct {
 	{"inline", `listener.a.inline = "yes"`, `key "listener.a.inline": got "yes", want true or false`},
 	{"dispatch", `listener.a.dispatch = "fd"`, `key "listener.a.dispatch": got "fd", want one of shared, round-robin, least-connections, hash-ip, hash-id`},
 	{"movable", `listener.a.movable = 1`, `key "listener.a.movable": got 1, want true or false`},
+	{"dispatch", `listener.a.dispatch = "random"`, `key "listener.a.dispatch": got "random", want one of shared, round-robin, least-connections, hash-ip, hash-id`},
 	{"max_message", `listener.a.max_message = 0`, `key "listener.a.max_message": got 0, want bytes, or a size such as "1MiB", up to 1GiB`},
 	{"max_message", `listener.a.max_message = "1MB"`, `key "listener.a.max_message": got "1MB", want bytes, or a size such as "1MiB", up to 1GiB`},
 	{"send_high", `listener.a.send_high = "2GiB"`, `key "listener.a.send_high": got "2GiB", want bytes, or a size such as "1MiB", up to 1GiB`},

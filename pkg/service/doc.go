@@ -1,7 +1,7 @@
 // Package service is what an application imports: it says what is served on
 // which listener, and Main makes a whole program of it.
 //
-//	type user struct{ name string }
+//	type user struct{ Name string } // travels with the connection
 //
 //	func main() {
 //		s := service.New("chat")

@@ -62,6 +62,28 @@ func TestDocumentationHasEveryKey(t *testing.T) {
 	}
 }
 
+// What the guides for those who come from elsewhere call is there.
+func TestGuidesNameWhatThereIs(t *testing.T) {
+	has := map[string]reflect.Type{
+		"c": reflect.TypeFor[*Conn[int]](), "w": reflect.TypeFor[*Worker](), "s": reflect.TypeFor[*Service](), "p": reflect.TypeFor[*Datagram](),
+		"t": reflect.TypeFor[*Timer](),
+	}
+	call := regexp.MustCompile(`\b([cwspt])\.([A-Z]\w*)`)
+	for _, name := range []string{"from-workerman", "from-swoole", "dispatch"} {
+		text, err := os.ReadFile("../../docs/" + name + ".md")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range call.FindAllStringSubmatch(string(text), -1) {
+			of := has[m[1]]
+			_, method := of.MethodByName(m[2])
+			if _, field := of.Elem().FieldByName(m[2]); !method && !field {
+				t.Errorf("%s: %s is neither method nor field of %v", name, m[0], of)
+			}
+		}
+	}
+}
+
 // A documented default, set, changes nothing.
 func TestDocumentedDefaultsAreTheDefaults(t *testing.T) {
 	rows := documented(t)

@@ -167,12 +167,12 @@ func TestWebTakesTheOperatorsSettings(t *testing.T) {
 }
 
 func Example() {
-	type user struct{ lines int }
+	type user struct{ Lines int }
 
 	s := New("chat")
 	s.Listen("line", "tcp://127.0.0.1:8080", Text[user]{
 		OnMessage: func(c *Conn[user], line []byte) {
-			c.State.lines++
+			c.State.Lines++
 			c.Send(line)
 		},
 	})

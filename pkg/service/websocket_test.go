@@ -209,13 +209,8 @@ func (p *peer) encode(m []byte) []byte {
 	return b
 }
 
-func (p *peer) send(m []byte)   { p.t.Helper(); p.write(p.encode(m)) }
-func (p *peer) text(s string)   { p.t.Helper(); p.send(append([]byte{byte(websocket.Text)}, s...)) }
-func (p *peer) binary(b []byte) { p.t.Helper(); p.send(append([]byte{byte(websocket.Binary)}, b...)) }
-func (p *peer) closes(code CloseCode) {
-	p.t.Helper()
-	p.send(websocket.AppendClose(nil, code, "enough"))
-}
+func (p *peer) send(m []byte)            { p.t.Helper(); p.write(p.encode(m)) }
+func (p *peer) text(s string)            { p.t.Helper(); p.send(append([]byte{byte(websocket.Text)}, s...)) }
 func (p *peer) expect(want string)       { p.t.Helper(); p.expectKind(websocket.Text, want) }
 func (p *peer) expectBinary(want []byte) { p.t.Helper(); p.expectKind(websocket.Binary, string(want)) }
 

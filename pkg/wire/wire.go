@@ -5,9 +5,10 @@
 // A protocol that has to remember something of a connection is a Session, of
 // which each connection has its own.
 //
-// Invariants: Split never keeps a reference to its input and changes none of it
-// but what it has advanced over; the messages it finds do not depend on how the stream was cut into
-// reads. Each protocol lives in a package below this one; start at Protocol.
+// Invariants: Split never keeps a reference to its input and changes none of
+// it but, for itself, what it has advanced over; the messages it finds do not
+// depend on how the stream was cut into reads. Each protocol lives in a package
+// below this one; start at Protocol.
 package wire
 
 import "errors"

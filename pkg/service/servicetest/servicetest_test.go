@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -25,6 +27,14 @@ func main() {
 	s.Listen("who", "tcp://127.0.0.1:0", service.Text[struct{}]{OnMessage: func(c *service.Conn[struct{}], line []byte) {
 		c.Send(fmt.Appendf(nil, "%s: slot %d, generation %d", line, slot, generation))
 	}})
+	s.Listen("bound", "tcp://127.0.0.1:0", service.Text[struct{}]{
+		OnMessage: func(c *service.Conn[struct{}], line []byte) {
+			if id, err := strconv.ParseUint(string(line), 10, 64); err == nil {
+				c.Bind(id)
+			}
+			c.Send(strconv.AppendInt(nil, int64(slot), 10))
+		},
+	})
 	s.Main()
 }
 
@@ -113,6 +123,45 @@ func TestConnectionIsMovedAndOutlivesAReload(t *testing.T) {
 	want("slot 1, generation 2")
 }
 
+func TestConnectionsOfAnIDComeTogether(t *testing.T) {
+	s := Start(t, Options{Listeners: []string{"bound"}, Workers: 3, Config: "[listener.bound]\ndispatch = \"hash-id\"\n"})
+	slotOf := func(c net.Conn, say string) string {
+		t.Helper()
+		if _, err := io.WriteString(c, say+"\n"); err != nil {
+			t.Fatal(err)
+		}
+		line := make([]byte, 2)
+		if _, err := io.ReadFull(c, line); err != nil {
+			t.Fatal(err)
+		}
+		return string(line[:1])
+	}
+	var all []net.Conn
+	for range 6 {
+		c := s.Dial("bound")
+		slotOf(c, "7")
+		all = append(all, c)
+	}
+	s.Await("all are with one worker", func(control.Status) bool {
+		slots := map[string]bool{}
+		for _, c := range all {
+			slots[slotOf(c, "where?")] = true
+		}
+		return len(slots) == 1
+	})
+}
+
+func TestConnectionsAreDispatchedInTurn(t *testing.T) {
+	s := Start(t, Options{Listeners: []string{"bound"}, Workers: 2, Config: "[listener.bound]\ndispatch = \"round-robin\"\n"})
+	for range 4 {
+		ask(t, s, "bound")
+		s.Dial("bound")
+	}
+	s.Await("both have some", func(st control.Status) bool {
+		return len(st.Pools[0].Workers) == 2 && st.Pools[0].Workers[0].Connections > 0 && st.Pools[0].Workers[1].Connections > 0
+	})
+}
+
 // failing is a test that can be seen to fail.
 type failing struct {
 	testing.TB
@@ -121,7 +170,7 @@ type failing struct {
 	cleanups []func()
 }
 
-var errFatal = errors.New("Fatal was called")
+var errFatal = errors.New("test ended by Fatalf")
 
 func (f *failing) Helper()                   {}
 func (f *failing) Cleanup(c func())          { f.cleanups = append(f.cleanups, c) }
