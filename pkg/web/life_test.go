@@ -622,9 +622,11 @@ func TestConnectionTurnsIntoAStream(t *testing.T) {
 				"/raw": {Conn: &conn.Config{Handler: polite{}, Inline: true, ProtocolName: "raw"}},
 			},
 		}, conn.Limits{})
-		for _, c := range s.conf.Becomes {
-			c.Listener, c.Seat = s.conf.Listener, s.seat
-		}
+		s.do(func() {
+			for _, c := range s.conf.Becomes {
+				c.Listener, c.Seat = s.conf.Listener, s.seat
+			}
+		})
 		const upgrade = " HTTP/1.1\r\n" + host + "Connection: upgrade\r\nUpgrade: lines\r\n\r\n"
 		c := dial(t, s.addr)
 		c.send("GET /other" + upgrade + get + "GET /lines HTTP/1.1\r\n" + host + "\r\n" + "POST /lines" + strings.Replace(upgrade, "\r\n\r\n", "\r\nContent-Length: 1\r\n\r\n1", 1) +
