@@ -106,8 +106,8 @@ func TestPartMovesAndIsNotAtABoundary(t *testing.T) {
 	write(t, client, "rest")
 	expectText(t, client, "rest")
 	c.Release()
-	if n, err := client.Read(make([]byte, 1)); n > 0 || !errors.Is(err, io.EOF) {
-		t.Errorf("got %d bytes, %v, want the end", n, err)
+	if rest, err := io.ReadAll(client); err != nil || len(rest) > 0 {
+		t.Errorf("got %q, %v, want the end", rest, err)
 	}
 	client.Close()
 	if why := receive(t, closed); !errors.Is(why, ErrDrained) {

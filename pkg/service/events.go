@@ -37,7 +37,7 @@ func (p WebSocket[T]) stream(path string, set listenerConfig) (httpweb.Stream, e
 func (l listenerConfig) forStream() listenerConfig {
 	return listenerConfig{
 		MaxMessage: l.MaxMessage, SendHigh: l.SendHigh, SendLow: l.SendLow, SendLimit: l.SendLimit,
-		WriteTimeout: l.WriteTimeout, CloseTimeout: l.CloseTimeout,
+		Movable: l.Movable, WriteTimeout: l.WriteTimeout, CloseTimeout: l.CloseTimeout,
 		Origins: l.Origins, CompressAbove: l.CompressAbove, PingInterval: l.PingInterval, PongTimeout: l.PongTimeout,
 	}
 }
@@ -133,6 +133,9 @@ func (c *EventStream[T]) StopTimer(name string) { c.conn.StopTimer(timerOf + nam
 // MoveTo asks for the stream to be given to the worker in a slot.
 func (c *EventStream[T]) MoveTo(slot int) error { return c.conn.MoveTo(slot) }
 
+// Bind says that the stream belongs to id.
+func (c *EventStream[T]) Bind(id uint64) { c.conn.Bind(id) }
+
 // Hold keeps the stream in this worker until Release.
 func (c *EventStream[T]) Hold() error { return c.conn.Hold() }
 
@@ -204,6 +207,9 @@ func (p Events[T]) stream(path string, set listenerConfig) (httpweb.Stream, erro
 	c := &conn.Config{
 		ProtocolName: "events at " + path, Handler: h, Limits: set.forStream().limits(p.Limits),
 		Inline: p.Inline, Pinned: p.Pinned, EncodeValue: h.encode, DecodeValue: h.decode,
+	}
+	if set.Movable != nil {
+		c.Pinned = !*set.Movable
 	}
 	c.Limits.MaxMessage = 0 // what the client sends is no message
 	if err := c.Limits.Check(); err != nil {
