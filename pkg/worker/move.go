@@ -12,10 +12,13 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/link"
 )
 
-// firstPause is the time after which those are offered again that nobody has
-// taken. It doubles from time to time: who could not take them may be stopped,
+// Those that nobody has taken are offered again after firstPause, then after
+// twice the time each, up to lastPause: who could not take them may be stopped,
 // or full, and who will never take them is not to be asked too often.
-const firstPause = 500 * time.Millisecond
+const (
+	firstPause = 500 * time.Millisecond
+	lastPause  = 2 * time.Second
+)
 
 // handOver is the part of a drain in which the connections go to others.
 func (d *drain) handOver(t terms) {
@@ -55,7 +58,7 @@ func (d *drain) handed(t terms, m moved) {
 	}
 	if d.graceful && len(d.movable()) > 0 {
 		d.again = w.loop.After(d.pause, func() { d.handOver(t) })
-		d.pause *= 2
+		d.pause = min(2*d.pause, lastPause)
 	}
 	d.progress()
 }
@@ -88,8 +91,12 @@ func (w *Worker) tellMove(arg json.RawMessage) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if result.Given == 0 {
+	switch {
+	case result.Given > 0:
+	case result.Err != nil:
 		return nil, fmt.Errorf("connection %d stays: %w", r.Conn, result.Err)
+	default:
+		return nil, fmt.Errorf("connection %d has just ended", r.Conn)
 	}
 	return json.Marshal(link.GiveResult{Given: result.Given, Longest: result.Longest})
 }
