@@ -213,7 +213,14 @@ func TestGoodbyeIsNotForThoseThatAreHandedOver(t *testing.T) {
 	next := cl.spawn("polished talker", 0, 2, s).serve()
 	old.tell(link.Drain{Grace: patience, Hand: true, To: next.incarnation})
 	expect[link.Draining](old)
-	exchange(t, c, "here?\n", "waited\n0/2 here?\n")
+	exchange(t, c, "", "waited\n")
+	await(t, "the successor to have it", func() bool {
+		got := reply(t, c, "here?")
+		if !strings.HasSuffix(got, " here?") {
+			t.Fatalf("got %q", got)
+		}
+		return got == "0/2 here?"
+	})
 	old.awaitExit(0)
 
 	next.tell(link.Drain{Grace: patience})
