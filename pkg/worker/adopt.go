@@ -29,7 +29,7 @@ func (w *Worker) openRows(in *link.Inherited) (sending int, err error) {
 	if err != nil {
 		return -1, fmt.Errorf("worker: %w", err)
 	}
-	w.dispatched = make(map[uint64][]handoff.Unit)
+	w.dispatched, w.onTheWay = make(map[uint64][]handoff.Unit), make(map[uint64]int)
 	w.peers = peers{w: w, all: make(map[uint64]*peer)}
 	w.ends, err = handoff.New(handoff.Options{
 		Self: in.Incarnation, Table: table, Inbox: receiving,

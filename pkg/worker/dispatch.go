@@ -51,7 +51,11 @@ func (d *dispatcher) target(peer netip.Addr) *peer {
 	case DispatchRoundRobin:
 		return d.nextInTurn()
 	case DispatchLeastConnections:
-		if p := w.peers.idlest(nil); p != nil && p.seat.Connections.Load() < w.seat.Connections.Load() {
+		stay := w.seat.Connections.Load()
+		for _, n := range w.onTheWay {
+			stay -= int64(n)
+		}
+		if p := w.peers.idlest(w.onTheWay); p != nil && p.seat.Connections.Load()+int64(w.onTheWay[p.Incarnation]) < stay {
 			return p
 		}
 	case DispatchHashIP:
@@ -110,15 +114,28 @@ func score(key uint64, slot int) uint64 {
 // dispatchTo gives a connection that was just accepted to a peer. If that does
 // not take it, it is served here. It fails as conn.Set.Arrived does.
 func (w *Worker) dispatchTo(to *peer, fd int, from unix.Sockaddr, conns *conn.Config) error {
-	return w.set.Arrived(fd, from, conns, func(f *conn.Frozen, err error) {
-		if err != nil {
-			return // it has ended already
+	w.onTheWay[to.Incarnation]++
+	err := w.set.Arrived(fd, from, conns, func(f *conn.Frozen, err error) {
+		if err != nil { // it has ended already
+			w.arrived(to.Incarnation, 1)
+			return
 		}
 		w.dispatched[to.Incarnation] = append(w.dispatched[to.Incarnation], handoff.Unit{First: f})
 		if len(w.dispatched) == 1 && len(w.dispatched[to.Incarnation]) == 1 {
 			w.loop.NextTurn(w.giveDispatched)
 		}
 	})
+	if err != nil {
+		w.arrived(to.Incarnation, 1)
+	}
+	return err
+}
+
+// arrived says that so many are no longer on their way to a peer.
+func (w *Worker) arrived(to uint64, n int) {
+	if w.onTheWay[to] -= n; w.onTheWay[to] == 0 {
+		delete(w.onTheWay, to)
+	}
 }
 
 // giveDispatched gives what was accepted in a turn, in as few batches as can
@@ -126,7 +143,10 @@ func (w *Worker) dispatchTo(to *peer, fd int, from unix.Sockaddr, conns *conn.Co
 func (w *Worker) giveDispatched() {
 	for to, units := range w.dispatched {
 		delete(w.dispatched, to)
-		w.ends.Give(to, uint8(conn.Move), units, w.count)
+		w.ends.Give(to, uint8(conn.Move), units, func(o handoff.Outcome) {
+			w.arrived(to, len(units))
+			w.count(o)
+		})
 	}
 }
 

@@ -88,6 +88,24 @@ func TestRoundRobinGivesEachAsMany(t *testing.T) {
 	}
 }
 
+func TestLeastConnectionsCountsThoseOnTheirWay(t *testing.T) {
+	w := among(t, 3)
+	w.onTheWay = make(map[uint64]int)
+	d := &dispatcher{w: w, mode: DispatchLeastConnections}
+	var n [3]int
+	for range 30 { // accepted in one turn
+		to := d.target(netip.Addr{})
+		n[slotOf(to)]++
+		w.seat.Connections.Add(1)
+		if to != nil {
+			w.onTheWay[to.Incarnation]++
+		}
+	}
+	if n != [3]int{10, 10, 10} {
+		t.Errorf("the workers get %v", n)
+	}
+}
+
 func TestEndOfAWorkerMovesOnlyWhatItHad(t *testing.T) {
 	w := among(t, 4)
 	const keys = 4000

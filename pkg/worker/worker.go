@@ -149,6 +149,7 @@ type Worker struct {
 	ends      *handoff.Endpoint
 
 	dispatched map[uint64][]handoff.Unit // accepted in this turn, by taker
+	onTheWay   map[uint64]int            // of those, and given but not answered, by taker
 
 	background background
 
