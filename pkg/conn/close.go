@@ -63,6 +63,9 @@ func (c *Conn) end(why error) { _ = c.bye(flagGoodbye, why, nil) }
 func (c *Conn) startClosing() {
 	c.state = Closing
 	c.dropInput()
+	if l := c.layered(); l != nil {
+		l.abandon(c)
+	}
 	c.endPipe(c.reason())
 	if limit := c.cfg.Limits.Close; limit >= 0 {
 		c.progress = c.set.loop.Now()
@@ -123,6 +126,9 @@ func (c *Conn) dropLocked() map[string]*timer {
 	if x == nil {
 		return nil
 	}
+	if x.layer != nil {
+		x.layer.sealed.free()
+	}
 	x.late.free()
 	timers := x.timers
 	x.timers = nil
@@ -162,6 +168,9 @@ func (c *Conn) release(why error) {
 	unix.Close(fd)
 	c.count(0)
 	c.dropInput()
+	if l := c.layered(); l != nil {
+		l.end(c)
+	}
 	c.endPipe(why)
 	c.unpipe()
 	for _, t := range timers {

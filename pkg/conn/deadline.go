@@ -34,21 +34,29 @@ func (c *Conn) expired(now time.Duration) {
 		// The peer is not to blame for what waits for us.
 		c.restamp()
 	}
-	if over, due := c.reading(now); over != nil {
-		if c.events&reactor.Readable != 0 && c.lastIn < due && c.unread() {
-			// The loop was held up, not the peer: it is judged once that was read.
-			c.expireBy(now + time.Millisecond)
-			return
-		}
-		c.release(over)
+	over, due := c.reading(now)
+	if over == nil {
+		return
 	}
+	if c.events&reactor.Readable != 0 && c.lastIn < due && c.unread() {
+		// The loop was held up, not the peer: it is judged once that was read.
+		c.expireBy(now + time.Millisecond)
+		return
+	}
+	if c.has(flagOpening) {
+		c.notOpened(c.layered(), over)
+	}
+	c.release(over)
 }
 
 // reading says which deadline of the reading side is over, nil if none is.
 func (c *Conn) reading(now time.Duration) (over error, due time.Duration) {
+	if c.has(flagOpening) {
+		return c.openingOver(now)
+	}
 	l := &c.cfg.Limits
 	switch {
-	case c.rx.Load() == 0:
+	case c.rx.Load() == 0 || c.quiet():
 		if l.FirstByte >= 0 && c.piped() == nil && c.check(c.partial+l.FirstByte, now) {
 			return ErrFirstByte, now
 		}
@@ -103,6 +111,9 @@ func (c *Conn) check(at, now time.Duration) bool {
 // restamp starts the deadlines of reading anew.
 func (c *Conn) restamp() {
 	now := c.set.loop.Now()
+	if c.has(flagOpening) {
+		return // the peer has to be quick, whatever we do
+	}
 	c.lastIn = now
 	if c.partial != 0 {
 		c.partial = now
