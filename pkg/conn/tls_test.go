@@ -3,17 +3,13 @@ package conn
 import (
 	"bufio"
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"slices"
 	"strings"
@@ -23,29 +19,20 @@ import (
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/wire/text"
+	"github.com/mainstay-go/mainstay/test/certs"
 )
 
 // certificate is the one of all tests, for localhost.
 var certificate = sync.OnceValue(func() tls.Certificate {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	c, err := certs.Make(time.Hour, "localhost")
 	if err != nil {
 		panic(err)
 	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, DNSNames: []string{"localhost"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, IsCA: true, BasicConstraintsValid: true,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	pair, err := c.Pair()
 	if err != nil {
 		panic(err)
 	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		panic(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+	return pair
 })
 
 func pool() *x509.CertPool {
@@ -446,7 +433,7 @@ func TestWhatIsAgreedOnIsKnownInOnConnect(t *testing.T) {
 	for _, where := range []string{"OnConnect", "OnAdopt"} {
 		cs := receive(t, seen)
 		if cs == nil || cs.ServerName != "localhost" || cs.NegotiatedProtocol != "chat" || len(cs.PeerCertificates) != 1 ||
-			cs.PeerCertificates[0].Subject.CommonName != "test" {
+			cs.PeerCertificates[0].Subject.CommonName != "localhost" {
 			t.Errorf("%s: %+v", where, cs)
 		}
 		if where == "OnConnect" {
