@@ -330,6 +330,7 @@ func (l listenerConfig) limits(code Limits) Limits {
 	time(&code.WriteIdle, l.WriteIdleTimeout)
 	time(&code.WriteStall, l.WriteTimeout)
 	time(&code.Close, l.CloseTimeout)
+	time(&code.Handshake, l.HandshakeTimeout)
 	return code
 }
 
@@ -351,6 +352,7 @@ func (l listenerConfig) unusable(has ...string) string {
 		{"read_idle_timeout", l.ReadIdleTimeout != 0}, {"write_idle_timeout", l.WriteIdleTimeout != 0},
 		{"first_byte_timeout", l.FirstByteTimeout != 0}, {"message_timeout", l.MessageTimeout != 0},
 		{"idle_timeout", l.IdleTimeout != 0}, {"write_timeout", l.WriteTimeout != 0}, {"close_timeout", l.CloseTimeout != 0},
+		{"handshake_timeout", l.HandshakeTimeout != 0}, {"proxy_protocol", len(l.ProxyProtocol) > 0}, {"tls.cert", l.TLS.isSet()},
 	} {
 		if k.set && !slices.Contains(has, k.key) {
 			return k.key
@@ -385,8 +387,9 @@ func (p HTTP) listener(name string, set listenerConfig) (worker.Listener, error)
 	if h == nil {
 		h = http.DefaultServeMux
 	}
-	if key := set.unusable("message_timeout", "idle_timeout", "write_timeout", "max_connections", "max_connections_per_peer", "accept_rate", "accept_burst"); key != "" {
-		return worker.Listener{}, &settingError{key, "net/http has no such setting, only message_timeout, idle_timeout, write_timeout, max_connections, max_connections_per_peer, accept_rate and accept_burst"}
+	if key := set.unusable("message_timeout", "idle_timeout", "write_timeout", "max_connections", "max_connections_per_peer", "accept_rate", "accept_burst",
+		"proxy_protocol", "tls.cert"); key != "" {
+		return worker.Listener{}, &settingError{key, "net/http has no such setting, only message_timeout, idle_timeout, write_timeout, max_connections, max_connections_per_peer, accept_rate, accept_burst, proxy_protocol and tls"}
 	}
 	limits := worker.HTTPLimits{Header: set.MessageTimeout, Idle: set.IdleTimeout, Stall: set.WriteTimeout}
 	return worker.Listener{Name: name, HTTP: h, HTTPLimits: limits, Accept: set.accept()}, nil
