@@ -80,7 +80,7 @@ func (h *Handshakes) leave() {
 		next := h.waiting[0]
 		h.waiting[0] = nil
 		h.waiting = h.waiting[1:]
-		if next.set.loop.Post(next.placeFree) == nil {
+		if !next.has(flagClosed) && next.set.loop.Post(next.placeFree) == nil {
 			return
 		}
 	}
