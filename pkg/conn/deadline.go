@@ -52,7 +52,8 @@ func (c *Conn) expired(now time.Duration) {
 // reading says which deadline of the reading side is over, nil if none is.
 func (c *Conn) reading(now time.Duration) (over error, due time.Duration) {
 	if c.has(flagOpening) {
-		return c.openingOver(now)
+		due, over = c.openingOver(now)
+		return over, due
 	}
 	l := &c.cfg.Limits
 	switch {

@@ -316,7 +316,7 @@ func (c *Conn) openFailed(l *layer, err error) {
 
 // notOpened counts and tells of a connection that does not open.
 func (c *Conn) notOpened(l *layer, err error) {
-	if c.cfg.TLS != nil && l.stage != stageProxy {
+	if c.cfg.TLS != nil && (l.stage > stageHello || l.stage == stageHello && errors.Is(err, ErrHandshake)) {
 		c.cfg.Handshakes.failed.Add(1)
 	}
 	if c.rx.Load() > 0 { // whoever has said nothing has done no harm
@@ -357,15 +357,15 @@ func (c *Conn) readsToOpen(flags uint32) bool {
 }
 
 // openingOver says whether an opening connection's time is over.
-func (c *Conn) openingOver(now time.Duration) (over error, due time.Duration) {
+func (c *Conn) openingOver(now time.Duration) (due time.Duration, over error) {
 	l := &c.cfg.Limits
 	if c.rx.Load() == 0 && l.FirstByte >= 0 && c.check(c.partial+l.FirstByte, now) {
-		return ErrFirstByte, c.partial + l.FirstByte
+		return c.partial + l.FirstByte, ErrFirstByte
 	}
 	if l.Handshake >= 0 && c.check(c.partial+l.Handshake, now) {
-		return ErrHandshake, c.partial + l.Handshake
+		return c.partial + l.Handshake, ErrHandshake
 	}
-	return nil, 0
+	return 0, nil
 }
 
 // openEvery is how often connections that did not open are told.
