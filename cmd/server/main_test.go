@@ -61,6 +61,12 @@ func TestScripts(t *testing.T) {
 			"program": cmdProgram,
 			"fetch":   cmdFetch,
 
+			"certificate": cmdCertificate,
+			"tls":         cmdTLS,
+			"holdtls":     cmdHoldTLS,
+			"port":        cmdPort,
+			"sclient":     cmdSClient,
+			"proxied":     cmdProxied,
 			"holdhttp":    cmdHoldHTTP,
 			"stopped":     cmdStopped,
 			"continued":   cmdContinued,

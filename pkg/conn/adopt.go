@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/mainstay-go/mainstay/pkg/rows"
+	"github.com/mainstay-go/mainstay/pkg/wire/tlsrec"
 	"golang.org/x/sys/unix"
 )
 
@@ -48,7 +49,10 @@ func (s *Set) Adopt(fd int, id rows.ID, row *rows.Row, config func(listener stri
 		return nil, fmt.Errorf("conn: %w", err)
 	}
 	a := &Adopted{conn: s.rebuild(fd, id, settings, st), row: row, state: st}
-	if err := a.restore(); err != nil {
+	if err = a.restoreLayer(); err == nil {
+		err = a.restore()
+	}
+	if err != nil {
 		a.Decline()
 		return nil, err
 	}
@@ -87,7 +91,11 @@ func (s *Set) rebuild(fd int, id rows.ID, settings *settings, st *state) *Conn {
 		x.session = settings.NewSession()
 	}
 	if c.eof {
-		c.endLater(ErrPeerClosed)
+		why := error(ErrPeerClosed)
+		if st.layer != nil && st.layer.flags&layerTruncated != 0 {
+			why = fmt.Errorf("%w: %w", ErrPeerClosed, ErrTruncated)
+		}
+		c.endLater(why)
 	}
 	flags := flagFrozen | flagLate
 	for _, f := range []struct {
@@ -103,6 +111,54 @@ func (s *Set) rebuild(fd int, id rows.ID, settings *settings, st *state) *Conn {
 	}
 	c.flags.Store(flags)
 	return c
+}
+
+// restoreLayer makes what stands between descriptor and messages. A connection
+// goes on as it began, whatever the listener has here, but a handshake that is
+// still to come is that of here.
+func (a *Adopted) restoreLayer() error {
+	c, st := a.conn, a.state
+	x := c.extra.Load()
+	if len(st.header) > 0 {
+		n, h, err := headerParser.Parse(st.header)
+		if err != nil || n != len(st.header) {
+			return fmt.Errorf("%w: PROXY header of %d bytes: %w", ErrState, len(st.header), err)
+		}
+		x.origin.Store(originOf(st.header, h))
+	}
+	s := st.layer
+	if s == nil {
+		return nil
+	}
+	l := &layer{stage: stageOpen, quiet: s.flags&layerQuiet != 0, truncated: s.flags&layerTruncated != 0}
+	if len(s.tls) == 0 {
+		l.stage = stageHello
+		if s.flags&layerProxy != 0 {
+			l.stage = stageProxy
+		}
+		if l.stage == stageProxy != (c.cfg.Proxy != nil && len(st.header) == 0) || l.stage == stageHello && c.cfg.TLS == nil {
+			return fmt.Errorf("%w: listener %q does not open connections so", ErrProtocol, st.listener)
+		}
+		c.flags.Or(flagOpening)
+		x.layer = l
+		return nil
+	}
+	keys, err := tlsrec.RestoreState(s.tls)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrState, err)
+	}
+	info, err := tlsrec.ParseInfo(s.info)
+	if err != nil {
+		keys.Drop()
+		return fmt.Errorf("%w: %w", ErrState, err)
+	}
+	l.tls, l.info = keys, &info
+	if len(s.in) > 0 {
+		l.in = getBuffer(len(s.in)).add(s.in)
+	}
+	l.sealed.add(s.ready)
+	x.layer = l
+	return nil
 }
 
 // restore has protocol and application take up their parts.
@@ -170,6 +226,9 @@ func (a *Adopted) Decline() {
 	c.mu.Unlock()
 	c.state = Closed
 	c.dropInput()
+	if l := c.layered(); l != nil {
+		l.end(c)
+	}
 	c.endPipe(ErrClosed)
 	c.unpipe()
 }

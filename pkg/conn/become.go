@@ -25,7 +25,8 @@ func (cfg *Config) speaking(protocol string) *Config {
 // Become has the connection served by the Config of Config.Becomes that has
 // this ProtocolName, from the return of the running callback on: as if it had
 // just been accepted by that listener, with input, which is copied, as the
-// first that came from the peer. What was sent leaves before what will be. Its timers
+// first that came from the peer. What was sent leaves before what will be. Its TLS
+// and what its PROXY header has told stay as they are. Its timers
 // are gone; its Value stays, and is the new Handler's. OnConnect of that is called
 // next, and OnClose in the end is only its. It returns an error, and does nothing, if
 // there is no such Config, or if that is not usable.

@@ -1,6 +1,7 @@
 package conn
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"testing"
@@ -176,4 +177,27 @@ func TestFreezeIsPutOffUntilRelease(t *testing.T) {
 	if got := receive(t, told); got.err != ErrClosed {
 		t.Errorf("closed: %v", got.err)
 	}
+}
+
+func TestWhatATLSConnectionBecomesSpeaksTLS(t *testing.T) {
+	versions(t, func(t *testing.T, version uint16) {
+		w := newTwo(t)
+		closed := make(chan error, 2)
+		nc, c := w.a.tcp(secured(t, turning(w.a, true, closed)))
+		client := handshaken(t, nc, clientTLS(version))
+		write(t, client, "one\ntw")
+		expectText(t, client, "raw one\ntwwelcome\nline one\n")
+		if version == tls.VersionTLS13 {
+			c = w.move(c, secured(t, turning(w.b, true, closed)))
+		}
+		write(t, client, "o\n")
+		expectText(t, client, "line two\n")
+		if c.TLS() == nil {
+			t.Error("TLS returns nil")
+		}
+		client.Close()
+		if why := receive(t, closed); why != ErrPeerClosed {
+			t.Errorf("OnClose with %v", why)
+		}
+	})
 }

@@ -92,6 +92,30 @@ func (q *queue) add(p []byte) {
 	q.bytes += len(p)
 }
 
+// take takes n bytes off the front.
+func (q *queue) take(n int) {
+	q.bytes -= n
+	q.drop(n)
+}
+
+// drop is take of bytes that the caller has counted.
+func (q *queue) drop(n int) {
+	for n > 0 {
+		head := q.head
+		taken := min(n, len(head.bytes()))
+		head.off += taken
+		n -= taken
+		if len(head.bytes()) > 0 {
+			return
+		}
+		q.head = head.next
+		if q.head == nil {
+			q.tail = nil
+		}
+		head.free()
+	}
+}
+
 // join puts all of other, which is empty then, behind q.
 func (q *queue) join(other *queue) {
 	if other.head == nil {

@@ -105,7 +105,7 @@ func (c *Conn) panicked(value any) {
 		c.CloseNow(err)
 	}
 	if c.cfg.Event != nil {
-		c.cfg.Event(Event{Kind: CallbackPanicked, Listener: c.Listener(), Conn: c, Peer: c.peer, Err: err})
+		c.cfg.Event(Event{Kind: CallbackPanicked, Listener: c.Listener(), Conn: c, Peer: c.Peer(), Err: err})
 	}
 }
 
@@ -117,6 +117,6 @@ func (s *settings) tellSlow(c *Conn, took, now time.Duration) {
 		s.slowSkipped++
 		return
 	}
-	s.Event(Event{Kind: SlowCallback, Listener: c.Listener(), Conn: c, Peer: c.peer, Took: took, Skipped: s.slowSkipped})
+	s.Event(Event{Kind: SlowCallback, Listener: c.Listener(), Conn: c, Peer: c.Peer(), Took: took, Skipped: s.slowSkipped})
 	s.slowTold, s.slowSkipped = now, 0
 }

@@ -7,10 +7,12 @@ import (
 	"hash/crc32"
 	"maps"
 	"math"
+	"math/bits"
 	"runtime/debug"
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/rows"
+	"github.com/mainstay-go/mainstay/pkg/wire/tlsrec"
 )
 
 // Why Adopt refuses a connection.
@@ -49,10 +51,22 @@ var (
 //	        time    how long until it is over
 //	string  input that no callback has got
 //	string  output that the kernel has not got
+//	string  the layer before the descriptor, empty: none; otherwise
+//	        1 B     its flags
+//	        string  TLS: keys and sequence numbers, see package tlsrec; empty: the handshake is to come
+//	        string  TLS: what was agreed on
+//	        string  an incomplete record that has come
+//	        string  records that the kernel has not got, before the output
+//	string  PROXY header, empty: none
 //	4 B     CRC-32C of all before it, little endian
 //
+// Version 1 ended with the output.
+//
 // A tail, which is what comes after a capture, is laid out in tail.go.
-const stateVersion = 1
+const (
+	stateVersion    = 2
+	stateVersionOld = 1
+)
 
 // The flags of a captured state.
 const (
@@ -86,7 +100,23 @@ type state struct {
 	timers                                     []stateTimer
 	in                                         []byte
 	out                                        []byte // of parseState only: append takes it from the queue
+	layer                                      *layerState
+	header                                     []byte // PROXY's
 }
+
+// layerState is the layer's part.
+type layerState struct {
+	flags                uint8
+	tls, info, in, ready []byte
+}
+
+const (
+	layerProxy = 1 << iota // the PROXY header is to come
+	layerQuiet
+	layerTruncated
+
+	layerKnown = 1<<iota - 1
+)
 
 type stateTimer struct {
 	name string
@@ -165,7 +195,78 @@ func (f *Frozen) Capture(dst []byte) ([]byte, error) {
 			return dst, fmt.Errorf("conn: state of the protocol: %w", err)
 		}
 	}
+	if o := x.origin.Load(); o != nil {
+		s.header = o.header
+	}
+	if x.layer != nil {
+		if s.layer, err = x.layer.capture(); err != nil {
+			return dst, fmt.Errorf("conn: state of TLS: %w", err)
+		}
+		defer clear(s.layer.tls)
+	}
 	return s.append(dst, &c.out), nil
+}
+
+// capture returns what the other process needs of the layer. The keys are a
+// copy of the caller's.
+func (l *layer) capture() (*layerState, error) {
+	s := new(layerState)
+	set := func(bit uint8, when bool) {
+		if when {
+			s.flags |= bit
+		}
+	}
+	set(layerProxy, l.stage == stageProxy)
+	set(layerQuiet, l.quiet)
+	set(layerTruncated, l.truncated)
+	if l.in != nil {
+		s.in = l.in.bytes()
+	}
+	s.ready = l.sealed.appendTo(nil)
+	if l.tls == nil {
+		return s, nil
+	}
+	var err error
+	if s.tls, err = l.tls.AppendState(make([]byte, 0, tlsrec.MaxState)); err != nil {
+		return nil, err
+	}
+	s.info, err = l.info.Append(nil)
+	return s, err
+}
+
+func (s *layerState) append(dst []byte) []byte {
+	if s == nil {
+		return appendString(dst, "")
+	}
+	size := 1
+	for _, part := range [][]byte{s.tls, s.info, s.in, s.ready} {
+		size += uvarintSize(uint64(len(part))) + len(part)
+	}
+	dst = append(binary.AppendUvarint(dst, uint64(size)), s.flags)
+	for _, part := range [][]byte{s.tls, s.info, s.in, s.ready} {
+		dst = appendString(dst, part)
+	}
+	return dst
+}
+
+func uvarintSize(n uint64) int { return (bits.Len64(n|1) + 6) / 7 }
+
+// parseLayer takes the layer's part apart; nil if there is none.
+func parseLayer(b []byte) (*layerState, error) {
+	if len(b) == 0 {
+		return nil, nil
+	}
+	s, p := &layerState{flags: b[0]}, &parser{b: b[1:]}
+	if s.flags&^layerKnown != 0 {
+		p.fail("unknown flags of the layer")
+	}
+	for _, part := range []*[]byte{&s.tls, &s.info, &s.in, &s.ready} {
+		*part = p.bytes()
+	}
+	if len(s.tls) == 0 && (len(s.info)+len(s.in)+len(s.ready) > 0 || s.flags&^layerProxy != 0) || len(s.tls) > 0 && s.flags&layerProxy != 0 {
+		p.fail("a layer that cannot be")
+	}
+	return s, p.end()
 }
 
 // guard calls the application's f, whose panic is an error.
@@ -202,12 +303,14 @@ func (s *state) append(dst []byte, out *queue) []byte {
 	b = appendString(b, s.in)
 	b = binary.AppendUvarint(b, uint64(out.bytes))
 	b = out.appendTo(b)
+	b = s.layer.append(b)
+	b = appendString(b, s.header)
 	return seal(b, start)
 }
 
 // parseState takes a captured state apart.
 func parseState(body []byte) (*state, error) {
-	p, err := unseal(body, stateVersion)
+	p, version, err := unseal(body, stateVersionOld, stateVersion)
 	if err != nil {
 		return nil, err
 	}
@@ -236,6 +339,18 @@ func parseState(body []byte) (*state, error) {
 		s.timers = append(s.timers, t)
 	}
 	s.in, s.out = p.bytes(), p.bytes()
+	if version > stateVersionOld {
+		layer := p.bytes()
+		if header := p.bytes(); len(header) > 0 {
+			s.header = header
+		}
+		if s.layer, err = parseLayer(layer); err != nil {
+			return nil, err
+		}
+	}
+	if s.layer != nil && len(s.layer.tls) == 0 && s.flags&stateNew == 0 {
+		p.fail("keys are missing")
+	}
 	if s.flags&stateHasValue == 0 && len(s.value) > 0 {
 		p.fail("a value that is none")
 	}
@@ -253,19 +368,20 @@ func seal(b []byte, start int) []byte {
 	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b[start:], castagnoli))
 }
 
-// unseal checks version and checksum and returns what lies between them.
-func unseal(b []byte, version uint16) (*parser, error) {
+// unseal checks version, which may be one of two, and checksum and returns
+// what lies between them.
+func unseal(b []byte, oldest, newest uint16) (p *parser, version uint16, err error) {
 	if len(b) < 2+4 {
-		return nil, fmt.Errorf("%w: %d bytes", ErrState, len(b))
+		return nil, 0, fmt.Errorf("%w: %d bytes", ErrState, len(b))
 	}
-	if got := binary.LittleEndian.Uint16(b); got != version {
-		return nil, fmt.Errorf("%w: %d, want %d", ErrStateVersion, got, version)
+	if version = binary.LittleEndian.Uint16(b); version < oldest || version > newest {
+		return nil, 0, fmt.Errorf("%w: %d, want %d", ErrStateVersion, version, newest)
 	}
 	end := len(b) - 4
 	if crc32.Checksum(b[:end], castagnoli) != binary.LittleEndian.Uint32(b[end:]) {
-		return nil, fmt.Errorf("%w: checksum", ErrState)
+		return nil, 0, fmt.Errorf("%w: checksum", ErrState)
 	}
-	return &parser{b: b[2:end]}, nil
+	return &parser{b: b[2:end]}, version, nil
 }
 
 // parser takes bytes apart. After an error it returns zeros.

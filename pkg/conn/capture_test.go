@@ -22,6 +22,7 @@ var captured = state{
 	listener: "test", protocol: "text", session: []byte("session"), peer: "192.0.2.1:80", value: []byte(`{"name":"me"}`),
 	timers: []stateTimer{{"", 0}, {"ping", time.Minute}},
 	in:     []byte("half a mess"), out: []byte("unsent"),
+	header: []byte("PROXY UNKNOWN\r\n"),
 }
 
 func (s *state) encoded() []byte {
@@ -65,7 +66,7 @@ func TestStateThatIsNotUnderstoodIsRefused(t *testing.T) {
 	}
 	tests := []refusal{
 		{"nothing", nil, ErrState},
-		{"newer", resealed(append([]byte{2, 0}, good[2:]...)), ErrStateVersion},
+		{"newer", resealed(append([]byte{stateVersion + 1, 0}, good[2:]...)), ErrStateVersion},
 		{"older than any", resealed(append([]byte{0, 0}, good[2:]...)), ErrStateVersion},
 		{"unknown flags", change(func(s *state) { s.flags |= stateKnown + 1 }), ErrState},
 		{"a timer twice", change(func(s *state) { s.timers = []stateTimer{{"a", 1}, {"a", 2}} }), ErrState},
@@ -76,6 +77,18 @@ func TestStateThatIsNotUnderstoodIsRefused(t *testing.T) {
 		{"another listener", change(func(s *state) { s.listener = "other" }), ErrListener},
 		{"another protocol", change(func(s *state) { s.protocol = "frame" }), ErrProtocol},
 		{"a protocol with a state", good, ErrProtocol},
+		{"half a PROXY header", change(func(s *state) { s.header = []byte("PROXY") }), ErrState},
+		{"more than a PROXY header", change(func(s *state) { s.header = []byte("PROXY UNKNOWN\r\nx") }), ErrState},
+		{"a layer that is open without keys", change(func(s *state) { s.layer = &layerState{flags: layerQuiet} }), ErrState},
+		{"a layer that has records without keys", change(func(s *state) { s.layer = &layerState{in: []byte("x")} }), ErrState},
+		{"an unknown flag of the layer", change(func(s *state) { s.layer = &layerState{flags: layerKnown + 1} }), ErrState},
+		{"a layer with keys that are none", change(func(s *state) { s.layer = &layerState{tls: []byte("x")} }), ErrState},
+		{"a handshake to come that is told already", change(func(s *state) { s.layer = new(layerState) }), ErrState},
+		{"a handshake to come where there is none", change(func(s *state) { s.layer = new(layerState); s.flags |= stateNew }), ErrProtocol},
+		{"a PROXY header to come where there is none", change(func(s *state) {
+			s.layer = &layerState{flags: layerProxy}
+			s.flags |= stateNew
+		}), ErrProtocol},
 		{"an application's error", change(func(s *state) { s.session = nil; s.value = []byte("error") }), errNotMine},
 		{"an application's panic", change(func(s *state) { s.session = nil; s.value = []byte("panic") }), errNotMine},
 	}
@@ -175,13 +188,21 @@ func FuzzAdopt(f *testing.F) {
 	plain := captured
 	plain.session = nil
 	f.Add(plain.encoded(), (&tail{flags: tailClose | tailPaused, why: "x", timers: []tailTimer{{"a", true, -1}, {"b", false, 1}}, sent: []byte("late\n")}).encoded())
+	opening := plain
+	opening.flags |= stateNew
+	opening.layer = &layerState{}
+	opening.in = []byte("\x16\x03\x01\x00\x01x")
+	f.Add(opening.encoded(), []byte{})
+	opening.header, opening.layer = nil, &layerState{flags: layerProxy}
+	opening.in = []byte("PROXY UNKNOWN\r\n")
+	f.Add(opening.encoded(), []byte{})
 	f.Fuzz(func(t *testing.T, body, tailBytes []byte) {
 		if len(body) < 4 {
 			return
 		}
 		body = resealed(body)
 		r := newRig(t)
-		cfg := r.config(funcs{}, true)
+		cfg := proxied(secured(t, r.config(funcs{}, true)))
 		cfg.Protocol = text.Protocol{}
 		cfg.ProtocolName = "text"
 		ours, theirs := socketpair(t, unix.SOCK_STREAM)

@@ -59,7 +59,7 @@ func (c *Conn) bye(flag uint32, why error, last [][]byte) (err error) {
 // end is Close on this package's own account: it says farewell.
 func (c *Conn) end(why error) {
 	var last [][]byte
-	if f := c.cfg.Farewell; f != nil && !c.has(flagsEnded) {
+	if f := c.cfg.Farewell; f != nil && !c.has(flagsEnded|flagOpening) {
 		if m := f(c, why); m != nil {
 			last = [][]byte{m}
 		}
@@ -70,7 +70,7 @@ func (c *Conn) end(why error) {
 // cut is release on this package's own account: if there is something to be
 // said, the peer gets it first, or what of it can be sent at once.
 func (c *Conn) cut(why error) {
-	if c.cfg.Farewell != nil && c.state == Open {
+	if c.cfg.Farewell != nil && c.state == Open && !c.has(flagOpening) {
 		c.end(why)
 		c.mu.Lock()
 		c.flushLocked()
@@ -82,6 +82,9 @@ func (c *Conn) cut(why error) {
 func (c *Conn) startClosing() {
 	c.state = Closing
 	c.dropInput()
+	if l := c.layered(); l != nil {
+		l.abandon(c)
+	}
 	c.endPipe(c.reason())
 	if limit := c.cfg.Limits.Close; limit >= 0 {
 		c.progress = c.set.loop.Now()
@@ -142,6 +145,9 @@ func (c *Conn) dropLocked() map[string]*timer {
 	if x == nil {
 		return nil
 	}
+	if x.layer != nil {
+		x.layer.sealed.free()
+	}
 	x.late.free()
 	timers := x.timers
 	x.timers = nil
@@ -181,6 +187,9 @@ func (c *Conn) release(why error) {
 	unix.Close(fd)
 	c.count(0)
 	c.dropInput()
+	if l := c.layered(); l != nil {
+		l.end(c)
+	}
 	c.endPipe(why)
 	c.unpipe()
 	for _, t := range timers {

@@ -1,12 +1,14 @@
 package conn
 
 import (
+	"crypto/tls"
 	"fmt"
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/reactor"
 	"github.com/mainstay-go/mainstay/pkg/scoreboard"
 	"github.com/mainstay-go/mainstay/pkg/wire"
+	"github.com/mainstay-go/mainstay/pkg/wire/proxyproto"
 )
 
 // Limits bound what one connection may take of memory and time. A zero field
@@ -19,7 +21,8 @@ type Limits struct {
 	SendHard   int // Send refuses what would make more bytes wait; default 8 MiB, or SendHigh if that is more
 	QueueDepth int // messages that may wait for the Pool, then reading pauses; default 64
 
-	FirstByte  time.Duration // from the accept to the first byte; default 30 s
+	FirstByte  time.Duration // from the accept, or the end of the TLS handshake, to the first byte; default 30 s
+	Handshake  time.Duration // from the accept to OnConnect: PROXY header and TLS handshake; default 10 s
 	Message    time.Duration // from the first byte of an incomplete message to its last; default 30 s
 	Auth       time.Duration // from the accept to Conn.Authenticated; default none
 	Idle       time.Duration // without a byte in either direction; default none
@@ -36,6 +39,7 @@ const (
 	DefaultSendHard   = 8 << 20
 	DefaultQueueDepth = 64
 	DefaultFirstByte  = 30 * time.Second
+	DefaultHandshake  = 10 * time.Second
 	DefaultMessage    = 30 * time.Second
 	DefaultWriteStall = 60 * time.Second
 	DefaultClose      = 5 * time.Second
@@ -51,6 +55,20 @@ type Config struct {
 
 	Inline bool  // callbacks on the loop; they must not block
 	Pool   *Pool // runs the callbacks unless Inline
+
+	// Proxy, if not nil, is who may say by a PROXY header whose connection it
+	// passes on: each connection is to come from there and to begin so.
+	Proxy *proxyproto.Trusted
+
+	// Identified, if not nil, is told on the loop that a PROXY header has come:
+	// Conn.Peer is right from then on. An error ends the connection.
+	Identified func(c *Conn) error
+
+	// TLS, if not nil, has the peers speak TLS, behind the PROXY header if
+	// there is one. It should have ticket keys: see tlsrec.Server. It may be
+	// used by others, and nothing of it is changed. It needs Handshakes.
+	TLS        *tls.Config
+	Handshakes *Handshakes
 
 	// Seat gets the counters; nil means that nobody reads them.
 	Seat *scoreboard.Seat
@@ -143,6 +161,11 @@ const (
 
 	// PacketsBroken means that a datagram socket is not served any more.
 	PacketsBroken
+
+	// NotOpened means that a peer has not shown whose its connection is, or
+	// not agreed on keys, and nobody else was told of it. It is told at most
+	// once a second for each Config.
+	NotOpened
 )
 
 // String returns what happened, in words.
@@ -156,6 +179,8 @@ func (k EventKind) String() string {
 		return "datagrams dropped"
 	case PacketsBroken:
 		return "datagram socket is broken"
+	case NotOpened:
+		return "connection not opened"
 	default:
 		return fmt.Sprintf("conn.EventKind(%d)", int(k))
 	}
@@ -182,6 +207,8 @@ type settings struct {
 
 	slowTold    time.Duration // loop: when a SlowCallback was told last
 	slowSkipped int
+	openTold    time.Duration // the same for NotOpened
+	openSkipped int
 }
 
 // Check says what is wrong with the limits: the first that contradicts
@@ -189,13 +216,16 @@ type settings struct {
 func (l Limits) Check() error { return l.fill() }
 
 func (cfg *Config) settings() (*settings, error) {
-	s := &settings{Config: *cfg, readMax: reactor.ReadBufferSize, slowTold: -time.Hour}
+	s := &settings{Config: *cfg, readMax: reactor.ReadBufferSize, slowTold: -time.Hour, openTold: -time.Hour}
 	s.key, s.kind = ListenerKey(s.Listener), ListenerKey(s.ProtocolName)
 	if s.Handler == nil {
 		return nil, fmt.Errorf("conn: listener %q: no Handler", s.Listener)
 	}
 	if !s.Inline && s.Pool == nil {
 		return nil, fmt.Errorf("conn: listener %q: neither Inline nor a Pool", s.Listener)
+	}
+	if s.TLS != nil && s.Handshakes == nil {
+		return nil, fmt.Errorf("conn: listener %q: TLS without Handshakes", s.Listener)
 	}
 	if s.Seat == nil {
 		s.Seat = scoreboard.NewSeat()
@@ -245,6 +275,7 @@ func (l *Limits) fill() error {
 		unset time.Duration
 	}{
 		{&l.FirstByte, DefaultFirstByte},
+		{&l.Handshake, DefaultHandshake},
 		{&l.Message, DefaultMessage},
 		{&l.Auth, -1},
 		{&l.Idle, -1},

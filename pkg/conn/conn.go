@@ -98,7 +98,9 @@ type Conn struct {
 
 // extra is what few connections have, or for a short time.
 type extra struct {
-	session wire.Session         // set before the first message; nil: the protocol has no state
+	session wire.Session // set before the first message; nil: the protocol has no state
+	layer   *layer       // what stands before the descriptor; nil: nothing; set by the loop, under mu
+	origin  atomic.Pointer[origin]
 	pipe    atomic.Pointer[Conn] // where the messages go; nil: to OnMessage
 
 	// Owned by the loop.
@@ -134,7 +136,7 @@ func (c *Conn) extraLocked() *extra {
 // is for the loop only.
 func (c *Conn) tidyLocked() {
 	x := c.extra.Load()
-	if x != nil && x.session == nil && x.pipe.Load() == nil && !c.ending && x.frozen == nil && x.why == nil &&
+	if x != nil && x.session == nil && x.layer == nil && x.origin.Load() == nil && x.pipe.Load() == nil && !c.ending && x.frozen == nil && x.why == nil &&
 		len(x.timers) == 0 && x.holds == 0 && !c.has(flagLate|flagsMove) {
 		c.extra.Store(nil)
 	}
@@ -199,6 +201,8 @@ const (
 	flagLeaving                          // Freeze was called, and is put off by Hold
 	flagBecome                           // Become was called
 	flagUnsettled                        // it is to be settled when it is not running any more, for its journal
+	flagOpening                          // it cannot be called yet: see opening.go
+	flagStays                            // it does not move
 )
 
 const (
@@ -220,14 +224,12 @@ func (c *Conn) ID() uint64 { return uint64(c.id) }
 // Listener returns the name of the listener it came by.
 func (c *Conn) Listener() string { return c.cfg.Listener }
 
-// Peer returns the other end's address: "192.0.2.1:80", "[2001:db8::1]:80"
-// (an IPv6 zone as its number), the path of a unix socket, "@name" of an
-// abstract one, or "unix" for one without a name.
-func (c *Conn) Peer() string { return c.peer }
-
 // Local returns this end's address in Peer's form, or "" once the connection
-// is over. It makes a system call.
+// is over. It makes a system call, unless a PROXY header has told the address.
 func (c *Conn) Local() string {
+	if o := c.origin(); o != nil && o.local != "" {
+		return o.local
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.fd < 0 {
@@ -409,6 +411,9 @@ func (c *Conn) settleInput() {
 func (c *Conn) watch() {
 	flags := c.flags.Load()
 	wanted := c.state == Closing || flags&flagsPause == 0 && !(c.held && flags&flagAwaited != 0)
+	if flags&flagOpening != 0 && c.state == Open {
+		wanted = c.readsToOpen(flags)
+	}
 	var ev reactor.Events
 	switch {
 	case c.eof:

@@ -46,9 +46,13 @@ func (c *Conn) expired(now time.Duration) {
 		c.expireBy(now + time.Millisecond)
 		return
 	}
-	if c.cfg.Farewell != nil {
+	switch {
+	case c.has(flagOpening):
+		c.notOpened(c.layered(), over)
+		c.release(over)
+	case c.cfg.Farewell != nil:
 		c.end(over)
-	} else {
+	default:
 		c.release(over)
 	}
 }
@@ -57,7 +61,7 @@ func (c *Conn) expired(now time.Duration) {
 // vain.
 func (c *Conn) probing(now time.Duration) (due time.Duration, over error) {
 	cfg := c.cfg
-	if cfg.Probe == nil {
+	if cfg.Probe == nil || c.has(flagOpening) {
 		return 0, nil
 	}
 	var probed time.Duration
@@ -85,9 +89,12 @@ func (c *Conn) probing(now time.Duration) (due time.Duration, over error) {
 
 // reading says which deadline of the reading side is over, nil if none is.
 func (c *Conn) reading(now time.Duration) (due time.Duration, over error) {
+	if c.has(flagOpening) {
+		return c.openingOver(now)
+	}
 	l := &c.cfg.Limits
 	switch {
-	case c.rx.Load() == 0:
+	case c.rx.Load() == 0 || c.quiet():
 		if l.FirstByte >= 0 && c.piped() == nil && c.check(c.partial+l.FirstByte, now) {
 			return now, ErrFirstByte
 		}
@@ -145,6 +152,9 @@ func (c *Conn) check(at, now time.Duration) bool {
 // restamp starts the deadlines of reading anew.
 func (c *Conn) restamp() {
 	now := c.set.loop.Now()
+	if c.has(flagOpening) {
+		return // the peer has to be quick, whatever we do
+	}
 	c.lastIn = now
 	if c.partial != 0 {
 		c.partial = now

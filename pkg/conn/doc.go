@@ -4,7 +4,10 @@
 //
 //	accept   worker       the listener is readable: accept4(2)
 //	open     set.go       Set.Accepted(fd, peer, config): a row in the table of all connections, a place in the set, in the reactor, the first deadline
+//	opening  opening.go   if there is a PROXY header or TLS: before OnConnect, without anybody knowing of the connection
+//	         handshakes.go the handshakes of TLS, a bounded number at a time, on goroutines that are few
 //	read     read.go      readable: fill the loop's buffer once, put what was left before in front of it
+//	         layer.go     with TLS, from records to bytes, in place; and for write.go, once a turn, from bytes to records
 //	split    wire/...     bytes in; advance, message, error out: pure, knows no descriptor
 //	handle   callback.go  Inline: OnMessage on the loop, straight from the loop's buffer
 //	         inbox.go     otherwise: a copy goes into the connection's inbox, which a goroutine
@@ -34,7 +37,7 @@
 // errors.go (why a connection ended).
 //
 // States: open, closing (said goodbye: the queue still leaves, input is thrown
-// away), closed; an open one may be frozen.
+// away), closed; an open one may be opening, or frozen.
 //
 // Invariants:
 //
@@ -54,12 +57,20 @@
 //     the next turn, before which the loop does not sleep.
 //   - Send takes a message whole or refuses it with an error. No limit can be
 //     passed by what a peer announces, only by bytes that are really there.
-//   - Every wait has a deadline: first byte, rest of a message, authentication,
+//   - A layer is between descriptor and bytes, and nowhere else: what is queued,
+//     held, late or captured as input is plaintext, but for the records that the
+//     layer itself keeps, an incomplete one that has come and those that the
+//     kernel has not taken. The counts of bytes are the descriptor's. The keys
+//     are advanced by what travels, so a capture is taken after the last record.
+//   - A row has no room for keys and PROXY headers: a connection with either,
+//     or one that is opening, is never noted as at rest, and ends with its process
+//     if that is killed.
+//   - Every wait has a deadline: handshake, first byte, rest of a message, authentication,
 //     idle, a peer that does not read, close. A message's is not put off by
 //     what is only a part of it, in a protocol that takes parts into itself
 //     neither.
 //   - Who has to end although nobody has asked for it is told why, if its
-//     protocol has words for that (Config.Farewell).
+//     protocol has words for that (Config.Farewell), and if it was opened.
 //   - The peer's end is no error: what it sent before is handled and
 //     answered, then the connection is closed.
 //   - A panic in a callback costs its connection, nothing else.

@@ -131,7 +131,10 @@ func (s *Set) drained() {
 // atBoundary says whether an open connection on which no callback runs is at
 // a message boundary.
 func (c *Conn) atBoundary() bool {
-	if c.in != nil || c.buffered() > 0 || !c.outEmpty() || c.onHold() {
+	if c.in != nil || c.buffered() > 0 || !c.outEmpty() || c.onHold() || c.handshaking() {
+		return false
+	}
+	if l := c.layered(); l != nil && l.in != nil {
 		return false
 	}
 	// Bytes that the kernel has and that were not read yet.

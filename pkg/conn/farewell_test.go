@@ -3,6 +3,8 @@ package conn
 import (
 	"errors"
 	"fmt"
+	"io"
+	"strings"
 	"testing"
 	"time"
 
@@ -200,5 +202,39 @@ func TestPausedConnectionIsNotAskedForASignOfLife(t *testing.T) {
 	_, other := r.pair(cfg)
 	if c := receive(t, asked); c != other || paused.State() != Open {
 		t.Errorf("asked %v, want another", c.ID())
+	}
+}
+
+func TestOpeningConnectionIsNeitherAskedNorToldFarewell(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		sent string
+		over func(r *rig)
+	}{
+		{name: "its time is over", sent: "\x16\x03\x01\x02\x00\x01"},
+		{name: "it speaks no TLS", sent: "GET / HTTP/1.1\r\n"},
+		{name: "a drain", sent: "\x16\x03\x01\x02\x00\x01", over: func(r *rig) { r.do(func() { r.set.Drain(DrainPrompt, 0, nil) }) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t)
+			cfg := secured(t, r.config(NopHandler{}, true))
+			cfg.Farewell = func(*Conn, error) []byte { t.Error("Farewell"); return []byte("bye") }
+			cfg.Probe = func(*Conn) { t.Error("Probe") }
+			cfg.ProbeAfter, cfg.ProbeWait = 10*time.Millisecond, 10*time.Millisecond
+			cfg.Limits.Handshake = 100 * time.Millisecond
+			over := make(chan struct{})
+			cfg.Released = func(*Conn) { close(over) }
+			nc, c := r.tcp(cfg)
+			write(t, nc, tt.sent)
+			if tt.over != nil {
+				r.until("it is read", func() bool { return c.BytesIn() > 0 })
+				tt.over(r)
+			}
+			wait(t, over)
+			b, _ := io.ReadAll(nc)
+			if strings.Contains(string(b), "bye") {
+				t.Errorf("the peer got %q", b)
+			}
+		})
 	}
 }

@@ -48,7 +48,7 @@ func (s *Set) Freeze(c *Conn, frozen func(f *Frozen, err error)) {
 		err = c.gone()
 	case c.has(flagsFreezes | flagLeaving):
 		err = ErrFrozen
-	case c.cfg.Pinned:
+	case c.pinned():
 		err = ErrPinned
 	}
 	f := &Frozen{conn: c, told: frozen}
@@ -208,7 +208,7 @@ func (f *Frozen) include(p *Conn) bool {
 	case p.state != Open || p.has(flagsEnded):
 		f.fail(p.gone())
 		return false
-	case p.cfg.Pinned:
+	case p.pinned():
 		f.fail(ErrPinned)
 		return false
 	case p.has(flagFreezing | flagLeaving): // by an attempt of its own
@@ -223,7 +223,7 @@ func (f *Frozen) include(p *Conn) bool {
 func (c *Conn) still() bool {
 	// A connection whose own end is due is ended when it is settled, one that
 	// waits for a tail would have to wait for it twice.
-	return !c.running() && !c.kept() && !(c.ending && !c.held) && !c.has(flagLate|flagBecome)
+	return !c.running() && !c.kept() && !(c.ending && !c.held) && !c.has(flagLate|flagBecome) && !c.handshaking()
 }
 
 // stop makes it frozen, both ends at once, unless somebody was quicker.
@@ -270,6 +270,9 @@ func (f *Frozen) stopped() {
 		if c.partial != 0 {
 			c.partial = min(c.partial+f.at-f.since, f.at)
 		}
+	}
+	if l := c.layered(); l != nil && l.stage == stagePlace {
+		l.stage = stageHello // for whoever goes on
 	}
 	_ = loop.Modify(c.token, 0) // it fails only for what epoll does not have
 	loop.Disarm(&c.deadline)
@@ -340,6 +343,9 @@ func (f *Frozen) Left(slot int) (tail []byte) {
 	unix.Close(fd)
 	c.count(0)
 	c.dropInput()
+	if x.layer != nil {
+		x.layer.end(c)
+	}
 	c.unpipe()
 	c.set.remove(c)
 	c.cfg.Seat.Connections.Add(-1)
@@ -366,5 +372,8 @@ func (c *Conn) goOn(reading bool) {
 	}
 	c.armDeadlines(c.set.loop.Now())
 	c.startTimers()
+	if c.has(flagOpening) && !c.has(flagsEnded) {
+		c.openFurther(c.layered())
+	}
 	c.mark(0, 0)
 }

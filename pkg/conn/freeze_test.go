@@ -150,7 +150,8 @@ func (w *two) tryAdopt(f *Frozen, cfg *Config, body []byte) (ad *Adopted, err er
 // commit makes b the owner of what a has frozen.
 func (w *two) commit(f *Frozen) {
 	w.t.Helper()
-	if !f.Row().Offer(f.ID(), 1, 2) || !f.Row().Commit(f.ID(), 1, 2) {
+	from, to := w.a.set.alloc.Incarnation(), w.b.set.alloc.Incarnation()
+	if !f.Row().Offer(f.ID(), from, to) || !f.Row().Commit(f.ID(), from, to) {
 		w.t.Error("not committed")
 	}
 }

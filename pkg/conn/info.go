@@ -5,7 +5,7 @@ import "time"
 // Info is what an operator is shown of a connection.
 type Info struct {
 	Conn     *Conn
-	State    string        // open, paused (by the application, or because the Pool or a pipe is behind), full (the peer takes too little), closing, frozen (being given to another process)
+	State    string        // open, opening (OnConnect is still to come: PROXY header or TLS handshake), paused (by the application, or because the Pool or a pipe is behind), full (the peer takes too little), closing, frozen (being given to another process)
 	Age      time.Duration // since the accept, to a hundredth of a second
 	Idle     time.Duration // since the last byte in or out
 	Buffered int           // bytes read that no callback has got
@@ -21,6 +21,9 @@ func (c *Conn) Info() Info {
 	if c.in != nil {
 		info.Buffered += len(c.in.bytes())
 	}
+	if l := c.layered(); l != nil && l.in != nil {
+		info.Buffered += len(l.in.bytes())
+	}
 	c.mu.Lock()
 	flags := c.flags.Load()
 	info.Queued, info.Messages = c.queuedLocked(), c.inboxLenLocked()
@@ -30,6 +33,8 @@ func (c *Conn) Info() Info {
 		info.State = c.State().String()
 	case flags&flagFrozen != 0:
 		info.State = "frozen"
+	case flags&flagOpening != 0:
+		info.State = "opening"
 	case flags&flagFull != 0:
 		info.State = "full"
 	case flags&(flagPaused|flagThrottled|flagClogged) != 0:

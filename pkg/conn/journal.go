@@ -22,6 +22,11 @@ import (
 // it is not. What the kernel does not count, such as a unix socket, has its
 // note taken back before each read and write and made again afterwards.
 //
+// A connection with TLS, and one that a PROXY header has begun or is to begin,
+// is never noted as at rest: for the keys of the one there is no place that
+// other processes do not see, and for the header of the other there is none.
+// Neither outlives a process that is killed, and both move as all others do.
+//
 // The state that a row has no room for lies in the half of its slab that the
 // bits name:
 //
@@ -160,6 +165,9 @@ func (c *Conn) restLocked(noted uint64) (bits uint64, rests bool) {
 	x := c.extra.Load()
 	if x == nil {
 		return bits, true
+	}
+	if x.layer != nil || x.origin.Load() != nil {
+		return 0, false // keys, and whose it is, are in no row
 	}
 	if x.holds > 0 || x.pipe.Load() != nil || x.late.bytes > 0 {
 		return 0, false

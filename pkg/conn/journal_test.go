@@ -2,6 +2,7 @@ package conn
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -179,6 +180,52 @@ func TestConnectionIsNotAtRest(t *testing.T) {
 			tt.before(r, client, c)
 			r.do(func() {}) // a turn
 			untilRest(t, r, c, false)
+		})
+	}
+}
+
+func TestConnectionWhoseLayerIsInNoRowIsNeverAtRest(t *testing.T) {
+	const header = "PROXY TCP4 192.0.2.1 198.51.100.1 1000 443\r\n"
+	for _, tt := range []struct {
+		name   string
+		change func(*testing.T, *Config)
+		open   func(t *testing.T, nc net.Conn) net.Conn
+	}{
+		{"TLS", func(t *testing.T, cfg *Config) { secured(t, cfg) }, func(t *testing.T, nc net.Conn) net.Conn {
+			return handshaken(t, nc, clientTLS(tls.VersionTLS13))
+		}},
+		{"PROXY header", func(_ *testing.T, cfg *Config) { proxied(cfg) }, func(t *testing.T, nc net.Conn) net.Conn {
+			write(t, nc, header)
+			return nc
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := newRig(t)
+			cfg := r.config(funcs{message: echo(t)}, true)
+			cfg.EncodeValue = func(*Conn) ([]byte, error) { return []byte("state"), nil }
+			tt.change(t, cfg)
+			nc, c := r.tcp(cfg)
+			never := func(when string) {
+				t.Helper()
+				r.do(func() {}) // a turn
+				r.do(func() {
+					if NotedIn(c.row()).AtRest {
+						t.Errorf("it is at rest %s", when)
+					}
+				})
+			}
+			never("before it was opened")
+			client := tt.open(t, nc)
+			write(t, client, "hello\n")
+			expect(t, client, "hello\n")
+			never("between two messages")
+			if err := c.Save(); err != nil {
+				t.Error(err)
+			}
+			never("with what was saved")
+			if _, err := Resting(nil, r.set.alloc.Table(), c.id, c.row(), int(c.fd), "test", 0); err != ErrNotAtRest {
+				t.Errorf("Resting: %v", err)
+			}
 		})
 	}
 }

@@ -49,7 +49,7 @@ func (c *Conn) MoveTo(slot int) error {
 	if slot < 0 {
 		return fmt.Errorf("conn: slot %d, want at least 0", slot)
 	}
-	if c.cfg.Pinned || c.cfg.Move == nil {
+	if c.pinned() || c.cfg.Move == nil {
 		return ErrPinned
 	}
 	c.mu.Lock()

@@ -77,7 +77,7 @@ func (c *Conn) notReading(ev reactor.Events) {
 
 // readable reads once and delivers what is complete.
 func (c *Conn) readable() {
-	if c.held || c.eof || c.has(flagsHeld) && c.state == Open {
+	if c.held || c.eof || c.has(flagsHeld) && c.state == Open && !c.handshaking() {
 		return
 	}
 	loop := c.set.loop
@@ -95,7 +95,7 @@ func (c *Conn) readable() {
 		c.ended()
 		return
 	}
-	if c.rx.Load() == 0 {
+	if c.rx.Load() == 0 && !c.has(flagOpening) {
 		c.partial = 0 // the deadline of the first byte is over
 	}
 	c.rx.Store(c.rx.Load() + uint64(n))
@@ -104,17 +104,27 @@ func (c *Conn) readable() {
 	if c.state == Closing || c.ending {
 		return // nobody wants it
 	}
+	if l := c.layered(); l != nil {
+		c.unwrap(l, n)
+		return
+	}
+	c.take(loop.ReadBuffer()[:n])
+}
+
+// take delivers what has come, which lies in the loop's buffer.
+func (c *Conn) take(data []byte) {
 	if c.in == nil {
-		c.process(loop.ReadBuffer()[:n], false)
+		c.process(data, false)
 		return
 	}
 	// The tail and what has just come, in one piece: the shorter is copied
 	// to the longer, so dribbling into a long message stays cheap.
-	if tail := c.in.bytes(); len(tail) < n {
-		c.process(loop.Prepend(tail, n), false)
+	loop := c.set.loop
+	if tail := c.in.bytes(); len(tail) < len(data) && &data[0] == &loop.ReadBuffer()[0] {
+		c.process(loop.Prepend(tail, len(data)), false)
 		return
 	}
-	c.in = c.in.add(loop.ReadBuffer()[:n])
+	c.in = c.in.add(data)
 	c.process(c.in.bytes(), true)
 }
 
@@ -219,11 +229,15 @@ func (c *Conn) dropInput() {
 // and answered: a half-closed connection is a legitimate one.
 func (c *Conn) ended() {
 	c.eof = true
-	if c.state == Open && !c.ending && c.in != nil {
+	why := error(ErrPeerClosed)
+	if l := c.layered(); l != nil {
+		why = l.endOf()
+	}
+	if c.state == Open && !c.ending && !c.held && c.in != nil && c.atEOF() && !c.has(flagOpening) {
 		c.process(c.in.bytes(), true) // what a protocol makes of the rest
 	}
 	held := c.state == Open && !c.ending && c.onHold()
-	c.endLater(ErrPeerClosed)
+	c.endLater(why)
 	if h, ok := c.cfg.Handler.(PeerClosedHandler); ok && held {
 		h.OnPeerClosed(c)
 	}
@@ -253,7 +267,10 @@ func (c *Conn) split(data []byte) (used int, fresh bool, err error) {
 
 // next is Protocol.Split with its promises checked.
 func (c *Conn) next(data []byte) (advance int, m []byte, ok bool, err error) {
-	advance, m, ok, err = c.protocol().Split(data, c.eof)
+	if c.cfg.raw && len(data) > c.cfg.Limits.MaxMessage {
+		data = data[:c.cfg.Limits.MaxMessage] // a record may have brought more than a read would
+	}
+	advance, m, ok, err = c.protocol().Split(data, c.atEOF())
 	switch {
 	case err != nil:
 		return 0, nil, false, err

@@ -35,6 +35,8 @@ type Set struct {
 	since      time.Duration // when the running callbacks were started
 	iovecs     []unix.Iovec
 	scratch    []byte // of slabLocked
+	plain      []byte // of a send queue, in one piece to be sealed
+	sealed     []byte // the same, sealed
 	drain      *drain
 	current    *Conn     // whose input from the loop's buffer is being handled
 	direct     []byte    // what current has sent out of that: the start of its send queue
@@ -91,7 +93,9 @@ func (s *Set) allocator() (*rows.Allocator, error) {
 // with SOCK_NONBLOCK and SOCK_CLOEXEC, and its peer's address, which may be
 // nil. A TCP socket is to have TCP_NODELAY, which it inherits from the one that
 // listens: what is sent in a turn leaves in one write anyway. It calls OnConnect, Inline or through the Pool; the connection that it
-// returns may be over already. It fails if cfg is not usable, if the table of
+// returns may be over already. With TLS, or behind a proxy, OnConnect
+// comes when the peer has done its part, and nobody is told of one that does
+// not. It fails if cfg is not usable, with ErrUntrusted, if the table of
 // all connections is full (rows.ErrFull) or if epoll_ctl(2) refuses fd; fd is
 // closed then. Loop only, and not in a callback.
 func (s *Set) Accepted(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
@@ -100,7 +104,7 @@ func (s *Set) Accepted(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	c.deliver(event{kind: connected})
+	c.greet()
 	c.note()
 	return c, nil
 }
@@ -116,15 +120,14 @@ func (s *Set) Arrived(fd int, peer unix.Sockaddr, cfg *Config, frozen func(*Froz
 		unix.Close(fd)
 		return err
 	}
-	c.flags.Or(flagNew)
 	c.note()
 	s.Freeze(c, frozen)
 	return nil
 }
 
-// greet has OnConnect called if that is still to be done here.
+// greet has OnConnect called if that is still to be done here, and can be.
 func (c *Conn) greet() {
-	if c.has(flagNew) {
+	if c.has(flagNew) && !c.has(flagOpening) {
 		c.flags.And(^flagNew)
 		c.disturb()
 		c.deliver(event{kind: connected})
@@ -135,6 +138,9 @@ func (s *Set) open(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 	settings, err := s.settingsOf(cfg)
 	if err != nil {
 		return nil, err
+	}
+	if settings.Proxy != nil && !trusts(settings.Proxy, peer) {
+		return nil, fmt.Errorf("%w: listener %q: %s", ErrUntrusted, settings.Listener, address(peer))
 	}
 	alloc, err := s.allocator()
 	if err != nil {
@@ -156,8 +162,15 @@ func (s *Set) open(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 	case *unix.SockaddrInet4, *unix.SockaddrInet6:
 		c.tcp = true
 	}
+	c.flags.Store(flagNew)
+	layer := settings.layerFor()
+	if layer != nil {
+		c.flags.Or(flagOpening)
+	}
 	if settings.NewSession != nil {
-		c.extra.Store(&extra{session: settings.NewSession()})
+		c.extra.Store(&extra{session: settings.NewSession(), layer: layer})
+	} else if layer != nil {
+		c.extra.Store(&extra{layer: layer})
 	}
 	if c.token, err = s.loop.Add(fd, c.events, (*watcher)(c)); err != nil {
 		return nil, fmt.Errorf("conn: %w", err)

@@ -115,7 +115,7 @@ func parseTail(b []byte) (*tail, error) {
 	if len(b) == 0 {
 		return t, nil
 	}
-	p, err := unseal(b, tailVersion)
+	p, _, err := unseal(b, tailVersion, tailVersion)
 	if err != nil {
 		return nil, err
 	}

@@ -68,7 +68,7 @@ func (c *Conn) borrowLocked(m []byte) bool {
 	s := c.set
 	// Nobody has a valid message in the loop's buffer but the callbacks that
 	// the loop runs, and whoever they wait for: so reading current is no race.
-	if !c.cfg.raw || c.out.bytes != 0 || c.has(flagLate) || !s.loop.Holds(m) || s.current != c || len(m) == 0 || len(m) > c.cfg.Limits.SendHard {
+	if !c.cfg.raw || c.out.bytes != 0 || c.has(flagLate) || !s.loop.Holds(m) || s.current != c || len(m) == 0 || len(m) > c.cfg.Limits.SendHard || c.layered() != nil {
 		return false
 	}
 	s.direct = m
@@ -147,9 +147,9 @@ func (c *Conn) protocol() wire.Protocol {
 // queuedLocked returns how many bytes wait to be sent. It needs mu.
 func (c *Conn) queuedLocked() int {
 	if c.has(flagLate) {
-		return c.out.bytes + c.extra.Load().late.bytes
+		return c.unsentLocked() + c.extra.Load().late.bytes
 	}
-	return c.out.bytes
+	return c.unsentLocked()
 }
 
 // addedLocked takes note of n more bytes in the send queue. It needs mu.
@@ -192,6 +192,10 @@ func (c *Conn) takeTellFull() bool {
 // flushLocked writes once, if there is something and the kernel takes it. It
 // needs mu and lets go of it. Loop only.
 func (c *Conn) flushLocked() {
+	if l := c.layered(); l != nil {
+		c.flushSealedLocked(l)
+		return
+	}
 	queued := c.out.bytes
 	if queued == 0 || c.blocked {
 		queued = c.queuedLocked()
@@ -296,10 +300,16 @@ func (c *Conn) gatherLocked() (part []byte, parts []unix.Iovec, want int) {
 // written takes n bytes out of the send queue; blocked says that the kernel
 // takes no more now.
 func (c *Conn) written(n int, blocked bool) {
-	now := c.set.loop.Now()
 	c.mu.Lock()
 	c.takeLocked(n)
-	left, queued := c.out.bytes, c.queuedLocked()
+	c.wroteLocked(n, blocked)
+}
+
+// wroteLocked sees to what follows when the kernel has taken n bytes. It needs
+// mu and lets go of it.
+func (c *Conn) wroteLocked(n int, blocked bool) {
+	now := c.set.loop.Now()
+	left, queued := c.unsentLocked(), c.queuedLocked()
 	tellDrain := queued <= c.cfg.Limits.SendLow && c.has(flagFull)
 	if tellDrain {
 		c.flags.And(^flagFull)
@@ -343,20 +353,7 @@ func (c *Conn) takeLocked(n int) {
 		s.direct = s.direct[taken:]
 		n -= taken
 	}
-	for n > 0 {
-		head := c.out.head
-		taken := min(n, len(head.bytes()))
-		head.off += taken
-		n -= taken
-		if len(head.bytes()) > 0 {
-			return
-		}
-		c.out.head = head.next
-		if c.out.head == nil {
-			c.out.tail = nil
-		}
-		head.free()
-	}
+	c.out.drop(n)
 }
 
 // outEmpty says whether nothing waits to be sent, or may come from the
@@ -364,7 +361,8 @@ func (c *Conn) takeLocked(n int) {
 func (c *Conn) outEmpty() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.out.bytes == 0 && !c.has(flagLate)
+	l := c.layered()
+	return c.unsentLocked() == 0 && !c.has(flagLate) && !(c.state == Closing && l != nil && l.goodbye())
 }
 
 // count brings the seat's QueueBytes up to date.

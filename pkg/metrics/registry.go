@@ -269,6 +269,12 @@ func (r *Registry) Own(name, help string, f func() float64) {
 	r.function(Family{Name: name, Help: help, Type: TypeCounter}, f)
 }
 
+// OwnGauge makes a gauge of the framework's own, whose name begins with
+// Reserved; the rest is as with GaugeVec.
+func (r *Registry) OwnGauge(name, help string, labels ...string) *GaugeVec {
+	return &GaugeVec{r.add(Family{Name: name, Help: help, Type: TypeGauge, Labels: labels})}
+}
+
 func (r *Registry) function(family Family, f func() float64) {
 	with(r.add(family), nil, func() (*struct{}, func() Series) {
 		return nil, func() Series { return Series{Value: Number(f())} }

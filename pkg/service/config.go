@@ -49,6 +49,11 @@ type config struct {
 	LogFormat      string
 	Listeners      map[string]listenerConfig // by name
 
+	// material is what the files of the listeners' TLS hold, once they were
+	// read, and seed that of the service's session tickets.
+	material map[string]tlsMaterial
+	seed     []byte
+
 	// origin says where a key's value was set, "FILE:LINE" or the name of a
 	// variable or flag; a key that has its default is absent.
 	origin map[string]string
@@ -85,6 +90,10 @@ type listenerConfig struct {
 	WriteIdleTimeout time.Duration
 	WriteTimeout     time.Duration
 	CloseTimeout     time.Duration
+	HandshakeTimeout time.Duration
+
+	ProxyProtocol []string // who passes connections on
+	TLS           tlsConfig
 
 	// Of WebSocket.
 
@@ -185,7 +194,7 @@ const (
 )
 
 // listenerSettings are the keys in [listener.NAME].
-var listenerSettings = []setting[listenerConfig]{
+var listenerSettings = slices.Concat([]setting[listenerConfig]{
 	{"address", "tcp://HOST:PORT, udp://HOST:PORT or unix:///PATH", true, func(l *listenerConfig, v any) error {
 		s, ok := asString(v)
 		if !ok {
@@ -255,7 +264,9 @@ var listenerSettings = []setting[listenerConfig]{
 	size("compress_above", 1, maxBuffer, func(l *listenerConfig) *int { return &l.CompressAbove }),
 	timeout("ping_interval", func(l *listenerConfig) *time.Duration { return &l.PingInterval }),
 	duration("pong_timeout", time.Millisecond, time.Hour, func(l *listenerConfig) *time.Duration { return &l.PongTimeout }),
-}
+	timeout("handshake_timeout", func(l *listenerConfig) *time.Duration { return &l.HandshakeTimeout }),
+	proxySetting,
+}, tlsSettings)
 
 // checkControl says what is wrong with the URL of a control socket.
 func checkControl(address string) error {
@@ -626,23 +637,33 @@ func (f *file) listener(name string, p toml.Primitive) error {
 	}
 	l := f.config.Listeners[name]
 	first := line // 0: the table has no line of its own, only its keys have
-	err := f.table(p, func(field string, p toml.Primitive) error {
-		v, line := f.look(p)
-		if first == 0 || line < first {
-			first = line
-		}
-		key := key + "." + field
-		i := slices.IndexFunc(listenerSettings, func(s setting[listenerConfig]) bool { return s.key == field })
-		if i < 0 {
-			return f.refuse(line, key, errUnknownKey)
-		}
-		if err := listenerSettings[i].apply(&l, v); err != nil {
-			return f.refuse(line, key, err)
-		}
-		f.config.origin[key] = f.origin(line)
-		return nil
-	})
-	if err != nil {
+	var values func(prefix string, p toml.Primitive) error
+	values = func(prefix string, p toml.Primitive) error {
+		return f.table(p, func(name string, p toml.Primitive) error {
+			v, line := f.look(p)
+			if line > 0 && (first == 0 || line < first) {
+				first = line
+			}
+			field := prefix + name
+			key := key + "." + field
+			if slices.ContainsFunc(listenerSettings, func(s setting[listenerConfig]) bool { return strings.HasPrefix(s.key, field+".") }) {
+				if !isTable(v) {
+					return f.refuse(line, key, fmt.Errorf("got %s, want a table [%s]", show(v), key))
+				}
+				return values(field+".", p)
+			}
+			i := slices.IndexFunc(listenerSettings, func(s setting[listenerConfig]) bool { return s.key == field })
+			if i < 0 {
+				return f.refuse(line, key, errUnknownKey)
+			}
+			if err := listenerSettings[i].apply(&l, v); err != nil {
+				return f.refuse(line, key, err)
+			}
+			f.config.origin[key] = f.origin(line)
+			return nil
+		})
+	}
+	if err := values("", p); err != nil {
 		return err
 	}
 	f.config.Listeners[name] = l
@@ -747,6 +768,13 @@ func (c *config) check() error {
 		}
 		if l.AcceptBurst > 0 && l.AcceptRate == 0 {
 			return c.refuse(errors.New("accept_burst without accept_rate"), key+"accept_burst")
+		}
+		if missing, err := l.TLS.check(); err != nil {
+			keys := []string{key + "tls." + missing}
+			for _, s := range tlsSettings {
+				keys = append(keys, key+s.key)
+			}
+			return c.refuse(err, keys...)
 		}
 	}
 	return nil

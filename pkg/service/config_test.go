@@ -83,6 +83,20 @@ origins = ["https://*.example.com", "null"]
 compress_above = "1KiB"
 ping_interval = "8s"
 pong_timeout = "9s"
+handshake_timeout = "8s"
+proxy_protocol = ["10.0.0.0/8", "unix"]
+
+[listener.a.tls]
+cert = "/etc/a/cert.pem"
+key = "credential:a.key"
+client_ca = "/etc/a/ca.pem"
+client_auth = "request"
+min_version = "1.3"
+alpn = ["a/1"]
+
+[[listener.a.tls.certificate]]
+cert = "/etc/a/other.pem"
+key = "/etc/a/other.key"
 
 [listener."b.c"]
 serve = "discard"
@@ -104,8 +118,13 @@ serve = "discard"
 				MaxConnections: 8, MaxConnectionsPerPeer: 9, AcceptRate: 10, AcceptBurst: 11,
 				AuthTimeout: 5 * time.Second, ReadIdleTimeout: 6 * time.Second, WriteIdleTimeout: 7 * time.Second,
 				FirstByteTimeout: time.Second, MessageTimeout: 2 * time.Second, IdleTimeout: 3 * time.Second,
-				WriteTimeout: 4 * time.Second, CloseTimeout: noTimeout,
+				WriteTimeout: 4 * time.Second, CloseTimeout: noTimeout, HandshakeTimeout: 8 * time.Second,
 				Origins: []string{"https://*.example.com", "null"}, CompressAbove: 1024, PingInterval: 8 * time.Second, PongTimeout: 9 * time.Second,
+				ProxyProtocol: []string{"10.0.0.0/8", "unix"},
+				TLS: tlsConfig{
+					Cert: "/etc/a/cert.pem", Key: "credential:a.key", ClientCA: "/etc/a/ca.pem", ClientAuth: "request", MinVersion: "1.3",
+					ALPN: []string{"a/1"}, Certificates: []certificateFiles{{"/etc/a/other.pem", "/etc/a/other.key"}},
+				},
 			},
 			"b.c": {Serve: "discard"},
 		},
@@ -202,6 +221,24 @@ var wrongKeys = []struct {
 	{"compress_above", `listener.a.compress_above = 0`, `key "listener.a.compress_above": got 0, want bytes, or a size such as "1MiB", up to 1GiB`},
 	{"ping_interval", `listener.a.ping_interval = "off"`, `key "listener.a.ping_interval": got "off", want a duration such as "30s", from 1ms to 720h, or "none"`},
 	{"pong_timeout", `listener.a.pong_timeout = "none"`, `key "listener.a.pong_timeout": got "none", want a duration such as "30s", from 1ms to 1h`},
+	{"handshake_timeout", `listener.a.handshake_timeout = 10`, `key "listener.a.handshake_timeout": got 10, want a duration such as "30s", from 1ms to 720h, or "none"`},
+	{"proxy_protocol", `listener.a.proxy_protocol = "10.0.0.0/8"`, `key "listener.a.proxy_protocol": got "10.0.0.0/8", want addresses of proxies such as ["10.0.0.0/8", "unix"]`},
+	{"proxy_protocol", `listener.a.proxy_protocol = ["10.0.0.1/8"]`, `key "listener.a.proxy_protocol": got an array, want addresses of proxies such as ["10.0.0.0/8", "unix"]: proxyproto: trusted "10.0.0.1/8": bits behind the prefix, did you mean 10.0.0.0/8`},
+	{"unknown key of TLS", `listener.a.tls.ca = "/a"`, `key "listener.a.tls.ca": unknown key`},
+	{"TLS is a value", `listener.a.tls = true`, `key "listener.a.tls": got true, want a table [listener.a.tls]`},
+	{"tls.cert", `listener.a.tls.cert = "cert.pem"`, `key "listener.a.tls.cert": got "cert.pem", want an absolute path, or credential:NAME`},
+	{"tls.key", `listener.a.tls.key = "credential:../x"`, `key "listener.a.tls.key": got "credential:../x", want an absolute path, or credential:NAME`},
+	{"tls.client_ca", `listener.a.tls.client_ca = 1`, `key "listener.a.tls.client_ca": got 1, want an absolute path, or credential:NAME`},
+	{"tls.client_auth", `listener.a.tls.client_auth = "maybe"`, `key "listener.a.tls.client_auth": got "maybe", want one of none, request, require`},
+	{"tls.min_version", `listener.a.tls.min_version = "1.1"`, `key "listener.a.tls.min_version": got "1.1", want one of 1.2, 1.3`},
+	{"tls.alpn", `listener.a.tls.alpn = [""]`, `key "listener.a.tls.alpn": got an array, want names such as ["h2", "http/1.1"]`},
+	{"tls.certificate", `listener.a.tls.certificate = [{cert = "/a"}]`, `key "listener.a.tls.certificate": got an array, want tables [[listener.NAME.tls.certificate]] with cert and key: number 1: want both cert and key`},
+	{"tls.certificate", `listener.a.tls.certificate = [{cert = "/a", key = "b"}]`, `key "listener.a.tls.certificate": got an array, want tables [[listener.NAME.tls.certificate]] with cert and key: number 1: key: got "b", want an absolute path, or credential:NAME`},
+	{"tls.certificate", `listener.a.tls.certificate = [{name = "/a"}]`, `key "listener.a.tls.certificate": got an array, want tables [[listener.NAME.tls.certificate]] with cert and key: number 1: unknown key "name"`},
+	{"tls.cert without tls.key", `listener.a.tls.cert = "/a"`, `key "listener.a.tls.cert": cert without key: want both`},
+	{"tls without a certificate", `listener.a.tls.min_version = "1.3"`, `key "listener.a.tls.min_version": TLS without a certificate: want cert and key`},
+	{"tls.client_auth without authorities", `listener.a.tls = {cert = "/a", key = "/b", client_auth = "require"}`, `key "listener.a.tls.client_auth": client_auth is "require" without client_ca: want the authorities whose certificates are accepted`},
+	{"authorities for nothing", `listener.a.tls = {cert = "/a", key = "/b", client_ca = "/c", client_auth = "none"}`, `key "listener.a.tls.client_auth": client_auth is "none" with client_ca: want "request" or "require"`},
 	{"no TOML", `workers 2`, ``},
 	{"key twice", `start_attempts = 1`, ``},
 }

@@ -46,14 +46,19 @@ func (s *Service) configCheckCommand() *cobra.Command {
 		Use:   "check",
 		Short: "Say whether the configuration is right, without using it",
 		Long: fmt.Sprintf(`Read the configuration file, the %s* variables of this command's environment,
-and flags as run would, and say what is wrong. Whether each listener has a
-socket is known only to the service itself.`, s.prefix()),
+flags, and the files of certificates as run would, and say what is wrong. Whether
+each listener has a socket, and what systemd's credentials hold, is known only to
+the service itself.`, s.prefix()),
 		Args: cobra.NoArgs,
 	}
 	flags := s.settingFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if _, err := s.checked(flags()); err != nil {
+		c, err := s.checked(flags())
+		if err != nil {
 			return err
+		}
+		if err := c.readCertificates(); err != nil {
+			return &exitError{exitFailed, err}
 		}
 		fmt.Fprintln(cmd.OutOrStdout(), "the configuration is right")
 		return nil

@@ -36,11 +36,12 @@
 // # Where to start reading
 //
 //	service.go   Service: what an application says; Main
-//	protocol.go  Conn, Raw, Text, Framed, Web, HTTP
+//	protocol.go  Conn, Raw, Text, Length, Framed, Web, HTTP ...
 //	websocket.go WebSocket, and what Conn has for it
 //	events.go    what a connection of a Web can turn into; Events
 //	config.go    the keys of the configuration
 //	hook.go      a command as a setting
+//	tls.go       certificates, authorities, proxies
 //	plan.go      sockets and protocols, paired by name
 //	command.go   the command line
 //	run.go       the supervisor's role

@@ -91,7 +91,7 @@ func (c *config) readListenerEnv(variable, rest, value string, names []string) e
 // splitListenerVariable splits NAME_KEY at the longest key it ends with.
 func splitListenerVariable(rest string) (name string, s setting[listenerConfig], ok bool) {
 	for _, each := range listenerSettings {
-		before, found := strings.CutSuffix(rest, "_"+strings.ToUpper(each.key))
+		before, found := strings.CutSuffix(rest, envName("_", each.key))
 		if found && before != "" && len(each.key) > len(s.key) {
 			name, s, ok = before, each, true
 		}

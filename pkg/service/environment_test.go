@@ -14,7 +14,7 @@ func TestEveryKeyWrongInTheEnvironmentIsNamed(t *testing.T) {
 		checkWrongVariable(t, envName("APP_", s.key), s.key, s.want)
 	}
 	for _, s := range listenerSettings {
-		checkWrongVariable(t, "APP_LISTENER_A_B_"+strings.ToUpper(s.key), "listener.a-b."+s.key, s.want)
+		checkWrongVariable(t, envName("APP_LISTENER_A_B_", s.key), "listener.a-b."+s.key, s.want)
 	}
 }
 
@@ -118,7 +118,7 @@ func TestVariablesOfListenersFindTheirListener(t *testing.T) {
 
 func FuzzListenerVariable(f *testing.F) {
 	for _, s := range listenerSettings {
-		f.Add("A_"+strings.ToUpper(s.key), "1")
+		f.Add(envName("A_", s.key), "1")
 	}
 	f.Add("_SERVE", "echo")
 	f.Fuzz(func(t *testing.T, rest, value string) {

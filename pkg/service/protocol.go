@@ -1,6 +1,8 @@
 package service
 
 import (
+	"cmp"
+	"crypto/tls"
 	"encoding"
 	"encoding/json"
 	"errors"
@@ -14,14 +16,17 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/conn"
 	httpweb "github.com/mainstay-go/mainstay/pkg/web"
 	"github.com/mainstay-go/mainstay/pkg/wire"
+	"github.com/mainstay-go/mainstay/pkg/wire/delimiter"
 	"github.com/mainstay-go/mainstay/pkg/wire/frame"
+	"github.com/mainstay-go/mainstay/pkg/wire/length"
+	"github.com/mainstay-go/mainstay/pkg/wire/proxyproto"
 	"github.com/mainstay-go/mainstay/pkg/wire/text"
 	"github.com/mainstay-go/mainstay/pkg/wire/websocket"
 	"github.com/mainstay-go/mainstay/pkg/worker"
 )
 
-// Protocol is what can be served on a listener: Raw, Text, Frame, Framed,
-// WebSocket, Packet, Web or HTTP.
+// Protocol is what can be served on a listener: Raw, Text, Frame, Length,
+// Delimiter, Framed, WebSocket, Packet, Web or HTTP.
 type Protocol interface {
 	// listener returns what a worker serves under the name, with what the
 	// operator has set.
@@ -59,12 +64,24 @@ func (c *Conn[T]) ID() uint64 { return c.conn.ID() }
 func (c *Conn[T]) Listener() string { return c.conn.Listener() }
 
 // Peer returns the other end's address: "192.0.2.1:80", "[2001:db8::1]:80",
-// the path of a unix socket, or "unix" for one without a name.
+// the path of a unix socket, or "unix" for one without a name. Behind a proxy
+// (proxy_protocol) it is that of which the PROXY header speaks.
 func (c *Conn[T]) Peer() string { return c.conn.Peer() }
 
 // Local returns this end's address in Peer's form, "" after OnClose. It makes
 // a system call.
 func (c *Conn[T]) Local() string { return c.conn.Local() }
+
+// TLS returns what the TLS handshake has agreed on, such as the name that was
+// asked for, the protocol of ALPN and the client's certificates, which have
+// been verified if there are any; nil without TLS. Each call makes it anew.
+// What does not travel when the connection moves is left out: VerifiedChains,
+// and what could export keying material.
+func (c *Conn[T]) TLS() *tls.ConnectionState { return c.conn.TLS() }
+
+// Proxy returns the PROXY header with which a trusted proxy has begun the
+// connection; ok is false without one.
+func (c *Conn[T]) Proxy() (header proxyproto.Header, ok bool) { return c.conn.Proxy() }
 
 // Send puts the message into the send queue, from where it leaves at the end
 // of the loop's turn; m is copied. On a WebSocket it is a text, for which it may
@@ -273,6 +290,48 @@ type Frame[T any] struct {
 	Limits Limits
 }
 
+// Length serves connections on which a message says its length, at a place and
+// in a way that Format chooses; its zero value is four bytes, big endian, that
+// count themselves, and the whole package as the message. The rest is as in
+// Framed.
+type Length[T any] struct {
+	// Format says where the length is. Its MaxMessage is Limits.MaxMessage.
+	Format length.Protocol
+
+	OnConnect     func(c *Conn[T])
+	OnAdopt       func(c *Conn[T], why Reason)
+	OnMessage     func(c *Conn[T], m []byte)
+	OnBufferFull  func(c *Conn[T])
+	OnBufferDrain func(c *Conn[T])
+	OnTimer       func(c *Conn[T], name string)
+	OnClose       func(c *Conn[T], why error)
+
+	Inline bool
+	Pinned bool
+	Limits Limits
+}
+
+// Delimiter serves connections on which a message is ended by the bytes that
+// Format chooses; its zero value is an empty line. The rest is as in Framed,
+// but Limits.MaxMessage is 64 KiB if nobody says otherwise: the longer a
+// message may be, the more can a peer that dribbles cost.
+type Delimiter[T any] struct {
+	// Format says what ends a message. Its MaxMessage is Limits.MaxMessage.
+	Format delimiter.Protocol
+
+	OnConnect     func(c *Conn[T])
+	OnAdopt       func(c *Conn[T], why Reason)
+	OnMessage     func(c *Conn[T], m []byte)
+	OnBufferFull  func(c *Conn[T])
+	OnBufferDrain func(c *Conn[T])
+	OnTimer       func(c *Conn[T], name string)
+	OnClose       func(c *Conn[T], why error)
+
+	Inline bool
+	Pinned bool
+	Limits Limits
+}
+
 // Datagram is a datagram that a Packet's OnPacket was given: Data, from whom
 // it came, Peer, and Reply. It is valid until OnPacket returns.
 type Datagram = conn.Datagram
@@ -364,6 +423,39 @@ func (p Frame[T]) listener(name string, set listenerConfig) (worker.Listener, er
 	}.listener(name, set)
 }
 
+func (p Length[T]) listener(name string, set listenerConfig) (worker.Listener, error) {
+	format := p.Format
+	format.MaxMessage = set.limits(p.Limits).MaxMessage // both defaults are the same
+	if err := format.Validate(); err != nil {
+		return worker.Listener{}, err
+	}
+	return Framed[T]{
+		Protocol:  format,
+		OnConnect: p.OnConnect, OnAdopt: p.OnAdopt, OnMessage: p.OnMessage, OnBufferFull: p.OnBufferFull, OnBufferDrain: p.OnBufferDrain,
+		OnTimer: p.OnTimer, OnClose: p.OnClose, Inline: p.Inline, Pinned: p.Pinned, Limits: p.Limits,
+	}.listener(name, set)
+}
+
+func (p Delimiter[T]) listener(name string, set listenerConfig) (worker.Listener, error) {
+	format, limits := p.Format, set.limits(p.Limits)
+	switch most := limits.MaxMessage; {
+	case most == 0:
+		p.Limits.MaxMessage = delimiter.DefaultMaxMessage + delimiter.MaxDelimiter
+	case format.Keep: // the delimiter is a part of the message
+		format.MaxMessage = max(1, most-len(cmp.Or(format.Delimiter, delimiter.Default)))
+	default:
+		format.MaxMessage = most
+	}
+	if err := format.Validate(); err != nil {
+		return worker.Listener{}, err
+	}
+	return Framed[T]{
+		Protocol:  format,
+		OnConnect: p.OnConnect, OnAdopt: p.OnAdopt, OnMessage: p.OnMessage, OnBufferFull: p.OnBufferFull, OnBufferDrain: p.OnBufferDrain,
+		OnTimer: p.OnTimer, OnClose: p.OnClose, Inline: p.Inline, Pinned: p.Pinned, Limits: p.Limits,
+	}.listener(name, set)
+}
+
 func (p Framed[T]) listener(name string, set listenerConfig) (worker.Listener, error) {
 	h := &callbacks[T]{p}
 	c := &conn.Config{
@@ -392,12 +484,21 @@ func (set listenerConfig) serve(name string, c *conn.Config) (worker.Listener, e
 }
 
 // protocolName tells protocols apart that must not be taken for one another:
-// by their type.
+// by their type, and by what they have been told of the bytes, though not by
+// their limits.
 func protocolName(p wire.Protocol) string {
-	if p == nil {
-		p = wire.Raw{}
+	name := reflect.TypeOf(wire.Raw{}).String()
+	if p != nil {
+		name = reflect.TypeOf(p).String()
 	}
-	return reflect.TypeOf(p).String()
+	switch p := p.(type) {
+	case length.Protocol:
+		p.MaxMessage = 0
+		return fmt.Sprintf("%s%+v", name, p)
+	case delimiter.Protocol:
+		return fmt.Sprintf("%s{%q keep:%v}", name, p.Delimiter, p.Keep)
+	}
+	return name
 }
 
 // limits is what the operator has set, where he has not, what the code says.
@@ -425,6 +526,7 @@ func (l listenerConfig) limits(code Limits) Limits {
 	time(&code.WriteIdle, l.WriteIdleTimeout)
 	time(&code.WriteStall, l.WriteTimeout)
 	time(&code.Close, l.CloseTimeout)
+	time(&code.Handshake, l.HandshakeTimeout)
 	return code
 }
 
@@ -468,6 +570,7 @@ func (l listenerConfig) keys() (keys []string) {
 		{"idle_timeout", l.IdleTimeout != 0}, {"write_timeout", l.WriteTimeout != 0}, {"close_timeout", l.CloseTimeout != 0},
 		{"origins", len(l.Origins) != 0}, {"compress_above", l.CompressAbove != 0},
 		{"ping_interval", l.PingInterval != 0}, {"pong_timeout", l.PongTimeout != 0},
+		{"handshake_timeout", l.HandshakeTimeout != 0}, {"proxy_protocol", len(l.ProxyProtocol) > 0}, {"tls.cert", l.TLS.isSet()},
 	} {
 		if k.set {
 			keys = append(keys, k.key)
@@ -502,8 +605,9 @@ func (p HTTP) listener(name string, set listenerConfig) (worker.Listener, error)
 	if h == nil {
 		h = http.DefaultServeMux
 	}
-	if key := set.unusable("message_timeout", "idle_timeout", "write_timeout", "max_connections", "max_connections_per_peer", "accept_rate", "accept_burst"); key != "" {
-		return worker.Listener{}, &settingError{key, "net/http has no such setting, only message_timeout, idle_timeout, write_timeout, max_connections, max_connections_per_peer, accept_rate and accept_burst"}
+	if key := set.unusable("message_timeout", "idle_timeout", "write_timeout", "max_connections", "max_connections_per_peer", "accept_rate", "accept_burst",
+		"proxy_protocol", "tls.cert"); key != "" {
+		return worker.Listener{}, &settingError{key, "net/http has no such setting, only message_timeout, idle_timeout, write_timeout, max_connections, max_connections_per_peer, accept_rate, accept_burst, proxy_protocol and tls"}
 	}
 	limits := worker.HTTPLimits{Header: set.MessageTimeout, Idle: set.IdleTimeout, Stall: set.WriteTimeout}
 	return worker.Listener{Name: name, HTTP: h, HTTPLimits: limits, Accept: set.accept()}, nil

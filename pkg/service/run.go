@@ -117,6 +117,9 @@ func (s *Service) run(ctx context.Context, flags runFlags) int {
 	if err != nil {
 		return s.refuseStart(notifier, exitConfig, err)
 	}
+	if err := c.readCertificates(); err != nil {
+		return s.refuseStart(notifier, exitConfig, err)
+	}
 	if settings, err := c.settings(); err != nil {
 		return s.refuseStart(notifier, exitConfig, err)
 	} else if err := checkDescriptors(len(plan), settings); err != nil {
@@ -179,7 +182,7 @@ func (s *Service) supervise(ctx context.Context, flags runFlags, c config, plan 
 	for _, p := range plan {
 		serve[p.name] = p.serve
 	}
-	l := &loader{service: s, flags: flags, env: s.environment(), first: c, plan: plan, level: &level, log: log.Logger()}
+	l := &loader{service: s, flags: flags, env: s.environment(), first: c, plan: plan, level: &level, log: log.Logger(), seed: newTicketSeed()}
 	sup, err := supervisor.New(supervisor.Config{
 		Name: s.name, Version: buildVersion(), Log: log.Logger(), Notify: notifier,
 		Sockets: workers, Serve: serve, Executable: executable, Args: os.Args[1:],
@@ -336,6 +339,7 @@ type loader struct {
 	plan    []planned         // sockets, which no reload changes
 	level   *zap.AtomicLevel
 	log     *zap.Logger
+	seed    []byte // of session tickets, in all generations
 }
 
 // load returns the settings that hold with env, or this process's own
@@ -352,6 +356,10 @@ func (l *loader) load(env map[string]string) (supervisor.Settings, error) {
 	if err != nil {
 		return supervisor.Settings{}, err
 	}
+	if err := c.readCertificates(); err != nil {
+		return supervisor.Settings{}, err
+	}
+	c.seed = l.seed
 	settings, err := c.settings()
 	if err != nil {
 		return supervisor.Settings{}, err
@@ -410,7 +418,7 @@ func (l *loader) fits(c config) (notes []string, err error) {
 func (c config) settings() (supervisor.Settings, error) {
 	w, err := json.Marshal(workerConfig{
 		Grace: c.Grace, StopGrace: c.StopGrace, LogLevel: c.LogLevel, LogFormat: logFormat(c), Listeners: c.Listeners,
-		MemorySoft: c.MemorySoft,
+		MemorySoft: c.MemorySoft, TLS: c.material, TicketSeed: c.seed,
 	})
 	if err != nil {
 		return supervisor.Settings{}, fmt.Errorf("configuration: %w", err)

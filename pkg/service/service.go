@@ -55,6 +55,7 @@ var (
 	ErrFull            = conn.ErrFull
 	ErrTooLong         = conn.ErrTooLong
 	ErrPeerClosed      = conn.ErrPeerClosed
+	ErrTruncated       = conn.ErrTruncated
 	ErrReset           = conn.ErrReset
 	ErrUnauthenticated = conn.ErrUnauthenticated
 	ErrIdle            = conn.ErrIdle

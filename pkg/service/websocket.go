@@ -391,7 +391,7 @@ func (h *web[T]) upgrade(c *conn.Conn, head []byte) {
 			h.refuse(c, err)
 			return
 		}
-		request.RemoteAddr = c.Peer()
+		request.RemoteAddr, request.TLS = c.Peer(), c.TLS()
 		if h.OnUpgrade != nil {
 			if typed.State, err = h.OnUpgrade(request); err != nil {
 				h.refuse(c, err)

@@ -26,6 +26,12 @@ type workerConfig struct {
 	LogFormat string                    `json:"log_format"`
 	Listeners map[string]listenerConfig `json:"listeners"`
 
+	// TLS is what the files of the listeners' certificates hold, by listener,
+	// and TicketSeed what the keys of session tickets are made of. They are
+	// secrets: this configuration is kept in memory only.
+	TLS        map[string]tlsMaterial `json:"tls,omitempty"`
+	TicketSeed []byte                 `json:"ticket_seed,omitempty"`
+
 	// MemorySoft is worker.Config's.
 	MemorySoft int64 `json:"memory_soft,omitempty"`
 }
@@ -89,8 +95,13 @@ func (s *Service) work() int {
 			s.complain(fmt.Errorf("listener %q: %w", l.Name, err))
 			return exitFailed
 		}
+		if err := set.secure(&served, c.TLS[l.Name], c.TicketSeed); err != nil {
+			s.complain(fmt.Errorf("listener %q: %w", l.Name, err))
+			return exitFailed
+		}
 		conf.Listeners = append(conf.Listeners, served)
 	}
+	s.tellExpiry(conf.Listeners)
 	if err := worker.Run(in, conf); err != nil {
 		if !errors.Is(err, worker.ErrOverdue) {
 			s.complain(err)

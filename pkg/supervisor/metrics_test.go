@@ -370,6 +370,10 @@ func everything(t *testing.T) (names map[string]string) {
 	})
 	// Counted by the workers' own registries.
 	names["mainstay_log_lines_dropped_total"] = "counter"
+	names["mainstay_tls_handshakes_total"] = "counter"
+	names["mainstay_tls_handshakes_resumed_total"] = "counter"
+	names["mainstay_tls_handshakes_failed_total"] = "counter"
+	names["mainstay_certificate_expiry_seconds"] = "gauge"
 	return names
 }
 

@@ -70,7 +70,7 @@ func newExchange(p *peer, t *turn) *exchange {
 		return nil
 	}
 	r.Body = http.NoBody
-	r.RemoteAddr = p.c.Peer()
+	r.RemoteAddr, r.TLS = p.c.Peer(), p.tls
 	x.request = r
 	x.response.x = x
 	x.response.length = -1

@@ -135,7 +135,7 @@ func (t *turn) flush(p *peer) error {
 func (h *Handler) OnConnect(c *conn.Conn) { h.attach(c) }
 
 func (h *Handler) attach(c *conn.Conn) *peer {
-	p := &peer{h: h, c: c}
+	p := &peer{h: h, c: c, tls: c.TLS()}
 	p.alarm.at.Store(int64(never))
 	p.alarm.armed.Store(int64(never))
 	p.rest = true

@@ -2,6 +2,7 @@ package web
 
 import (
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -29,8 +30,9 @@ const (
 // peer is a connection. What handlers on goroutines share with the loop is
 // guarded by mu.
 type peer struct {
-	h *Handler
-	c *conn.Conn
+	h   *Handler
+	c   *conn.Conn
+	tls *tls.ConnectionState // of all its requests, as with net/http; nil: none
 
 	alarm alarm
 

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"errors"
+	"net/netip"
 	"os"
 	"time"
 
@@ -264,6 +265,14 @@ func fault(err error) faultClass {
 	return faultFatal
 }
 
+// address is what an accepted peer is dispatched by.
+func (l *listener) address(peer unix.Sockaddr) netip.Addr {
+	if l.gate == nil {
+		return addressOf(peer)
+	}
+	return l.gate.address(peer)
+}
+
 func (l *listener) take(fd int, peer unix.Sockaddr) {
 	l.worker.seat.Accepts.Add(1)
 	if l.http != nil {
@@ -271,13 +280,13 @@ func (l *listener) take(fd int, peer unix.Sockaddr) {
 		return
 	}
 	var err error
-	if to := l.dispatch.target(addressOf(peer)); to != nil {
+	if to := l.dispatch.target(l.address(peer)); to != nil {
 		err = l.worker.dispatchTo(to, fd, peer, l.conns)
 	} else {
 		_, err = l.worker.set.Accepted(fd, peer, l.conns)
 	}
 	if err != nil {
-		l.gate.left(addressOf(peer))
+		l.gate.left(l.gate.address(peer))
 		l.worker.log.Warn("connection not taken", zap.String("listener", l.name), zap.Error(err))
 	}
 }

@@ -87,7 +87,7 @@ func (a *adopted) Serve(waitForTail bool) {
 
 // Drop forgets a connection that has stayed where it was.
 func (a *adopted) Drop() {
-	a.w.gates[a.Conn().Listener()].left(textAddress(a.Conn().Peer()))
+	a.w.gates[a.Conn().Listener()].left(peerOf(a.Conn()))
 	a.Adopted.Drop()
 }
 
@@ -115,7 +115,7 @@ func (w *Worker) tryAdopt(o handoff.Offer) (*adopted, error) {
 		return nil, fmt.Errorf("%w: %w", handoff.Malformed, err)
 	}
 	c := a.Conn()
-	if !w.gates[c.Listener()].adopt(textAddress(c.Peer()), w.peers.leaves(o.From)) {
+	if !w.gates[c.Listener()].adopt(peerOf(c), w.peers.leaves(o.From)) {
 		a.Decline()
 		return nil, handoff.Full
 	}

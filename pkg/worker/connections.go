@@ -94,10 +94,7 @@ func (s *httpServer) list(all []control.Connection, matches func(string) bool) [
 	s.connsMu.Lock()
 	defer s.connsMu.Unlock()
 	for c, state := range s.conns {
-		peer := c.RemoteAddr().String()
-		if c.peerless() {
-			peer = "unix"
-		}
+		peer := c.shown()
 		if !matches(peer) {
 			continue
 		}

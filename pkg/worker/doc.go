@@ -8,7 +8,8 @@
 //	start    worker.go       Hello; the application's OnStart, beside the turning loop
 //	turn     evidence.go     each turn stamps the seat: what the supervisor judges by
 //	ready    worker.go       standard error takes the place of the pipe; Ready
-//	accept   accept.go       from Accept on: listener into connections, or into net/http (http.go)
+//	accept   accept.go       from Accept on: listener into connections, or into net/http (http.go);
+//	         gate.go         whom it takes; tls.go: what is common to those that speak TLS
 //	drain    drain.go        leave the listeners, say Draining, finish what is open
 //	end      background.go   what Worker.Go has started returns
 //	exit     drain.go        OnStop, close everything, Run returns

@@ -9,6 +9,9 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/wire/proxyproto"
 )
 
 // AcceptLimits bound what one worker takes on a listener. What is beyond them
@@ -28,6 +31,7 @@ type gate struct {
 	// Set once.
 
 	limits  AcceptLimits
+	proxy   *proxyproto.Trusted // peers are proxies; nil: they are who they are
 	refused *atomic.Uint64
 	log     *zap.Logger
 	name    string
@@ -46,16 +50,16 @@ type gate struct {
 	peers map[netip.Addr]int // only with a limit for them
 }
 
-// newGate returns a gate, or nil if there are no limits.
-func (w *Worker) newGate(name string, limits AcceptLimits) *gate {
-	if limits == (AcceptLimits{}) {
+// newGate returns a gate, or nil if there is nothing to refuse.
+func (w *Worker) newGate(name string, limits AcceptLimits, proxy *proxyproto.Trusted) *gate {
+	if limits == (AcceptLimits{}) && proxy == nil {
 		return nil
 	}
 	if limits.Burst == 0 {
 		limits.Burst = limits.Rate
 	}
 	return &gate{
-		limits: limits, refused: &w.seat.Refused, log: w.log, name: name,
+		limits: limits, proxy: proxy, refused: &w.seat.Refused, log: w.log, name: name,
 		tokens: float64(limits.Burst), told: -refusedEvery, peers: map[netip.Addr]int{},
 	}
 }
@@ -67,7 +71,15 @@ func (g *gate) admit(peer unix.Sockaddr, now time.Duration) bool {
 	if g == nil {
 		return true
 	}
-	why := g.refusal(networkOf(addressOf(peer)), now)
+	why := ""
+	switch {
+	case g.proxy == nil:
+		why = g.refusal(networkOf(addressOf(peer)), now)
+	case !trusts(g.proxy, peer):
+		why = "it is not from a trusted proxy (proxy_protocol)"
+	default:
+		why = g.refusal(netip.Addr{}, now) // it is counted when it is known whose it is
+	}
 	if why == "" {
 		return true
 	}
@@ -83,6 +95,61 @@ func (g *gate) admit(peer unix.Sockaddr, now time.Duration) bool {
 	g.log.Warn("connection refused", fields...)
 	g.told, g.skipped = now, 0
 	return false
+}
+
+// trusts says whether a PROXY header of the peer is believed.
+func trusts(proxy *proxyproto.Trusted, peer unix.Sockaddr) bool {
+	if ip := addressOf(peer); ip.IsValid() {
+		return proxy.Contains(ip)
+	}
+	return proxy.Unix
+}
+
+// address is what the connection of an accepted peer is counted for.
+func (g *gate) address(peer unix.Sockaddr) netip.Addr {
+	if g == nil || g.proxy != nil {
+		return netip.Addr{}
+	}
+	return addressOf(peer)
+}
+
+// identified counts a connection for the peer that its PROXY header tells, in
+// any case, and returns an error if that has too many. Any goroutine may call
+// it.
+func (g *gate) identified(peer netip.Addr) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.limits.PerPeer == 0 || !peer.IsValid() {
+		return nil
+	}
+	network := networkOf(peer)
+	if g.peers[network]++; g.peers[network] > g.limits.PerPeer {
+		g.refused.Add(1)
+		return fmt.Errorf("max_connections_per_peer, %d, are open from its address", g.limits.PerPeer)
+	}
+	return nil
+}
+
+// identified is told that a connection's PROXY header has come. Loop only.
+func (l *listener) identified(c *conn.Conn) error {
+	w, address := l.worker, textAddress(c.Peer())
+	if err := l.gate.identified(address); err != nil {
+		return err
+	}
+	if l.dispatch.mode == DispatchHashIP {
+		if to := l.dispatch.target(address); to != nil {
+			w.begin([]uint64{c.ID()}, func(map[uint64]int) *peer { return w.peers.of(to.Incarnation) }, func(moved) {})
+		}
+	}
+	return nil
+}
+
+// peerOf is what a connection is counted for.
+func peerOf(c *conn.Conn) netip.Addr {
+	if !c.Identified() {
+		return netip.Addr{}
+	}
+	return textAddress(c.Peer())
 }
 
 // adopt is admit for a connection that was accepted elsewhere: it has passed

@@ -71,7 +71,7 @@ func TestGateKeepsToItsLimits(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			core, logs := observer.New(zap.InfoLevel)
 			w := &Worker{seat: scoreboard.NewSeat(), log: zap.New(core)}
-			g := w.newGate("main", tt.limits)
+			g := w.newGate("main", tt.limits, nil)
 			now, refused := time.Hour, 0
 			for i, s := range tt.steps {
 				now += s.after
@@ -104,7 +104,7 @@ func TestGateKeepsToItsLimits(t *testing.T) {
 func TestRefusalsAreLoggedOnceASecond(t *testing.T) {
 	core, logs := observer.New(zap.InfoLevel)
 	w := &Worker{seat: scoreboard.NewSeat(), log: zap.New(core)}
-	g := w.newGate("main", AcceptLimits{Connections: 1})
+	g := w.newGate("main", AcceptLimits{Connections: 1}, nil)
 	g.admit(sockaddr("10.0.0.1"), 0)
 	for i := range 100 {
 		g.admit(sockaddr("10.0.0.2"), time.Duration(i)*20*time.Millisecond) // for 2 s
@@ -120,7 +120,7 @@ func TestRefusalsAreLoggedOnceASecond(t *testing.T) {
 
 func TestNoLimitsNoGate(t *testing.T) {
 	w := &Worker{}
-	g := w.newGate("main", AcceptLimits{})
+	g := w.newGate("main", AcceptLimits{}, nil)
 	if g != nil || !g.admit(sockaddr("unix"), 0) {
 		t.Error("a gate without limits refuses")
 	}

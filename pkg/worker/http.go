@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +17,8 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/mainstay-go/mainstay/pkg/wire/proxyproto"
 )
 
 // HTTPLimits bound what net/http waits for. A zero field means its default,
@@ -51,10 +54,13 @@ type httpServer struct {
 	name   string
 	server *http.Server
 	stall  time.Duration // negative: no such deadline
+	header time.Duration // for a PROXY header; negative: no such deadline
 	gate   *gate
-	queue  chan accepted // that net/http has not taken
-	closed chan struct{} // closed when nothing more comes into the queue
-	empty  chan struct{} // told when the last connection has gone
+	tls    *tls.Config         // nil: none
+	proxy  *proxyproto.Trusted // nil: none
+	queue  chan accepted       // that net/http has not taken
+	closed chan struct{}       // closed when nothing more comes into the queue
+	empty  chan struct{}       // told when the last connection has gone
 
 	open     atomic.Int64 // connections, those in the queue included
 	lastConn atomic.Uint64
@@ -74,20 +80,21 @@ type httpServer struct {
 
 // accepted is a connection for net/http.
 type accepted struct {
-	fd   int
-	peer netip.Addr
+	fd      int
+	peer    netip.Addr
+	counted netip.Addr // what the gate counts it for
 }
 
 func newHTTPServer(w *Worker, l *Listener, g *gate) *httpServer {
 	s := &httpServer{
-		worker: w, name: l.Name, gate: g,
+		worker: w, name: l.Name, gate: g, tls: l.TLS, proxy: l.Proxy,
 		queue:  make(chan accepted, queueLength),
 		closed: make(chan struct{}),
 		empty:  make(chan struct{}, 1),
 		conns:  make(map[*httpConn]http.ConnState),
 	}
 	limits := l.HTTPLimits.withDefaults()
-	s.stall = limits.Stall
+	s.stall, s.header = limits.Stall, limits.Header
 	log, err := zap.NewStdLogAt(w.log.With(zap.String("listener", l.Name)), zap.WarnLevel)
 	if err != nil {
 		panic(err) // only a level that does not exist fails
@@ -99,6 +106,9 @@ func newHTTPServer(w *Worker, l *Listener, g *gate) *httpServer {
 		MaxHeaderBytes:    limits.MaxHeader,
 		ConnState:         s.changed,
 		ErrorLog:          log,
+	}
+	if s.tls != nil {
+		s.server.TLSConfig = s.tls.Clone() // net/http writes into it
 	}
 	return s
 }
@@ -136,7 +146,7 @@ func (s *httpServer) full() bool { return len(s.queue) == cap(s.queue) }
 func (s *httpServer) take(fd int, peer unix.Sockaddr) {
 	s.open.Add(1)
 	s.worker.seat.Connections.Add(1)
-	s.queue <- accepted{fd, addressOf(peer)}
+	s.queue <- accepted{fd, addressOf(peer), s.gate.address(peer)}
 	s.worker.loop.Yield()
 }
 
@@ -155,17 +165,19 @@ func (s *httpServer) left(peer netip.Addr) {
 func (s *httpServer) changed(c net.Conn, state http.ConnState) {
 	// A hijacked connection is the application's: nobody tells of its end.
 	over := state == http.StateClosed || state == http.StateHijacked
-	if h, ok := c.(*httpConn); ok {
-		s.connsMu.Lock()
-		if over {
-			delete(s.conns, h)
-		} else {
-			s.conns[h] = state
-		}
-		s.connsMu.Unlock()
+	if secure, ok := c.(*tls.Conn); ok {
+		c = secure.NetConn()
 	}
+	h := c.(*httpConn)
+	s.connsMu.Lock()
 	if over {
-		s.left(c.(*httpConn).peer)
+		delete(s.conns, h)
+	} else {
+		s.conns[h] = state
+	}
+	s.connsMu.Unlock()
+	if over {
+		s.left(h.counted())
 	}
 }
 
@@ -301,9 +313,13 @@ func (in intake) Accept() (net.Conn, error) {
 		}
 		c, err := in.s.connection(a.fd)
 		if err == nil {
-			return newHTTPConn(in.s, c, a.peer), nil
+			h := newHTTPConn(in.s, c, a)
+			if in.s.tls != nil {
+				return tls.Server(h, in.s.tls), nil
+			}
+			return h, nil
 		}
-		in.s.left(a.peer)
+		in.s.left(a.counted)
 		in.s.worker.log.Warn("connection not taken", zap.String("listener", in.s.name), zap.Error(err))
 	}
 }

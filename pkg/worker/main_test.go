@@ -3,10 +3,12 @@ package worker
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -30,7 +32,9 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/metrics"
 	"github.com/mainstay-go/mainstay/pkg/rows"
 	"github.com/mainstay-go/mainstay/pkg/scoreboard"
+	"github.com/mainstay-go/mainstay/pkg/wire/proxyproto"
 	"github.com/mainstay-go/mainstay/pkg/wire/text"
+	"github.com/mainstay-go/mainstay/test/certs"
 )
 
 // The test binary, started as a worker by a test that plays the supervisor,
@@ -112,6 +116,14 @@ func helper(name string) int {
 			c.Listeners[i].Accept = AcceptLimits{Connections: 5}
 		}
 		name = rest
+	}
+	secure := false
+	if rest, ok := strings.CutPrefix(name, "tls "); ok {
+		name, secure = rest, true
+	}
+	proxied := false
+	if rest, ok := strings.CutPrefix(name, "proxied "); ok {
+		name, proxied = rest, true
 	}
 	switch name {
 	case "talker", "talker on the pool":
@@ -244,6 +256,27 @@ func helper(name string) int {
 		c.OnDrain = func(ctx context.Context, w *Worker) {
 			<-ctx.Done()
 			fmt.Fprintln(stderr, "OnWorkerDrain:", ctx.Err())
+		}
+	}
+	for i := range c.Listeners {
+		l := &c.Listeners[i]
+		if secure {
+			own, err := certs.Make(time.Hour, "localhost")
+			if err != nil {
+				return 1
+			}
+			pair, err := own.Pair()
+			if err != nil {
+				return 1
+			}
+			l.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
+			l.TicketSeed = bytes.Repeat([]byte("seed"), 8)
+			if l.HTTP != nil {
+				l.TLS.NextProtos = []string{"h2", "http/1.1"}
+			}
+		}
+		if proxied {
+			l.Proxy = &proxyproto.Trusted{Prefixes: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}}
 		}
 	}
 	if err := Run(in, c); err != nil {

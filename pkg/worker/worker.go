@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -23,6 +24,7 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/metrics"
 	"github.com/mainstay-go/mainstay/pkg/reactor"
 	"github.com/mainstay-go/mainstay/pkg/scoreboard"
+	"github.com/mainstay-go/mainstay/pkg/wire/proxyproto"
 )
 
 // Config is what a worker is to serve and how.
@@ -49,6 +51,7 @@ type Config struct {
 	MemorySoft int64
 
 	PoolSize       int // goroutines for callbacks that are not inline; zero: 256
+	Handshakes     int // of TLS that may be under way at a time, those of net/http aside; zero: 1024
 	MaxDescriptors int // the descriptor table is made large enough for so many; zero: 65536
 
 	Metrics *metrics.Registry // the application's own figures; nil: an empty one
@@ -63,13 +66,25 @@ type Config struct {
 type Listener struct {
 	Name string
 	// Conn configures the connections; the worker sets its Listener, Pool,
-	// Seat, Event, Move and Bound. nil: Packet or HTTP is served.
+	// Seat, Event, Move, Bound, TLS, Handshakes, Proxy and Identified, and those
+	// of what they may become. nil: Packet or HTTP is served.
 	Conn *conn.Config
 	// Dispatch says which worker serves a new connection; empty means
 	// DispatchShared. It is for connections of Conn that are not Pinned.
 	Dispatch Dispatch
 	// Accept bounds the connections, those of net/http too.
 	Accept AcceptLimits
+	// TLS, if not nil, has the peers speak TLS. The worker sets the keys of its
+	// session tickets, and nothing else; no other listener may have it.
+	TLS *tls.Config
+	// TicketSeed is what these keys are made of, see tlsrec.TicketKeys: workers
+	// that have the same resume one another's sessions. It is to be another one
+	// where other certificates of clients are accepted. nil: this worker's own.
+	TicketSeed []byte
+	// Proxy, if not nil, is who passes connections on, with a PROXY header in
+	// front; whoever else comes is refused. Accept.PerPeer, DispatchHashIP and
+	// all that is shown go by the address that the header tells.
+	Proxy *proxyproto.Trusted
 	// Packet configures a datagram socket; the worker sets its Listener,
 	// OnPacket, Seat and Event. nil unless Conn is.
 	Packet *conn.PacketConfig
@@ -116,21 +131,22 @@ var ErrOverdue = errors.New("worker: still running when the grace was over")
 type Worker struct {
 	// Set once in Run.
 
-	id        link.Identity
-	conf      Config
-	log       *zap.Logger
-	control   *link.Channel
-	seat      *scoreboard.Seat
-	loop      *reactor.Loop
-	set       *conn.Set
-	pool      *conn.Pool
-	stderr    int
-	board     *scoreboard.Board
-	gates     map[string]*gate // by listener; nil: all are taken
-	listeners []*listener
-	packets   []*packets
-	servers   []*httpServer
-	handlers  []Application
+	id         link.Identity
+	conf       Config
+	log        *zap.Logger
+	control    *link.Channel
+	seat       *scoreboard.Seat
+	loop       *reactor.Loop
+	set        *conn.Set
+	pool       *conn.Pool
+	handshakes *conn.Handshakes // nil: no listener has TLS
+	stderr     int
+	board      *scoreboard.Board
+	gates      map[string]*gate // by listener; nil: all are taken
+	listeners  []*listener
+	packets    []*packets
+	servers    []*httpServer
+	handlers   []Application
 
 	// overdue is closed when Run must return whatever still runs.
 	overdue  chan struct{}
@@ -346,6 +362,9 @@ func noteCrashes(fd int) error {
 // makeListeners pairs the inherited sockets with what is to be served on
 // them.
 func (w *Worker) makeListeners(in *link.Inherited) error {
+	if err := w.prepareTLS(); err != nil {
+		return err
+	}
 	w.gates = make(map[string]*gate)
 	byName := make(map[string]*Listener, len(w.conf.Listeners))
 	for i := range w.conf.Listeners {
@@ -368,13 +387,13 @@ func (w *Worker) makeListeners(in *link.Inherited) error {
 		}
 		l := &listener{worker: w, name: c.Name, fd: in.Sockets[i], isTCP: isTCP(in.Sockets[i])}
 		l.prepare()
-		l.gate = w.newGate(c.Name, c.Accept)
+		l.gate = w.newGate(c.Name, c.Accept, c.Proxy)
 		w.gates[c.Name] = l.gate
 		if c.Conn != nil {
-			l.conns = w.configure(c, l.gate)
 			if !c.Conn.Pinned {
 				l.dispatch = dispatcher{w: w, mode: c.Dispatch}
 			}
+			l.conns = w.configure(c.Conn, c, l)
 		} else {
 			l.http = newHTTPServer(w, c, l.gate)
 			w.servers = append(w.servers, l.http)
@@ -384,17 +403,13 @@ func (w *Worker) makeListeners(in *link.Inherited) error {
 	return nil
 }
 
-func (w *Worker) configure(l *Listener, g *gate) *conn.Config {
-	return w.configured(l.Conn, l, g)
-}
-
-// configured returns a copy of a Config that knows its listener, and of what
+// configure returns a copy of a Config that knows its listener, and of what
 // its connections may become.
-func (w *Worker) configured(from *conn.Config, l *Listener, g *gate) *conn.Config {
-	c := *from
+func (w *Worker) configure(from *conn.Config, l *Listener, at *listener) *conn.Config {
+	c, g := *from, at.gate
 	c.Becomes = nil
 	for _, other := range from.Becomes {
-		c.Becomes = append(c.Becomes, w.configured(other, l, g))
+		c.Becomes = append(c.Becomes, w.configure(other, l, at))
 	}
 	c.Listener, c.Pool, c.Seat, c.Event, c.Move = l.Name, w.pool, w.seat, w.connEvent, w.moveTo
 	if l.Dispatch == DispatchHashID {
@@ -409,8 +424,15 @@ func (w *Worker) configured(from *conn.Config, l *Listener, g *gate) *conn.Confi
 			if released != nil {
 				released(c)
 			}
-			g.left(textAddress(c.Peer()))
+			g.left(peerOf(c))
 		}
+	}
+	c.TLS, c.Proxy = l.TLS, l.Proxy
+	if c.TLS != nil {
+		c.Handshakes = w.handshakes
+	}
+	if c.Proxy != nil {
+		c.Identified = at.identified
 	}
 	return &c
 }
@@ -435,6 +457,8 @@ func (w *Worker) connEvent(e conn.Event) {
 		w.log.Error("callback panicked", fields...)
 	case conn.DatagramsDropped:
 		w.log.Warn("datagrams dropped", append(fields, zap.Error(e.Err), zap.Int("skipped", e.Skipped))...)
+	case conn.NotOpened:
+		w.log.Info("connection not opened", append(fields, zap.Error(e.Err), zap.Int("skipped", e.Skipped))...)
 	case conn.PacketsBroken:
 		w.listenerBroken(e.Listener, e.Err)
 	}

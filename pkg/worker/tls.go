@@ -1,0 +1,62 @@
+package worker
+
+import (
+	"crypto/rand"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/wire/tlsrec"
+)
+
+// prepareTLS makes ready what the listeners with TLS have in common.
+func (w *Worker) prepareTLS() error {
+	var some bool
+	for i := range w.conf.Listeners {
+		l := &w.conf.Listeners[i]
+		if l.TLS == nil {
+			continue
+		}
+		some = true
+		if l.TicketSeed == nil {
+			l.TicketSeed = make([]byte, tlsrec.MinTicketSeed)
+			rand.Read(l.TicketSeed) // never fails
+		}
+	}
+	if !some {
+		return nil
+	}
+	h := conn.NewHandshakes(w.conf.Handshakes)
+	w.handshakes = h
+	own := w.conf.Metrics.Own
+	own("mainstay_tls_handshakes_total", "TLS handshakes that have led to a connection.", func() float64 { return float64(h.Figures().Done) })
+	own("mainstay_tls_handshakes_resumed_total", "TLS handshakes that have resumed a session.", func() float64 { return float64(h.Figures().Resumed) })
+	own("mainstay_tls_handshakes_failed_total", "TLS handshakes that have failed, or were not done in time.", func() float64 { return float64(h.Figures().Failed) })
+	return w.renewTickets()
+}
+
+// renewTickets sets the keys of session tickets, now and whenever there are
+// others.
+func (w *Worker) renewTickets() error {
+	now := time.Now()
+	var next time.Time
+	for _, l := range w.conf.Listeners {
+		if l.TLS == nil {
+			continue
+		}
+		keys, until, err := tlsrec.TicketKeys(l.TicketSeed, now)
+		if err != nil {
+			return fmt.Errorf("worker: listener %q: %w", l.Name, err)
+		}
+		l.TLS.SetSessionTicketKeys(keys)
+		next = until
+	}
+	w.loop.After(next.Sub(now), func() {
+		if err := w.renewTickets(); err != nil {
+			w.log.Error("session ticket keys not renewed", zap.Error(err))
+		}
+	})
+	return nil
+}
