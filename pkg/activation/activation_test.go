@@ -200,7 +200,7 @@ func FuzzListenVariables(f *testing.F) {
 		if n == 0 {
 			return
 		}
-		names, err := env.names(n)
+		names, err := env.names(n, "")
 		if err != nil {
 			return
 		}

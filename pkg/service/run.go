@@ -97,7 +97,7 @@ func (s *Service) defaultFile() string { return "/etc/" + s.name + "/" + s.name 
 // run is the supervisor's role.
 func (s *Service) run(ctx context.Context, flags runFlags) int {
 	// Before anything else opens a file or starts a process.
-	inherited, activationErr := activation.Inherited()
+	inherited, stored, activationErr := activation.InheritedAndStored(supervisor.StorePrefix)
 	notifier, err := notify.FromEnv()
 	if err = errors.Join(activationErr, err); err != nil {
 		return s.refuseStart(notifier, exitConfig, err)
@@ -122,7 +122,7 @@ func (s *Service) run(ctx context.Context, flags runFlags) int {
 	} else if err := checkDescriptors(len(plan), settings); err != nil {
 		return s.refuseStart(notifier, exitConfig, err)
 	}
-	if err := s.supervise(ctx, flags, c, plan, notifier); err != nil {
+	if err := s.supervise(ctx, flags, c, plan, stored, notifier); err != nil {
 		return s.refuseStart(notifier, exitFailed, err)
 	}
 	return exitDone
@@ -142,7 +142,7 @@ func (s *Service) refuseStart(n *notify.Notifier, code int, err error) int {
 }
 
 // supervise opens what the plan says and supervises until the service ends.
-func (s *Service) supervise(ctx context.Context, flags runFlags, c config, plan []planned, notifier *notify.Notifier) error {
+func (s *Service) supervise(ctx context.Context, flags runFlags, c config, plan []planned, stored []activation.Stored, notifier *notify.Notifier) error {
 	level, err := zap.ParseAtomicLevel(c.LogLevel)
 	if err != nil {
 		return err
@@ -184,6 +184,7 @@ func (s *Service) supervise(ctx context.Context, flags runFlags, c config, plan 
 		Name: s.name, Version: buildVersion(), Log: log.Logger(), Notify: notifier,
 		Sockets: workers, Serve: serve, Executable: executable, Args: os.Args[1:],
 		Load: l.load, RuntimeDir: runtimeDir(), Monitor: monitoring, LinesDropped: log.Dropped,
+		Stored: stored,
 	})
 	if err != nil {
 		return err

@@ -606,6 +606,10 @@ func (c *rescued) over() {
 	c.job.finish()
 }
 
+// keeperMargin is how long a keeper that was killed, and is not our child, is
+// waited for.
+const keeperMargin = 5 * time.Second
+
 // end kills and reaps the keeper.
 func (k *kept) end(log *zap.Logger) {
 	defer unix.Close(k.pidfd)
@@ -616,6 +620,9 @@ func (k *kept) end(log *zap.Logger) {
 		err := unix.Waitid(unix.P_PIDFD, k.pidfd, nil, unix.WEXITED, nil)
 		if errors.Is(err, unix.EINTR) {
 			continue
+		}
+		if errors.Is(err, unix.ECHILD) { // of an adopted worker: others reap it
+			err = awaitPidfd(k.pidfd, unix.POLLIN, keeperMargin)
 		}
 		if err != nil {
 			log.Warn("keeper not reaped", zap.Int("keeper_pid", k.pid), zap.Error(os.NewSyscallError("waitid", err)))

@@ -34,13 +34,13 @@ type Settings struct {
 
 	// Apply, if not nil, is called when the generation with these settings
 	// begins to serve: what a rollback must not leave behind is done there.
-	Apply func()
+	Apply func() `json:"-"`
 
 	// Notes are told to who asked for the reload that brings these settings
 	// in: what they say that only a restart would change.
 	Notes []string
 
-	Worker []byte // configuration for the workers, not looked at here
+	Worker []byte `json:"-"` // configuration for the workers, not looked at here
 }
 
 func (s Settings) apply() {
@@ -156,6 +156,23 @@ func (e executable) name() string {
 }
 
 func (e executable) close() { e.file.Close() }
+
+// adoptExecutable makes an executable of the open program that an earlier
+// supervisor had; fd stays the caller's.
+func adoptExecutable(path string, fd int) (executable, error) {
+	high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, highFD)
+	if err != nil {
+		return executable{}, fmt.Errorf("supervisor: executable %s: a descriptor above %d: %w", path, highFD, os.NewSyscallError("fcntl", err))
+	}
+	e := executable{path: path, file: os.NewFile(uintptr(high), path)}
+	var st unix.Stat_t
+	if err := unix.Fstat(high, &st); err != nil {
+		e.close()
+		return executable{}, fmt.Errorf("supervisor: executable %s: %w", path, os.NewSyscallError("fstat", err))
+	}
+	e.dev, e.ino = st.Dev, st.Ino
+	return e, nil
+}
 
 func newRelease(generation uint64, settings Settings, path string) (*release, error) {
 	settings, err := settings.withDefaults()

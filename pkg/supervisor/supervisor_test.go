@@ -847,3 +847,15 @@ func TestStopDuringAReloadEndsBoth(t *testing.T) {
 		}
 	})
 }
+
+// adopt finds the process of that number: it has outlived its supervisor.
+func (f *fakes) adopt(o order, pid int, r remains) (process, error) {
+	r.close()
+	for _, p := range f.every() {
+		if p.pid == pid {
+			p.order = o
+			return p, nil
+		}
+	}
+	return nil, fmt.Errorf("no process %d", pid)
+}
