@@ -65,9 +65,8 @@ func onMortal(c *service.Conn[mortal], m []byte) {
 		select {}
 	case "memory":
 		_ = unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: 1 << 20, Max: 1 << 20})
-		var all [][]byte
-		for {
-			all = append(all, make([]byte, 64<<20))
+		for n := 1; ; n *= 2 {
+			m = append(m, make([]byte, n)...)
 		}
 	case "hang":
 		select {}
@@ -221,6 +220,32 @@ func TestConnectionsAtABoundaryOutliveTheDeathOfTheirWorker(t *testing.T) {
 	}
 	s.t = t
 	s.leavesNothing(before)
+}
+
+func TestConnectionsOfTheOnlyWorkerWaitForItsSuccessor(t *testing.T) {
+	s := startSurvival(t, 1)
+	before := s.well().Pools[0].Workers[0].PID
+	var clients []*talker
+	for i := range 50 {
+		c := s.connect("mortal")
+		if _, _, err := c.ask(fmt.Sprint("name n", i)); err != nil {
+			t.Fatal(err)
+		}
+		clients = append(clients, c)
+	}
+	if err := unix.Kill(before, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for i, c := range clients {
+		pid, answer, err := c.ask("who")
+		if want := fmt.Sprintf("n%d crash", i); answer != want || pid == before || err != nil {
+			t.Errorf("client %d: %q by %d, %v, want %q by another than %d", i, answer, pid, err, want, before)
+		}
+	}
+	st := s.well()
+	if st.Kept != 50 || st.Torn != 0 || st.Connections != 50 {
+		t.Errorf("status has %d kept, %d torn, %d open, want 50, 0, 50", st.Kept, st.Torn, st.Connections)
+	}
 }
 
 // leavesNothing looks for what deaths may have left behind.

@@ -459,3 +459,18 @@ func BenchmarkNote(b *testing.B) {
 		})
 	}
 }
+
+func FuzzSlab(f *testing.F) {
+	f.Add([]byte{})
+	f.Add([]byte("\x02\x00\x03\x00ssvv"))
+	f.Add(bytes.Repeat([]byte{0xff}, rows.SlabHalf))
+	f.Add([]byte{0xfc, 0x01, 0, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		slab := make([]byte, rows.SlabHalf)
+		copy(slab, b)
+		session, value, ok := parseSlab(slab)
+		if ok && len(session)+len(value) > rows.SlabHalf-slabHeader {
+			t.Errorf("%d and %d bytes out of %d", len(session), len(value), len(slab))
+		}
+	})
+}

@@ -57,6 +57,11 @@ type Status struct {
 	Pools       []Pool     `json:"pools"`
 	LastReload  *Reload    `json:"last_reload,omitempty"`
 	Connections int64      `json:"connections"` // of all workers
+
+	// Of the connections of workers that died, since the supervisor's start.
+
+	Kept uint64 `json:"connections_kept"` // other workers have them
+	Torn uint64 `json:"connections_torn"` // ended with their worker, because something was under way
 }
 
 // Listener is a socket the service listens on.
@@ -107,6 +112,7 @@ type Worker struct {
 	StartFailures  uint64 `json:"start_failures"`       // of the slot: those that died before they were ready
 	RetryMS        int64  `json:"retry_ms,omitempty"`   // backing off: time until the next start
 	Unready        string `json:"unready,omitempty"`    // why its application wants no new connections
+	KeeperPID      int    `json:"keeper_pid,omitempty"` // of the process that holds its sockets beyond its death
 	Protection     string `json:"protection,omitempty"` // "protected": its connections outlive it; "unprotected: " and why not
 	LastDeath      string `json:"last_death,omitempty"` // of the slot's last worker that died unasked, with its last words
 }

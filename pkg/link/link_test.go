@@ -179,6 +179,7 @@ var bodies = []Body{
 	Accept{}, Rearm{}, Drain{Prompt: true, Grace: time.Minute}, Stop{}, LogLevel{Level: "debug"}, Paused{Listener: "echo", Reason: "EMFILE"},
 	Gather{ID: 7, What: "connections", Arg: json.RawMessage(`{"limit":3}`)}, Gathered{ID: 7, Error: "the loop does not answer"},
 	Readiness{Ready: true}, Readiness{Reason: "no database"},
+	Kept{PID: 77}, Kept{Reason: "a filter forbids it"},
 }
 
 func pair(t *testing.T) (near, far *Channel) {
@@ -351,7 +352,7 @@ func TestReceiverOfAClosedChannelIsTold(t *testing.T) {
 
 func TestLongReasonIsCut(t *testing.T) {
 	long := strings.Repeat("\x01", 1<<20)
-	for _, body := range []Body{Failed{Reason: long}, Readiness{Reason: long}} {
+	for _, body := range []Body{Failed{Reason: long}, Readiness{Reason: long}, Kept{Reason: long}} {
 		b, err := Encode(Message{Body: body})
 		if err != nil || len(b) > MaxMessage {
 			t.Errorf("%T: %d bytes, %v", body, len(b), err)

@@ -28,6 +28,9 @@ func writeStatus(w io.Writer, st control.Status, r rates) error {
 		}
 		fmt.Fprintf(b, "last reload: generation %d at %s, took %s, %s%s\n", r.Generation, r.At, age(r.TookMS), handedOver(r), verdict)
 	}
+	if st.Kept+st.Torn > 0 {
+		fmt.Fprintf(b, "deaths of workers: %d connections kept, %d torn\n", st.Kept, st.Torn)
+	}
 	writeListeners(b, st.Listeners)
 	for _, p := range st.Pools {
 		writePool(b, p, r)
@@ -71,7 +74,13 @@ func writeListeners(w io.Writer, listeners []control.Listener) {
 }
 
 func writePool(w io.Writer, p control.Pool, r rates) {
-	fmt.Fprintf(w, "\npool %s: %d of %d ready, %d respawns\n", p.Name, p.Ready, p.Want, p.Respawns)
+	protected := 0
+	for _, k := range p.Workers {
+		if k.Protection == "protected" {
+			protected++
+		}
+	}
+	fmt.Fprintf(w, "\npool %s: %d of %d ready, %d protected, %d respawns\n", p.Name, p.Ready, p.Want, protected, p.Respawns)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprint(t, "slot\tpid\tgen\tstate\tuptime\trss\tconns\taccepts\tmessages\tin\tout\tqueue\tsend_fail\tpanics\ttimers\tgiven\ttaken\trefused\tthawed\tstall\tbeat\trespawns\t")
 	if r != nil {
@@ -147,6 +156,9 @@ func writeTrouble(w io.Writer, k control.Worker) {
 	}
 	if k.Unready != "" {
 		fmt.Fprintf(w, "slot %d: takes no connections: %s\n", k.Slot, strings.ReplaceAll(k.Unready, "\n", "\n    "))
+	}
+	if why, ok := strings.CutPrefix(k.Protection, "unprotected: "); ok {
+		fmt.Fprintf(w, "slot %d: unprotected, its connections die with it: %s\n", k.Slot, strings.ReplaceAll(why, "\n", "\n    "))
 	}
 	if k.LastDeath != "" {
 		fmt.Fprintf(w, "slot %d: last death: %s\n", k.Slot, strings.ReplaceAll(k.LastDeath, "\n", "\n    "))

@@ -85,7 +85,7 @@ type harvest struct {
 	keeper      *kept
 	connections bool                // they are to be rescued
 	patience    time.Duration       // how long they may wait for a worker
-	reaped      func()              // called once, when the keeper is gone
+	reaped      func(saved int)     // called once, when the keeper is gone, with how many connections are kept or wait for a worker
 	done        func(harvestResult) // called once, when the fate of all is known
 
 	since  time.Duration
@@ -329,9 +329,10 @@ func (h *harvester) collect(job *harvest) {
 		h.dispatch()
 	}
 	job.over = true
+	saved := job.result.Kept + job.open
 	h.ended.Go(func() {
 		job.keeper.end(h.log)
-		job.reaped()
+		job.reaped(saved)
 	})
 	job.finish()
 }
@@ -606,27 +607,28 @@ func (c *rescued) over() {
 	c.job.finish()
 }
 
-// keeperMargin is how long a keeper that was killed, and is not our child, is
-// waited for.
-const keeperMargin = 5 * time.Second
-
 // end kills and reaps the keeper.
 func (k *kept) end(log *zap.Logger) {
 	defer unix.Close(k.pidfd)
 	if err := unix.PidfdSendSignal(k.pidfd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		log.Warn("keeper not killed", zap.Int("keeper_pid", k.pid), zap.Error(os.NewSyscallError("pidfd_send_signal", err)))
 	}
-	for {
-		err := unix.Waitid(unix.P_PIDFD, k.pidfd, nil, unix.WEXITED, nil)
+	for deadline := time.Now().Add(keeperTimeout); ; {
+		p := []unix.PollFd{{Fd: int32(k.pidfd), Events: unix.POLLIN}}
+		n, err := unix.Poll(p, int(max(0, time.Until(deadline).Milliseconds())))
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
-		if errors.Is(err, unix.ECHILD) { // of an adopted worker: others reap it
-			err = awaitPidfd(k.pidfd, unix.POLLIN, keeperMargin)
+		if n == 0 {
+			log.Warn("keeper not reaped: it does not die", zap.Int("keeper_pid", k.pid), zap.Duration("waited", keeperTimeout))
+			return
 		}
-		if err != nil {
-			log.Warn("keeper not reaped", zap.Int("keeper_pid", k.pid), zap.Error(os.NewSyscallError("waitid", err)))
-		}
-		return
+		break
+	}
+	if err := unix.Waitid(unix.P_PIDFD, k.pidfd, nil, unix.WEXITED|unix.WNOHANG, nil); err != nil && !errors.Is(err, unix.ECHILD) { // ECHILD: of an adopted worker
+		log.Warn("keeper not reaped", zap.Int("keeper_pid", k.pid), zap.Error(os.NewSyscallError("waitid", err)))
 	}
 }
+
+// keeperTimeout bounds the wait for the end of a keeper that was killed.
+const keeperTimeout = 5 * time.Second

@@ -26,11 +26,10 @@ const beatEvery = 10 * time.Second
 // beyond the time that its start may take.
 const harvestMargin = 5 * time.Second
 
-// Words of control.Worker.Protection.
+// Words of control.Worker.Protection; empty: it has said nothing yet.
 const (
-	protectionUnknown = "" // it has said nothing yet
-	protected         = "protected"
-	unprotectedAs     = "unprotected: " // and why
+	protected     = "protected"
+	unprotectedAs = "unprotected: " // and why
 )
 
 type (
@@ -40,8 +39,9 @@ type (
 		pidfd int // the supervisor's to close; -1: none
 	}
 	keeperReaped struct {
-		inc  *incarnation
-		exit Exit
+		inc   *incarnation
+		exit  Exit
+		saved int // connections that are not its any more
 	}
 	harvested struct {
 		obituary harvestObituary
@@ -155,7 +155,7 @@ func (s *Supervisor) exited(inc *incarnation, exit Exit) {
 		// In the end of the service connections end.
 		connections: s.phase != stopping && inc.seat.Released.Load() == 0 && inc.protection == protected,
 		patience:    s.startTimeout(inc) + harvestMargin,
-		reaped:      func() { s.post(keeperReaped{inc, exit}) },
+		reaped:      func(saved int) { s.post(keeperReaped{inc, exit, saved}) },
 	}
 	inc.keeper = nil // it is the harvester's
 	inc.dead = true
@@ -166,6 +166,12 @@ func (s *Supervisor) exited(inc *incarnation, exit Exit) {
 		job.done = func(r harvestResult) { s.post(harvested{obituary, r}) }
 	}
 	s.harvester.start(job)
+}
+
+// buried is told that nothing is left of a worker.
+func (s *Supervisor) buried(m keeperReaped) {
+	m.inc.seat.Connections.Add(int64(-m.saved)) // what stays there is lost
+	s.dead(m.inc, m.exit)
 }
 
 // findKeeper returns the keeper of a worker that was killed before it could
@@ -214,6 +220,14 @@ func isKeeper(pid int) error {
 		return fmt.Errorf("process %d is %q", pid, name)
 	}
 	return nil
+}
+
+// tornInAll is how many connections have ended with workers that had a keeper.
+func (b *books) tornInAll() (n uint64) {
+	for _, k := range b.torn {
+		n += k
+	}
+	return n
 }
 
 // tellHarvest tells what has become of a dead worker's connections.

@@ -59,6 +59,7 @@ func (s *Supervisor) snapshot() snapshot {
 		LastReload: s.lastReload, Listeners: []control.Listener{},
 	}
 	st.State, st.Reason = s.judge()
+	st.Kept, st.Torn = s.books.kept, s.books.tornInAll()
 	for _, sock := range s.conf.Sockets {
 		st.Listeners = append(st.Listeners, control.Listener{
 			Name: sock.Name, Address: sock.Address, Serve: s.conf.Serve[sock.Name], Inherited: sock.Inherited,
@@ -110,10 +111,14 @@ func (s *Supervisor) snapshot() snapshot {
 }
 
 func (s *Supervisor) describe(sl *slot, inc *incarnation) control.Worker {
+	keeper := 0
+	if inc.keeper != nil {
+		keeper = inc.keeper.pid
+	}
 	return control.Worker{
 		Slot: sl.index, PID: inc.pid(), Incarnation: inc.number, Generation: inc.release.generation, Build: inc.build,
 		State: inc.state.String(), UptimeMS: time.Since(inc.born).Milliseconds(), HeartbeatAgeMS: -1,
-		Respawns: sl.respawns, StartFailures: sl.startFailures, LastDeath: sl.lastDeath, Unready: inc.unready, Protection: inc.protection,
+		Respawns: sl.respawns, StartFailures: sl.startFailures, LastDeath: sl.lastDeath, Unready: inc.unready, Protection: inc.protection, KeeperPID: keeper,
 	}
 }
 

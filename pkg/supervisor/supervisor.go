@@ -582,7 +582,7 @@ func (s *Supervisor) handle(m message) (leave bool) {
 	case incarnationExited:
 		s.exited(m.inc, m.exit)
 	case keeperReaped:
-		s.dead(m.inc, m.exit)
+		s.buried(m)
 	case harvested:
 		s.tellHarvest(m)
 	case incarnationTimeout:

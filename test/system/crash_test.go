@@ -3,12 +3,15 @@ package system
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/control"
+	"github.com/mainstay-go/mainstay/test/talk"
 )
 
 func killedWorkerIsRespawnedAndTheOthersAreUntouched(t *testing.T, m *machine) {
@@ -53,6 +56,65 @@ func killedWorkerIsRespawnedAndTheOthersAreUntouched(t *testing.T, m *machine) {
 		t.Errorf("the listening socket was inode %s and is %s", inode, got)
 	}
 	s.onlyTheseRemain(st)
+}
+
+func connectionsAtABoundaryOutliveTheKillOfTheirWorker(t *testing.T, m *machine) {
+	clients, kills := 2000, 20
+	if testing.Short() {
+		clients, kills = 300, 6
+	}
+	s := install(t, m, probe(t, "1", ""))
+	s.configure("workers = 3\n[respawn]\nfirst = \"10ms\"\nmax = \"200ms\"\n")
+	s.start()
+	st := s.awaitStatus(10*time.Second, allProtected(3))
+	g := s.talkers(talk.Options{Clients: clients, Pause: time.Hour}) // each has said one line, and is silent
+	busy := s.talkers(talk.Options{Clients: 50, Pause: 20 * time.Millisecond, Limit: 10 * time.Second})
+	for range kills {
+		victim := workers(st)[rand.IntN(3)]
+		s.kill(t, "KILL", victim.PID)
+		st = s.awaitStatus(10*time.Second, func(st control.Status) error {
+			for _, w := range workers(st) {
+				if w.PID == victim.PID {
+					return fmt.Errorf("worker %d is still pid %d", w.Slot, w.PID)
+				}
+			}
+			return allProtected(3)(st)
+		})
+	}
+	if st.Connections < int64(clients) {
+		t.Errorf("%d connections are open, want at least %d", st.Connections, clients)
+	}
+	// Those that were silent are served by workers that have not accepted them.
+	g.Wake()
+	report := g.Stop()
+	t.Logf("silent: %v", report)
+	if err := report.Err(); err != nil {
+		t.Error(err)
+	}
+	if report.Changes < clients/3 {
+		t.Errorf("%d connections were answered by another worker than before, want most of %d", report.Changes, clients)
+	}
+	report = busy.Stop()
+	t.Logf("busy: %v", report)
+	if report.Wrong > 0 || errors.Is(report.First, os.ErrDeadlineExceeded) {
+		t.Errorf("busy clients: %v", report)
+	}
+	s.onlyTheseRemain(st)
+}
+
+// allProtected is allReady, and each has its keeper.
+func allProtected(n int) func(control.Status) error {
+	return func(st control.Status) error {
+		if err := allReady(n)(st); err != nil {
+			return err
+		}
+		for _, w := range workers(st) {
+			if w.Protection != "protected" {
+				return fmt.Errorf("worker %d is %q", w.Slot, w.Protection)
+			}
+		}
+		return nil
+	}
 }
 
 func workerThatDiesAtOnceIsBackedOffFrom(t *testing.T, m *machine) {

@@ -185,6 +185,9 @@ func (s *service) onlyTheseRemain(st control.Status) {
 	want := map[int]bool{st.PID: true}
 	for _, w := range workers(st) {
 		want[w.PID] = true
+		if w.KeeperPID != 0 {
+			want[w.KeeperPID] = true
+		}
 	}
 	eventually(s.t, 15*time.Second, func() error {
 		var missing, strange []int

@@ -31,6 +31,7 @@ var tests = []struct {
 	{"OpenConnectionsLiveThroughReloadMoveAndScale", openConnectionsLiveThroughReloadMoveAndScale},
 
 	{"KilledWorkerIsRespawnedAndTheOthersAreUntouched", killedWorkerIsRespawnedAndTheOthersAreUntouched},
+	{"ConnectionsAtABoundaryOutliveTheKillOfTheirWorker", connectionsAtABoundaryOutliveTheKillOfTheirWorker},
 	{"WorkerThatDiesAtOnceIsBackedOffFrom", workerThatDiesAtOnceIsBackedOffFrom},
 	{"ConnectionsMadeWhileNobodyAcceptsAreServedAfterwards", connectionsMadeWhileNobodyAcceptsAreServedAfterwards},
 	{"ConnectionsThatWokeDeadWorkerAreServedByTheOthers", connectionsThatWokeDeadWorkerAreServedByTheOthers},

@@ -35,6 +35,8 @@ type Group struct {
 	options  Options
 	stopping chan struct{}
 	once     sync.Once
+	awake    chan struct{}
+	waking   sync.Once
 	clients  sync.WaitGroup
 
 	mu     sync.Mutex
@@ -83,7 +85,7 @@ func Start(dial func() (net.Conn, error), o Options) (*Group, error) {
 	if o.Limit == 0 {
 		o.Limit = 30 * time.Second
 	}
-	g := &Group{options: o, stopping: make(chan struct{}), open: make(map[net.Conn]bool)}
+	g := &Group{options: o, stopping: make(chan struct{}), awake: make(chan struct{}), open: make(map[net.Conn]bool)}
 	g.report.Servers = make(map[string]int)
 	for i := range o.Clients {
 		conn, err := dial()
@@ -103,6 +105,12 @@ func Start(dial func() (net.Conn, error), o Options) (*Group, error) {
 		g.clients.Go(c.talk)
 	}
 	return g, nil
+}
+
+// Wake has each client that pauses say its next line at once, and end.
+func (g *Group) Wake() {
+	g.waking.Do(func() { close(g.awake) })
+	g.clients.Wait()
 }
 
 // Stop ends the talk, once each client has the answer it waits for, closes the
@@ -160,9 +168,12 @@ func (c *client) talk() {
 			pause = g.options.Pause/2 + rand.N(g.options.Pause)
 		}
 		timer.Reset(pause)
+		last := false
 		select {
 		case <-g.stopping:
 			return
+		case <-g.awake:
+			last = true
 		case <-timer.C:
 		}
 		if err := c.say(n); err != nil {
@@ -176,6 +187,9 @@ func (c *client) talk() {
 				g.report.First = fmt.Errorf("client %d (%v), line %d: %w", c.number, c.conn.LocalAddr(), n, err)
 			}
 			g.mu.Unlock()
+			return
+		}
+		if last {
 			return
 		}
 	}
