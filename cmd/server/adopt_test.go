@@ -309,6 +309,9 @@ func (m *manager) talkers(n int, pause time.Duration) *talk.Group {
 	return g
 }
 
+// restartSignal is SIGRTMIN+1, by which systemd tells a restart from a stop.
+const restartSignal = unix.Signal(35)
+
 func pidsOf(st control.Status) (pids []int) {
 	for _, w := range st.Pools[0].Workers {
 		pids = append(pids, w.PID)
@@ -379,4 +382,145 @@ func (m *manager) wantStored() {
 			return
 		}
 	}
+}
+
+// talked ends the talk and wants nobody to have lost anything.
+func talked(t *testing.T, g *talk.Group) {
+	t.Helper()
+	r := g.Stop()
+	t.Log(r)
+	if err := r.Err(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRestartsInARowLoseNobodyAndBringInNewWorkers(t *testing.T) {
+	m := startManager(t, 3)
+	before := m.well()
+	g := m.talkers(200, 50*time.Millisecond)
+	for i := range 10 {
+		m.die(restartSignal)
+		m.start()
+		if i%2 == 1 { // otherwise in the middle of the reload
+			m.renewed()
+		}
+	}
+	after := m.renewed()
+	for _, pid := range pidsOf(after) {
+		if slices.Contains(pidsOf(before), pid) {
+			t.Errorf("worker %d is from before the restarts", pid)
+		}
+	}
+	talked(t, g)
+	m.wantStored()
+}
+
+// renewed waits until all workers are of the generation that serves, the last
+// reload being done.
+func (m *manager) renewed() control.Status {
+	m.t.Helper()
+	return m.await("all workers are of one generation", func(st control.Status) bool {
+		if st.State != control.StateServing || len(st.Pools[0].Workers) != m.workers || st.LastReload == nil || !st.LastReload.OK {
+			return false
+		}
+		for _, w := range st.Pools[0].Workers {
+			if w.State != "ready" || w.Generation != st.Generation {
+				return false
+			}
+		}
+		return st.LastReload.Generation == st.Generation
+	})
+}
+
+func TestReloadWhoseSupervisorDiesIsRolledBack(t *testing.T) {
+	m := startManager(t, 3)
+	g := m.talkers(100, 50*time.Millisecond)
+	m.configure("reload.bake = \"700ms\"\n")
+	for _, old := range []int{3, 2, 1} { // workers that are not replaced yet
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		if err := m.client.Reload(ctx, control.ReloadRequest{Detach: true}, nil); err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		was := uint64(0)
+		m.await(fmt.Sprintf("a reload with %d old workers", old), func(st control.Status) bool {
+			was = st.Generation
+			n, fresh := 0, 0
+			for _, w := range st.Pools[0].Workers {
+				switch {
+				case w.State == "ready" && w.Generation == was:
+					n++
+				case w.State == "ready":
+					fresh++
+				}
+			}
+			return st.State == control.StateReloading && n == old && fresh > 0
+		})
+		m.die(unix.SIGKILL)
+		m.start()
+		st := m.await("the reload is rolled back", func(st control.Status) bool {
+			return st.State == control.StateServing && len(st.Pools[0].Workers) == m.workers && st.LastReload != nil && !st.LastReload.OK
+		})
+		if st.Generation != was || !strings.Contains(st.LastReload.Reason, "supervisor died") {
+			t.Errorf("generation %d, want %d; last reload %+v", st.Generation, was, st.LastReload)
+		}
+		for _, w := range st.Pools[0].Workers {
+			if w.Generation != was {
+				t.Errorf("worker %+v, want one of generation %d", w, was)
+			}
+		}
+	}
+	talked(t, g)
+	m.wantStored()
+}
+
+func TestWorkerThatDiesWhileThereIsNoSupervisorIsHarvestedByTheNext(t *testing.T) {
+	m := startManager(t, 3)
+	before := m.well()
+	var clients []*talker
+	for i := range 60 {
+		c := m.connect("mortal")
+		if _, _, err := c.ask(fmt.Sprint("name n", i)); err != nil {
+			t.Fatal(err)
+		}
+		clients = append(clients, c)
+	}
+	m.die(unix.SIGKILL)
+	dead := before.Pools[0].Workers[1].PID
+	if err := unix.Kill(dead, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	m.start()
+	after := m.await("a successor serves", func(st control.Status) bool {
+		return st.State == control.StateServing && len(st.Pools[0].Workers) == m.workers && !slices.Contains(pidsOf(st), dead)
+	})
+	for i, c := range clients {
+		pid, answer, err := c.ask("who")
+		if err != nil || !strings.HasPrefix(answer, fmt.Sprintf("n%d ", i)) || pid == dead {
+			t.Errorf("client %d: %q by %d, %v", i, answer, pid, err)
+		}
+	}
+	if w := after.Pools[0].Workers[1]; !strings.Contains(w.LastDeath, "SIGKILL") && !strings.Contains(w.LastDeath, "unknown") {
+		t.Errorf("the last death is %q", w.LastDeath)
+	}
+	m.well()
+	m.wantStored()
+}
+
+func TestRestartIntoABrokenConfigurationLeavesTheWorkersAlone(t *testing.T) {
+	m := startManager(t, 2)
+	before := m.well()
+	g := m.talkers(50, 50*time.Millisecond)
+	m.configure("wokers = 3\n")
+	m.die(restartSignal)
+	for range 2 {
+		m.start()
+		_, _ = m.run.Process.Wait()
+	}
+	m.configure("")
+	m.start()
+	m.renewed()
+	talked(t, g)
+	_ = before
+	m.wantStored()
 }
