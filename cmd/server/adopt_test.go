@@ -403,6 +403,8 @@ func TestRestartsInARowLoseNobodyAndBringInNewWorkers(t *testing.T) {
 		m.start()
 		if i%2 == 1 { // otherwise in the middle of the reload
 			m.renewed()
+		} else {
+			m.await("it is there", func(st control.Status) bool { return st.PID == m.run.Process.Pid && st.State == control.StateReloading })
 		}
 	}
 	after := m.renewed()
@@ -512,15 +514,20 @@ func TestRestartIntoABrokenConfigurationLeavesTheWorkersAlone(t *testing.T) {
 	before := m.well()
 	g := m.talkers(50, 50*time.Millisecond)
 	m.configure("wokers = 3\n")
-	m.die(restartSignal)
 	for range 2 {
+		m.die(restartSignal)
 		m.start()
-		_, _ = m.run.Process.Wait()
+		st := m.await("what is wrong is told", func(st control.Status) bool {
+			return st.PID == m.run.Process.Pid && st.State == control.StateServing && st.LastReload != nil && !st.LastReload.OK
+		})
+		if !strings.Contains(st.LastReload.Reason, "wokers") || !slices.Equal(pidsOf(st), pidsOf(before)) {
+			t.Errorf("the workers were %v and are %v, last reload %+v", pidsOf(before), pidsOf(st), st.LastReload)
+		}
 	}
 	m.configure("")
+	m.die(restartSignal)
 	m.start()
 	m.renewed()
 	talked(t, g)
-	_ = before
 	m.wantStored()
 }

@@ -105,15 +105,24 @@ func (s *Service) run(ctx context.Context, flags runFlags) int {
 	for _, socket := range inherited {
 		flags.sockets = append(flags.sockets, socket.Name)
 	}
-	env := s.environment()
-	c, err := s.load(flags, env)
+	c, err := s.load(flags, s.environment())
+	var plan []planned
+	if err == nil {
+		plan, err = s.plan(c, inherited)
+	}
+	if err != nil {
+		// Workers that serve are not given up for that: they go on as they
+		// are, and the supervisor tells what is wrong.
+		if old, ok := recall(stored); ok {
+			if p, planErr := s.plan(old, inherited); planErr == nil {
+				s.complain(err)
+				c, plan, err = old, p, nil
+			}
+		}
+	}
 	if _, ok := errors.AsType[usageError](err); ok {
 		return s.refuseStart(notifier, exitUsage, err)
 	}
-	if err != nil {
-		return s.refuseStart(notifier, exitConfig, err)
-	}
-	plan, err := s.plan(c, inherited)
 	if err != nil {
 		return s.refuseStart(notifier, exitConfig, err)
 	}
@@ -126,6 +135,13 @@ func (s *Service) run(ctx context.Context, flags runFlags) int {
 		return s.refuseStart(notifier, exitFailed, err)
 	}
 	return exitDone
+}
+
+// recall returns the configuration with which the workers run that an earlier
+// supervisor has left.
+func recall(stored []activation.Stored) (c config, ok bool) {
+	memo, ok := supervisor.Recall(stored)
+	return c, ok && json.Unmarshal(memo, &c) == nil
 }
 
 // refuseStart tells systemd and standard error why the service does not run.
@@ -416,11 +432,16 @@ func (c config) settings() (supervisor.Settings, error) {
 	if err != nil {
 		return supervisor.Settings{}, fmt.Errorf("configuration: %w", err)
 	}
+	memo, err := json.Marshal(c)
+	if err != nil {
+		return supervisor.Settings{}, fmt.Errorf("configuration: %w", err)
+	}
 	workers := c.Workers
 	if workers == 0 {
 		workers = min(runtime.NumCPU(), supervisor.MaxWorkers)
 	}
 	return supervisor.Settings{
+		Memo:    memo,
 		Workers: workers, StartAttempts: c.StartAttempts, MaxOld: c.MaxOld, Parallel: c.Parallel,
 		StartTimeout: c.StartTimeout, Grace: c.Grace, StopGrace: c.StopGrace, Bake: c.Bake,
 		Respawn:   backoff.Policy{First: c.RespawnFirst, Max: c.RespawnMax},

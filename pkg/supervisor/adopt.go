@@ -193,6 +193,28 @@ func readPast(stored []activation.Stored, service string) (_ *past, err error) {
 	return p, nil
 }
 
+// Recall returns the Memo of the settings with which the service runs that an
+// earlier supervisor has left, for a caller who cannot read its configuration
+// any more. It is called before New, and takes nothing over. It returns false
+// if nothing is left that New could adopt.
+func Recall(stored []activation.Stored) (memo []byte, ok bool) {
+	for _, d := range stored {
+		if d.Name != StorePrefix+storedState {
+			continue
+		}
+		_, state, err := openStateFile(d.FD)
+		if err != nil || state.Contract != link.Contract || len(state.Workers) == 0 {
+			return nil, false
+		}
+		for _, r := range state.Releases {
+			if r.Generation == state.Current {
+				return r.Settings.Memo, true
+			}
+		}
+	}
+	return nil, false
+}
+
 func adoptRelease(saved savedRelease, stored map[string]map[uint64]int) (*release, error) {
 	exe, ok := stored[storedExe][saved.Generation]
 	config, ok2 := stored[storedConfig][saved.Generation]

@@ -40,6 +40,10 @@ type Settings struct {
 	// in: what they say that only a restart would change.
 	Notes []string
 
+	// Memo is what Recall returns to the next supervisor's process while workers
+	// run with these settings; not looked at here.
+	Memo []byte
+
 	Worker []byte `json:"-"` // configuration for the workers, not looked at here
 }
 
