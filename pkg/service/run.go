@@ -200,7 +200,7 @@ func (s *Service) supervise(ctx context.Context, flags runFlags, c config, plan 
 		Name: s.name, Version: buildVersion(), Log: log.Logger(), Notify: notifier,
 		Sockets: workers, Serve: serve, Executable: executable, Args: os.Args[1:],
 		Load: l.load, RuntimeDir: runtimeDir(), Monitor: monitoring, LinesDropped: log.Dropped,
-		Stored: stored,
+		Stored: stored, StoreMax: storeMax(),
 	})
 	if err != nil {
 		return err
@@ -327,6 +327,16 @@ func open(plan []planned) ([]activation.Socket, error) {
 func runtimeDir() string {
 	first, _, _ := strings.Cut(os.Getenv("RUNTIME_DIRECTORY"), ":")
 	return first
+}
+
+// storeMax is FileDescriptorStoreMax= of the unit, zero if systemd does not
+// tell, as before 254.
+func storeMax() int {
+	n, err := strconv.Atoi(os.Getenv("FDSTORE"))
+	if err != nil || n < 0 {
+		return 0
+	}
+	return n
 }
 
 // checkDescriptors says whether the supervisor may open as many files as it

@@ -325,7 +325,7 @@ func (s *Supervisor) adoptWorker(saved savedWorker, r *remains, p *past) error {
 		inc.keeper = &kept{pid: saved.Keeper, pidfd: r.keeper}
 		inc.protection = protected
 	}
-	if inc.keeper != nil && isDead(r.pidfd) {
+	if inc.lifeless = isDead(r.pidfd); inc.lifeless && inc.keeper != nil {
 		s.inheritHarvest(inc)
 	}
 	process, err := s.launcher.adopt(s.orderFor(inc), saved.PID, *r)
@@ -420,7 +420,7 @@ func (s *Supervisor) greetAdopted() {
 		m.Living = append(m.Living, inc.number)
 	}
 	for inc := range s.living() {
-		if inc.state == overdue {
+		if inc.state == overdue || inc.lifeless {
 			continue
 		}
 		s.send(inc, m)

@@ -148,6 +148,13 @@ func Descriptors(listeners int, settings Settings) int {
 	return max(low, highFD) + (settings.MaxOld+3)*descriptorsPerRelease
 }
 
+// Storage is how many descriptors a supervisor with these settings has in the
+// service manager's store in a reload, when every slot has an old worker and a
+// new one.
+func Storage(settings Settings) int {
+	return 3 + (2*settings.Workers+settings.Parallel)*len(ofWorker) + (settings.MaxOld+3)*descriptorsPerRelease
+}
+
 // name returns what to execute: the path while it still names the same file,
 // which also serves scripts and gives the process its name, else the open
 // descriptor.

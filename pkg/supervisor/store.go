@@ -10,8 +10,6 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
-
-	"github.com/mainstay-go/mainstay/pkg/notify"
 )
 
 // StorePrefix begins the names under which a supervisor puts descriptors into
@@ -74,15 +72,7 @@ type errand struct {
 	until time.Time     // of done: when nobody waits any more
 }
 
-// newStore returns a store that knows what an earlier process has put there.
-// It is nil without a manager.
-func newStore(n *notify.Notifier, log *zap.Logger) *store {
-	if n == nil {
-		return nil
-	}
-	return startStore(n, log)
-}
-
+// startStore returns a store at a manager, which the caller ends by close.
 func startStore(m manager, log *zap.Logger) *store {
 	s := &store{manager: m, log: log, names: make(map[string]bool), wake: make(chan struct{}, 1), quit: make(chan struct{})}
 	s.ended.Go(s.run)

@@ -51,6 +51,8 @@ type Config struct {
 	// in the service manager's store: the descriptors whose names begin with
 	// StorePrefix. New takes them over.
 	Stored []activation.Stored
+	// StoreMax is how many descriptors that store takes; zero: not known.
+	StoreMax int
 
 	// Monitor are listeners that the caller serves itself, for status.
 	Monitor []activation.Socket
@@ -215,7 +217,9 @@ func newSupervisor(conf Config, l launcher, makeRelease func(uint64, Settings, s
 		return nil, err
 	}
 	s.board.Epoch().Store(s.epoch)
-	s.openStore()
+	if conf.Notify != nil {
+		s.openStore(conf.Notify)
+	}
 	return s, nil
 }
 
@@ -267,10 +271,11 @@ func (s *Supervisor) succeed(p *past, refused error) {
 
 // openStore has the manager keep what every next supervisor needs, and nothing
 // else that it may still have.
-func (s *Supervisor) openStore() {
-	s.store = newStore(s.conf.Notify, s.log)
-	if s.store == nil {
-		return
+func (s *Supervisor) openStore(m manager) {
+	s.store = startStore(m, s.log)
+	if need := Storage(s.current.settings); s.conf.StoreMax > 0 && need > s.conf.StoreMax {
+		s.log.Warn("not all workers outlive their supervisor in a reload: raise FileDescriptorStoreMax= of the unit",
+			zap.Int("limit", s.conf.StoreMax), zap.Int("want", need))
 	}
 	stale := make(map[string]bool)
 	for _, d := range s.conf.Stored {

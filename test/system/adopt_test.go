@@ -148,8 +148,9 @@ func restartIntoSomethingBrokenLeavesTheWorkersAlone(t *testing.T, m *machine) {
 	s.write(t, s.program, []byte("this is no program"), 0o755)
 	s.quietly("systemctl", "--no-block", "restart", s.unit)
 	eventually(t, 10*time.Second, func() error {
-		if got := s.show(t, s.unit, "NRestarts"); got < "3" && len(got) < 2 {
-			return fmt.Errorf("%s attempts", got)
+		got := s.show(t, s.unit, "NRestarts")
+		if n, err := strconv.Atoi(got); err != nil || n < 3 {
+			return fmt.Errorf("%q attempts", got)
 		}
 		return nil
 	})
