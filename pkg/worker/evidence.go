@@ -52,7 +52,7 @@ func (w *Worker) turned(now time.Duration) {
 		e.runtimeAt = now
 		w.stampRuntime()
 	}
-	if now-e.supervisorAt >= orphanEvery {
+	if now-e.supervisorAt >= w.conf.OrphanGrace/orphanLooks {
 		e.supervisorAt = now
 		w.checkSupervisor(now)
 	}

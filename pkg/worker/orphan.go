@@ -16,8 +16,9 @@ import (
 // heartbeat on the scoreboard. Where nobody keeps the other end, EOF tells it
 // at once.
 
-// orphanEvery is how often the supervisor's heartbeat is looked at.
-const orphanEvery = 5 * time.Second
+// orphanLooks is how often the supervisor's heartbeat is looked at in the time
+// that a worker does without it.
+const orphanLooks = 24
 
 // checkSupervisor drains a worker that has been without a supervisor for too
 // long. It is called on the loop.
