@@ -15,6 +15,8 @@
 //     belongs to the manager, and to the next process that it starts.
 //   - No socket goes through net.Listener or os.File: both touch O_NONBLOCK on
 //     the description that all processes share.
+//   - What is in the manager's store is told from sockets by a prefix of its
+//     name, and is nobody's to look at here.
 //
 // Start reading at [Inherited] and [Listen].
 package activation
@@ -55,31 +57,58 @@ const maxName = 255
 // Call it once, first thing in main, before anything opens files or starts
 // processes.
 func Inherited() ([]Socket, error) {
+	sockets, _, err := InheritedAndStored("")
+	return sockets, err
+}
+
+// Stored is a descriptor that an earlier process of the service has put into
+// the manager's store: of any kind, close-on-exec, and owned by whoever holds
+// the Stored.
+type Stored struct {
+	Name string // several may have the same
+	FD   int
+}
+
+// InheritedAndStored is Inherited for a service that puts descriptors into the
+// manager's store (sd_pid_notify_with_fds(3), FDSTORE=1): those whose names
+// begin with prefix are returned aside, in the order in which they came, and
+// are not looked at. An empty prefix is nobody's. No socket unit's default name
+// has a slash in it.
+func InheritedAndStored(prefix string) ([]Socket, []Stored, error) {
 	env := takeEnvironment()
 	limit, err := fileLimit()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	n, err := env.count(os.Getpid(), limit)
 	if n == 0 || err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	// Before all else, so that no process started meanwhile inherits one.
 	if err := closeOnExec(n); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	names, err := env.names(n)
+	names, err := env.names(n, prefix)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	sockets := make([]Socket, n)
+	var sockets []Socket
+	var stored []Stored
 	for i, name := range names {
-		if sockets[i], err = inherit(firstFD+i, name); err != nil {
-			return nil, err
+		if isStored(name, prefix) {
+			stored = append(stored, Stored{name, firstFD + i})
+			continue
 		}
+		socket, err := inherit(firstFD+i, name)
+		if err != nil {
+			return nil, nil, err
+		}
+		sockets = append(sockets, socket)
 	}
-	return sockets, nil
+	return sockets, stored, nil
 }
+
+func isStored(name, prefix string) bool { return prefix != "" && strings.HasPrefix(name, prefix) }
 
 // environment holds what the service manager set; nil: not set.
 type environment struct {
@@ -130,8 +159,9 @@ func (e environment) count(self int, limit uint64) (int, error) {
 	return int(n), nil
 }
 
-// names returns the names of n fds.
-func (e environment) names(n int) ([]string, error) {
+// names returns the names of n fds. Those that begin with prefix may be there
+// more than once.
+func (e environment) names(n int, prefix string) ([]string, error) {
 	if e.listenFDNames == nil {
 		return nil, fmt.Errorf("activation: LISTEN_FDNAMES is not set: want %d names (FileDescriptorName= in the socket unit)", n)
 	}
@@ -144,7 +174,7 @@ func (e environment) names(n int) ([]string, error) {
 		if err := checkName(name); err != nil {
 			return nil, fmt.Errorf("activation: LISTEN_FDNAMES=%q: fd %d: %w", *e.listenFDNames, firstFD+i, err)
 		}
-		if first, ok := seen[name]; ok {
+		if first, ok := seen[name]; ok && !isStored(name, prefix) {
 			return nil, fmt.Errorf("activation: LISTEN_FDNAMES=%q: fd %d and fd %d are both named %q: want one FileDescriptorName= for each socket",
 				*e.listenFDNames, first, firstFD+i, name)
 		}

@@ -25,6 +25,25 @@ func TestSocketsAreInheritedByName(t *testing.T) {
 	}
 }
 
+func TestWhatIsStoredIsTakenAsideWhateverItIs(t *testing.T) {
+	socket := newSocket(t, unix.AF_INET, unix.SOCK_STREAM, true)
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	files := []*os.File{null, socket, null, null}
+	names := "LISTEN_FDNAMES=kept/state:echo:kept/a:kept/a"
+	r := activate(t, files, "LISTEN_PID=self", "LISTEN_FDS=4", names, prefixVariable+"=kept/")
+	want := []Stored{{"kept/state", 3}, {"kept/a", 5}, {"kept/a", 6}}
+	if r.Error != "" || !slices.Equal(r.Stored, want) || len(r.Sockets) != 1 || r.Sockets[0].Name != "echo" || r.Sockets[0].FD != 4 {
+		t.Errorf("report %+v, want %v stored", r, want)
+	}
+	if r := activate(t, files, "LISTEN_PID=self", "LISTEN_FDS=4", names); !strings.Contains(r.Error, "both named") {
+		t.Errorf("without a prefix: error %q", r.Error)
+	}
+}
+
 func TestWithoutActivationThereAreNoSocketsAndNoError(t *testing.T) {
 	tests := []struct {
 		name      string
@@ -200,7 +219,7 @@ func FuzzListenVariables(f *testing.F) {
 		if n == 0 {
 			return
 		}
-		names, err := env.names(n)
+		names, err := env.names(n, "")
 		if err != nil {
 			return
 		}

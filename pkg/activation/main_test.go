@@ -43,9 +43,13 @@ func becomeActivated() {
 	os.Exit(2)
 }
 
+// prefixVariable has the prefix of the names of what is stored.
+const prefixVariable = "ACTIVATION_TEST_PREFIX"
+
 // report is what the helper found, as JSON on its standard output.
 type report struct {
 	Sockets     []Socket
+	Stored      []Stored
 	Nil         bool
 	Error       string
 	Environment []string // LISTEN_ variables that are left
@@ -54,8 +58,8 @@ type report struct {
 }
 
 func reportInherited() {
-	sockets, err := Inherited()
-	r := report{Sockets: sockets, Nil: sockets == nil}
+	sockets, stored, err := InheritedAndStored(os.Getenv(prefixVariable))
+	r := report{Sockets: sockets, Nil: sockets == nil, Stored: stored}
 	if err != nil {
 		r.Error = err.Error()
 	}

@@ -26,6 +26,7 @@ type Channel struct {
 	seq   atomic.Uint64
 
 	closed atomic.Bool
+	heir   bool // it hears lower epochs too
 }
 
 // Pair makes a control socket. near is the caller's end; far is a
@@ -62,6 +63,29 @@ func NewChannel(fd int, epoch uint64) (*Channel, error) {
 	}
 	c.epoch.Store(epoch)
 	return c, nil
+}
+
+// InheritChannel makes a Channel of the end that a supervisor which is dead had, for
+// the one that takes over with the given, higher epoch: as NewChannel, but what
+// the worker has said to the one before is heard too.
+func InheritChannel(fd int, epoch uint64) (*Channel, error) {
+	c, err := NewChannel(fd, epoch)
+	if err == nil {
+		c.heir = true
+	}
+	return c, err
+}
+
+// Dup returns a close-on-exec copy of the descriptor, which is the caller's.
+func (c *Channel) Dup() (fd int, err error) {
+	controlErr := c.raw.Control(func(own uintptr) { fd, err = unix.FcntlInt(own, unix.F_DUPFD_CLOEXEC, 0) })
+	if controlErr != nil {
+		return -1, fmt.Errorf("link: %w", controlErr)
+	}
+	if err != nil {
+		return -1, fmt.Errorf("link: %w", os.NewSyscallError("fcntl", err))
+	}
+	return fd, nil
 }
 
 // Send sends one message and never waits. It fails with ErrBusy if the other
@@ -210,7 +234,7 @@ func (c *Channel) take(d datagram) (m Message, ok bool, err error) {
 	for {
 		seen := c.epoch.Load()
 		if m.Epoch < seen {
-			return Message{}, false, nil
+			return m, c.heir && m.Body != nil, nil // an heir hears it
 		}
 		if m.Epoch == seen || c.epoch.CompareAndSwap(seen, m.Epoch) {
 			return m, m.Body != nil, nil

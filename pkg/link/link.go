@@ -54,7 +54,8 @@
 //	         wants no new
 //	         connections, or
 //	         does again
-//	Failed   why I give up
+//	Failed   why I give up   Adopt    obey me from now on: the one before is
+//	                                  dead; say Hello again
 //
 // A worker obeys the highest epoch it has seen and drops what comes from a
 // lower one. Start reading at Identity, Inherit, Channel and Body.

@@ -179,7 +179,7 @@ var bodies = []Body{
 	Accept{}, Rearm{}, Drain{Prompt: true, Grace: time.Minute}, Stop{}, LogLevel{Level: "debug"}, Paused{Listener: "echo", Reason: "EMFILE"},
 	Gather{ID: 7, What: "connections", Arg: json.RawMessage(`{"limit":3}`)}, Gathered{ID: 7, Error: "the loop does not answer"},
 	Readiness{Ready: true}, Readiness{Reason: "no database"},
-	Kept{PID: 77}, Kept{Reason: "a filter forbids it"},
+	Kept{PID: 77}, Kept{Reason: "a filter forbids it"}, Adopt{Living: []uint64{1, 2}},
 }
 
 func pair(t *testing.T) (near, far *Channel) {
@@ -286,6 +286,41 @@ func TestDescriptorOfADroppedMessageIsClosed(t *testing.T) {
 	}
 	if n, err := r.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("read %d %v, want EOF: somebody still has the other end", n, err)
+	}
+}
+
+func TestSuccessorHearsWhatTheOneBeforeWasToldAndIsObeyedAlone(t *testing.T) {
+	near, worker := pair(t)
+	worker.Send(Draining{Connections: 1})
+	fd, err := near.Dup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	heir, err := InheritChannel(fd, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer heir.Close()
+	worker.Send(Draining{Connections: 2})
+	for i := range 2 {
+		if m, ok, err := heir.TryRecv(); !ok || err != nil || m.Body != (Draining{Connections: i + 1}) {
+			t.Errorf("received %+v %v %v", m, ok, err)
+		}
+	}
+	heir.Send(Adopt{Living: []uint64{3}})
+	near.Send(Stop{}) // it is not dead after all
+	if m, err := worker.Recv(); err != nil || m.Epoch != 2 || !reflect.DeepEqual(m.Body, Adopt{Living: []uint64{3}}) {
+		t.Errorf("received %+v %v", m, err)
+	}
+	if m, ok, err := worker.TryRecv(); ok || err != nil {
+		t.Errorf("received %+v %v of the epoch before", m, err)
+	}
+	worker.Send(Ready{})
+	if m, ok, err := heir.TryRecv(); !ok || err != nil || m.Epoch != 2 {
+		t.Errorf("received %+v %v %v", m, ok, err)
+	}
+	if _, err := InheritChannel(int(os.Stdin.Fd()), 2); err == nil {
+		t.Error("standard input was taken for a control socket")
 	}
 }
 

@@ -46,6 +46,7 @@ const (
 	kindPeer
 	kindPeerGone
 	kindKept
+	kindAdopt
 )
 
 // Hello is a worker's first message. The descriptor that comes along is the
@@ -164,6 +165,15 @@ type Readiness struct {
 	Reason string `json:"reason,omitempty"` // why not, in the application's words
 }
 
+// Adopt says that a new supervisor has taken over, whose epoch is the
+// message's. The worker answers with Hello, without its inbox, and with what it
+// has said before and still holds: Draining, Readiness.
+type Adopt struct {
+	// Living are the incarnations that are there, the worker itself and the
+	// harvester included: other peers that it knows are dead.
+	Living []uint64 `json:"living"`
+}
+
 // Accept tells a ready worker to take connections.
 type Accept struct{}
 
@@ -213,6 +223,7 @@ func (Handed) kind() kind    { return kindHanded }
 func (Peer) kind() kind      { return kindPeer }
 func (PeerGone) kind() kind  { return kindPeerGone }
 func (Kept) kind() kind      { return kindKept }
+func (Adopt) kind() kind     { return kindAdopt }
 
 // maxReason bounds the reasons of Failed, Readiness and Kept so that a message always fits; JSON may
 // write a byte as six.
@@ -303,6 +314,8 @@ func Decode(b []byte) (Message, error) {
 		m.Body, err = decode[PeerGone](body)
 	case kindKept:
 		m.Body, err = decode[Kept](body)
+	case kindAdopt:
+		m.Body, err = decode[Adopt](body)
 	default:
 		if flags&flagIgnorable == 0 {
 			err = fmt.Errorf("link: message of unknown kind %d", k)

@@ -193,6 +193,24 @@ func (n *Notifier) Failed(errno syscall.Errno, status string) error {
 	return n.send("ERRNO="+strconv.Itoa(int(errno)), status)
 }
 
+// Store puts a copy of fd into the manager's store, from where the next process
+// of the service gets it, by name, beside its listening sockets
+// (FileDescriptorStoreMax=): FDSTORE=1 in sd_pid_notify_with_fds(3). It stays
+// there, whatever becomes of its other end, until Unstore or until the service
+// is stopped. fd stays the caller's. name has 1 to 255 printable ASCII
+// characters and no colon. Whether the manager keeps it is not told: it drops
+// what is over its maximum.
+func (n *Notifier) Store(name string, fd int) error {
+	if n == nil {
+		return nil
+	}
+	return n.sendMessage("FDSTORE=1\nFDPOLL=0\nFDNAME="+name, unix.UnixRights(fd))
+}
+
+// Unstore takes all descriptors with a name out of the manager's store. It is
+// no error if there are none.
+func (n *Notifier) Unstore(name string) error { return n.send("FDSTOREREMOVE=1\nFDNAME="+name, "") }
+
 // Barrier waits until the manager has acted on all messages that this process
 // sent before, for at most timeout: sd_notify_barrier(3). An error wraps
 // os.ErrDeadlineExceeded when the timeout was over first.

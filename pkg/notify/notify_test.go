@@ -110,6 +110,34 @@ func TestEachCallIsOneDatagram(t *testing.T) {
 	}
 }
 
+func TestDescriptorsAreStoredAndRemovedByName(t *testing.T) {
+	m, n := connected(t)
+	file, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if err := n.Store("app/control/7", int(file.Fd())); err != nil {
+		t.Fatal(err)
+	}
+	got, fds := m.receive(t)
+	if want := "FDSTORE=1\nFDPOLL=0\nFDNAME=app/control/7"; got != want || len(fds) != 1 {
+		t.Errorf("got %q and fds %v, want %q and one", got, fds, want)
+	}
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+	if err := n.Unstore("app/control/7"); err != nil {
+		t.Fatal(err)
+	}
+	if got, fds := m.receive(t); got != "FDSTOREREMOVE=1\nFDNAME=app/control/7" || len(fds) > 0 {
+		t.Errorf("got %q and fds %v", got, fds)
+	}
+	if err := (*Notifier)(nil).Store("x", 0); err != nil {
+		t.Errorf("without a manager: %v", err)
+	}
+}
+
 func TestReloadingTellsTheMonotonicTime(t *testing.T) {
 	m, n := connected(t)
 	usec := func() (us int64) {

@@ -97,7 +97,7 @@ func (s *Service) defaultFile() string { return "/etc/" + s.name + "/" + s.name 
 // run is the supervisor's role.
 func (s *Service) run(ctx context.Context, flags runFlags) int {
 	// Before anything else opens a file or starts a process.
-	inherited, activationErr := activation.Inherited()
+	inherited, stored, activationErr := activation.InheritedAndStored(supervisor.StorePrefix)
 	notifier, err := notify.FromEnv()
 	if err = errors.Join(activationErr, err); err != nil {
 		return s.refuseStart(notifier, exitConfig, err)
@@ -105,19 +105,28 @@ func (s *Service) run(ctx context.Context, flags runFlags) int {
 	for _, socket := range inherited {
 		flags.sockets = append(flags.sockets, socket.Name)
 	}
-	env := s.environment()
-	c, err := s.load(flags, env)
+	c, err := s.load(flags, s.environment())
+	var plan []planned
+	if err == nil {
+		plan, err = s.plan(c, inherited)
+	}
+	if err == nil {
+		err = c.readCertificates()
+	}
+	if err != nil {
+		// Workers that serve are not given up for that: they go on as they
+		// are, and the supervisor tells what is wrong.
+		if old, ok := recall(stored); ok {
+			if p, planErr := s.plan(old, inherited); planErr == nil {
+				s.complain(err)
+				c, plan, err = old, p, nil
+			}
+		}
+	}
 	if _, ok := errors.AsType[usageError](err); ok {
 		return s.refuseStart(notifier, exitUsage, err)
 	}
 	if err != nil {
-		return s.refuseStart(notifier, exitConfig, err)
-	}
-	plan, err := s.plan(c, inherited)
-	if err != nil {
-		return s.refuseStart(notifier, exitConfig, err)
-	}
-	if err := c.readCertificates(); err != nil {
 		return s.refuseStart(notifier, exitConfig, err)
 	}
 	if settings, err := c.settings(); err != nil {
@@ -125,10 +134,17 @@ func (s *Service) run(ctx context.Context, flags runFlags) int {
 	} else if err := checkDescriptors(len(plan), settings); err != nil {
 		return s.refuseStart(notifier, exitConfig, err)
 	}
-	if err := s.supervise(ctx, flags, c, plan, notifier); err != nil {
+	if err := s.supervise(ctx, flags, c, plan, stored, notifier); err != nil {
 		return s.refuseStart(notifier, exitFailed, err)
 	}
 	return exitDone
+}
+
+// recall returns the configuration with which the workers run that an earlier
+// supervisor has left.
+func recall(stored []activation.Stored) (c config, ok bool) {
+	memo, ok := supervisor.Recall(stored)
+	return c, ok && json.Unmarshal(memo, &c) == nil
 }
 
 // refuseStart tells systemd and standard error why the service does not run.
@@ -145,7 +161,7 @@ func (s *Service) refuseStart(n *notify.Notifier, code int, err error) int {
 }
 
 // supervise opens what the plan says and supervises until the service ends.
-func (s *Service) supervise(ctx context.Context, flags runFlags, c config, plan []planned, notifier *notify.Notifier) error {
+func (s *Service) supervise(ctx context.Context, flags runFlags, c config, plan []planned, stored []activation.Stored, notifier *notify.Notifier) error {
 	level, err := zap.ParseAtomicLevel(c.LogLevel)
 	if err != nil {
 		return err
@@ -187,6 +203,7 @@ func (s *Service) supervise(ctx context.Context, flags runFlags, c config, plan 
 		Name: s.name, Version: buildVersion(), Log: log.Logger(), Notify: notifier,
 		Sockets: workers, Serve: serve, Executable: executable, Args: os.Args[1:],
 		Load: l.load, RuntimeDir: runtimeDir(), Monitor: monitoring, LinesDropped: log.Dropped,
+		Stored: stored, StoreMax: storeMax(),
 	})
 	if err != nil {
 		return err
@@ -315,6 +332,16 @@ func runtimeDir() string {
 	return first
 }
 
+// storeMax is FileDescriptorStoreMax= of the unit, zero if systemd does not
+// tell, as before 254.
+func storeMax() int {
+	n, err := strconv.Atoi(os.Getenv("FDSTORE"))
+	if err != nil || n < 0 {
+		return 0
+	}
+	return n
+}
+
 // checkDescriptors says whether the supervisor may open as many files as it
 // needs to.
 func checkDescriptors(listeners int, settings supervisor.Settings) error {
@@ -423,11 +450,16 @@ func (c config) settings() (supervisor.Settings, error) {
 	if err != nil {
 		return supervisor.Settings{}, fmt.Errorf("configuration: %w", err)
 	}
+	memo, err := json.Marshal(c)
+	if err != nil {
+		return supervisor.Settings{}, fmt.Errorf("configuration: %w", err)
+	}
 	workers := c.Workers
 	if workers == 0 {
 		workers = min(runtime.NumCPU(), supervisor.MaxWorkers)
 	}
 	return supervisor.Settings{
+		Memo:    memo,
 		Workers: workers, StartAttempts: c.StartAttempts, MaxOld: c.MaxOld, Parallel: c.Parallel,
 		StartTimeout: c.StartTimeout, Grace: c.Grace, StopGrace: c.StopGrace, Bake: c.Bake,
 		Respawn:   backoff.Policy{First: c.RespawnFirst, Max: c.RespawnMax},

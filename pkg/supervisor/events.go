@@ -31,6 +31,7 @@ const (
 	EventResumed           = "resumed"
 	EventServiceReady      = "service-ready"
 	EventServiceStopping   = "service-stopping"
+	EventAdopted           = "adopted"
 )
 
 const (

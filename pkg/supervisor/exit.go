@@ -16,19 +16,21 @@ const (
 	ClassOOM       = "oom"       // killed by the kernel for want of memory
 	ClassStart     = "start"     // died before it was ready, however
 	ClassHung      = "hung"      // killed by us: it hung, or had too much memory
+	ClassUnknown   = "unknown"   // it was not our child, and the kernel does not tell
 	ClassOverdue   = "overdue"   // killed by us: not ready in time, or its drain did not end
 )
 
 // Exit says how a process ended.
 type Exit struct {
-	Class  string
-	Code   int           // exit status, if Signal is 0
-	Signal unix.Signal   // what killed it, else 0
-	Core   bool          // dumped core
-	Words  string        // the last it said: its reason, a panic, or the end of its output
-	Dump   string        // what the Go runtime wrote down of it, as far as it was kept
-	Err    error         // it could not be started at all
-	CPU    time.Duration // processor time that it and those it has waited for have used
+	Class   string
+	Unknown bool          // how is not known
+	Code    int           // exit status, if Signal is 0
+	Signal  unix.Signal   // what killed it, else 0
+	Core    bool          // dumped core
+	Words   string        // the last it said: its reason, a panic, or the end of its output
+	Dump    string        // what the Go runtime wrote down of it, as far as it was kept
+	Err     error         // it could not be started at all
+	CPU     time.Duration // processor time that it and those it has waited for have used
 }
 
 // String tells the exit without the last words.
@@ -36,6 +38,8 @@ func (e Exit) String() string {
 	switch {
 	case e.Err != nil:
 		return e.Err.Error()
+	case e.Unknown:
+		return "exit status unknown"
 	case e.Class == ClassOOM:
 		return "killed by the kernel: out of memory"
 	case e.Signal != 0 && e.Core:
@@ -64,6 +68,8 @@ func (e *Exit) classify(in state, oom bool) {
 		e.Class = ClassOverdue
 	case in == hung:
 		e.Class = ClassHung
+	case e.Unknown:
+		e.Class = ClassUnknown
 	case oom:
 		e.Class = ClassOOM
 	case in == draining && (e.Signal == unix.SIGTERM || e.Signal == 0 && e.Code == 0):

@@ -625,7 +625,7 @@ func (k *kept) end(log *zap.Logger) {
 		}
 		break
 	}
-	if err := unix.Waitid(unix.P_PIDFD, k.pidfd, nil, unix.WEXITED|unix.WNOHANG, nil); err != nil {
+	if err := unix.Waitid(unix.P_PIDFD, k.pidfd, nil, unix.WEXITED|unix.WNOHANG, nil); err != nil && !errors.Is(err, unix.ECHILD) { // ECHILD: of an adopted worker
 		log.Warn("keeper not reaped", zap.Int("keeper_pid", k.pid), zap.Error(os.NewSyscallError("waitid", err)))
 	}
 }

@@ -93,6 +93,8 @@ type incarnation struct {
 
 	keeper         *kept // nil: it has none, is not known yet, or is the harvester's
 	protection     string
+	adopted        bool      // it was started by an earlier supervisor, and is not our child
+	lifeless       bool      // it was dead when it was adopted
 	dead           bool      // its death is known, and its keeper's is awaited
 	knowsHarvester bool      // it was told
 	harvesterKnows link.Peer // as the harvester was told

@@ -518,7 +518,7 @@ func (s *Supervisor) writePlace(p *page, w *placeFigures, now time.Duration) {
 		p.counter(f.name, f.help, w.counters[i], at...)
 	}
 	classes := slices.Collect(maps.Keys(w.deaths))
-	for _, class := range []string{ClassExit, ClassHung, ClassOOM, ClassOverdue, ClassRequested, ClassSignal, ClassStart} {
+	for _, class := range []string{ClassExit, ClassHung, ClassOOM, ClassOverdue, ClassRequested, ClassSignal, ClassStart, ClassUnknown} {
 		if !slices.Contains(classes, class) {
 			classes = append(classes, class)
 		}

@@ -68,6 +68,7 @@ func (s *Supervisor) greeted(inc *incarnation, m link.Hello, inbox int) {
 			s.happen(inc, unsettling)
 			return
 		}
+		s.store.put(numbered(storedInbox, inc.number), inbox)
 		inc.inbox, inbox = inbox, -1
 	}
 	if inbox >= 0 {

@@ -24,6 +24,9 @@ type launcher interface {
 	// launch starts a worker. What it says and its exit are passed to the
 	// hooks, from goroutines of the process; exited is the last call.
 	launch(order order) (process, error)
+	// adopt makes one of a worker that an earlier supervisor has started, and
+	// takes over r; the hooks are as launch's.
+	adopt(order order, pid int, r remains) (process, error)
 }
 
 // process is a running worker, or one that is not reaped yet. Its methods
@@ -48,6 +51,7 @@ type order struct {
 	answered func(g link.Gathered, fd int) // takes over fd; -1: none
 	unknown  func(error)                   // a message could not be understood
 	exited   func(Exit)
+	keep     func(kind string, fd int) // has a descriptor stored for the next supervisor; fd stays the process's
 }
 
 // osLauncher starts real processes.
@@ -64,7 +68,8 @@ type worker struct {
 	pidfd   *os.File
 	channel *link.Channel
 	crash   *os.File
-	output  *output
+	output  *output // nil: it was ready when it was adopted
+	foreign bool    // not our child
 	order   order
 	log     *zap.Logger
 }
@@ -122,6 +127,46 @@ func (l *osLauncher) launch(o order) (process, error) {
 	unix.SetNonblock(pidfd, true)
 	w.pidfd = os.NewFile(uintptr(pidfd), "pidfd")
 	w.output = &output{pipe: r, log: l.log.With(zap.Int("worker", o.identity.Slot), zap.Int("worker_pid", w.pid))}
+	w.keep()
+	go w.attend()
+	return w, nil
+}
+
+// keep stores what the next supervisor needs to be the worker's.
+func (w *worker) keep() {
+	if fd, err := w.channel.Dup(); err != nil {
+		w.log.Warn("control socket of a worker not stored", zap.Error(err))
+	} else {
+		w.order.keep(storedControl, fd)
+		unix.Close(fd)
+	}
+	for kind, f := range map[string]*os.File{storedPidfd: w.pidfd, storedCrash: w.crash} {
+		raw, err := f.SyscallConn()
+		if err == nil {
+			err = raw.Control(func(fd uintptr) { w.order.keep(kind, int(fd)) })
+		}
+		if err != nil {
+			w.log.Warn("descriptor of a worker not stored", zap.String("kind", kind), zap.Error(err))
+		}
+	}
+}
+
+func (l *osLauncher) adopt(o order, pid int, r remains) (process, error) {
+	channel, err := link.InheritChannel(r.control, o.identity.Epoch)
+	if err != nil {
+		return nil, fmt.Errorf("supervisor: process %d: %w", pid, err)
+	}
+	if err := unix.SetNonblock(r.pidfd, true); err != nil {
+		channel.Close()
+		return nil, fmt.Errorf("supervisor: process %d: pidfd: %w", pid, os.NewSyscallError("fcntl", err))
+	}
+	w := &worker{
+		order: o, log: l.log, pid: pid, foreign: true, channel: channel,
+		pidfd: os.NewFile(uintptr(r.pidfd), "pidfd"),
+	}
+	if r.crash >= 0 {
+		w.crash = os.NewFile(uintptr(r.crash), "crash")
+	}
 	go w.attend()
 	return w, nil
 }
@@ -166,12 +211,16 @@ func (w *worker) Signal(sig unix.Signal) error {
 func (w *worker) attend() {
 	var listening sync.WaitGroup
 	listening.Go(w.listen)
-	listening.Go(w.output.read)
+	if w.output != nil {
+		listening.Go(w.output.read)
+	}
 	exit := w.wait()
 	// Its descriptors may have gone on to another process, so there may be no
 	// EOF: what it left behind is taken, and that is the end.
 	w.channel.Interrupt()
-	w.output.interrupt()
+	if w.output != nil {
+		w.output.interrupt()
+	}
 	listening.Wait()
 	var reason string
 	for {
@@ -188,7 +237,9 @@ func (w *worker) attend() {
 	exit.Words = lastWords(reason, exit.Dump, w.output.tail())
 	w.channel.Close()
 	w.pidfd.Close()
-	w.crash.Close()
+	if w.crash != nil {
+		w.crash.Close()
+	}
 	w.order.exited(exit)
 }
 
@@ -235,6 +286,20 @@ func (w *worker) wait() Exit {
 	var status unix.WaitStatus
 	var usage unix.Rusage
 	var waited error
+	if w.foreign {
+		var exit Exit
+		err = raw.Read(func(fd uintptr) bool {
+			if !isDead(int(fd)) {
+				return false
+			}
+			exit = foreignExit(int(fd))
+			return true
+		})
+		if err != nil {
+			return Exit{Err: fmt.Errorf("supervisor: pidfd: %w", err)}
+		}
+		return exit
+	}
 	err = raw.Read(func(uintptr) bool {
 		var pid int
 		for {
@@ -260,6 +325,9 @@ const maxCrash = 64 << 10
 
 // crashed returns what the Go runtime wrote when the process crashed.
 func (w *worker) crashed() string {
+	if w.crash == nil {
+		return ""
+	}
 	buf := make([]byte, maxCrash)
 	n, err := w.crash.ReadAt(buf, 0)
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -381,6 +449,9 @@ func (o *output) interrupt() { o.pipe.SetReadDeadline(time.Now().Add(outputMargi
 const outputMargin = 50 * time.Millisecond
 
 func (o *output) tail() string {
+	if o == nil {
+		return ""
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return strings.Join(o.kept, "\n")

@@ -72,9 +72,13 @@ func (s *Supervisor) enableHarvest() error {
 		names = append(names, sock.Name)
 	}
 	var err error
-	s.harvester, err = newHarvester(rows.MaxIncarnation+1-s.epoch, s.rows, names, s.clock, s.log)
+	s.harvester, err = newHarvester(harvesterNumber(s.epoch), s.rows, names, s.clock, s.log)
 	return err
 }
+
+// harvesterNumber is what the harvester of an epoch is called among the
+// incarnations.
+func harvesterNumber(epoch uint64) uint64 { return rows.MaxIncarnation + 1 - epoch }
 
 // beat shows the keepers that there is a supervisor.
 func (s *Supervisor) beat() { s.board.SupervisorBeat().Store(int64(s.clock())) }
@@ -118,6 +122,8 @@ func (s *Supervisor) noteKeeper(m incarnationKept) {
 	}
 	inc.keeper = &kept{pid: m.kept.PID, pidfd: m.pidfd}
 	inc.protection = protected
+	s.store.put(numbered(storedKeeper, inc.number), m.pidfd)
+	s.unsaved = true
 	s.checkSharing(inc)
 }
 
@@ -183,11 +189,37 @@ func (s *Supervisor) findKeeper(inc *incarnation) *kept {
 	if err != nil {
 		return nil
 	}
-	if err := unix.Waitid(unix.P_PIDFD, fd, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil); err != nil {
+	if inc.adopted {
+		err = isKeeper(pid)
+	} else {
+		err = unix.Waitid(unix.P_PIDFD, fd, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+	}
+	if err != nil {
 		unix.Close(fd)
 		return nil
 	}
 	return &kept{pid: pid, pidfd: fd}
+}
+
+// isKeeper says whether a process looks like a keeper of this service: for
+// those that are not our children.
+func isKeeper(pid int) error {
+	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return err
+	}
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return err
+	}
+	its, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return err
+	}
+	if !strings.HasPrefix(string(name), "keeper ") || string(own) != string(its) {
+		return fmt.Errorf("process %d is %q", pid, name)
+	}
+	return nil
 }
 
 // tornInAll is how many connections have ended with workers that had a keeper.

@@ -34,13 +34,17 @@ type Settings struct {
 
 	// Apply, if not nil, is called when the generation with these settings
 	// begins to serve: what a rollback must not leave behind is done there.
-	Apply func()
+	Apply func() `json:"-"`
 
 	// Notes are told to who asked for the reload that brings these settings
 	// in: what they say that only a restart would change.
 	Notes []string
 
-	Worker []byte // configuration for the workers, not looked at here
+	// Memo is what Recall returns to the next supervisor's process while workers
+	// run with these settings; not looked at here.
+	Memo []byte
+
+	Worker []byte `json:"-"` // configuration for the workers, not looked at here
 }
 
 func (s Settings) apply() {
@@ -144,6 +148,13 @@ func Descriptors(listeners int, settings Settings) int {
 	return max(low, highFD) + (settings.MaxOld+3)*descriptorsPerRelease
 }
 
+// Storage is how many descriptors a supervisor with these settings has in the
+// service manager's store in a reload, when every slot has an old worker and a
+// new one.
+func Storage(settings Settings) int {
+	return 3 + (2*settings.Workers+settings.Parallel)*len(ofWorker) + (settings.MaxOld+3)*descriptorsPerRelease
+}
+
 // name returns what to execute: the path while it still names the same file,
 // which also serves scripts and gives the process its name, else the open
 // descriptor.
@@ -156,6 +167,23 @@ func (e executable) name() string {
 }
 
 func (e executable) close() { e.file.Close() }
+
+// adoptExecutable makes an executable of the open program that an earlier
+// supervisor had; fd stays the caller's.
+func adoptExecutable(path string, fd int) (executable, error) {
+	high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, highFD)
+	if err != nil {
+		return executable{}, fmt.Errorf("supervisor: executable %s: a descriptor above %d: %w", path, highFD, os.NewSyscallError("fcntl", err))
+	}
+	e := executable{path: path, file: os.NewFile(uintptr(high), path)}
+	var st unix.Stat_t
+	if err := unix.Fstat(high, &st); err != nil {
+		e.close()
+		return executable{}, fmt.Errorf("supervisor: executable %s: %w", path, os.NewSyscallError("fstat", err))
+	}
+	e.dev, e.ino = st.Dev, st.Ino
+	return e, nil
+}
 
 func newRelease(generation uint64, settings Settings, path string) (*release, error) {
 	settings, err := settings.withDefaults()

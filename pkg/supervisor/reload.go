@@ -171,6 +171,8 @@ func (s *Supervisor) beginRolling(m released) {
 		return
 	}
 	r.to = m.release
+	s.storeRelease(r.to)
+	s.unsaved = true
 	s.releases = append(s.releases, m.release)
 	if s.onlyHeld(m.release.settings.Workers) {
 		s.finish(errOnlyHeld)
@@ -346,6 +348,7 @@ func (s *Supervisor) finish(err error) {
 func (s *Supervisor) conclude(err error) {
 	r := s.job
 	s.job, s.lastJob = nil, r
+	s.unsaved = true
 	s.countReload(r, err)
 	took := time.Since(r.began)
 	s.lastReload = &control.Reload{Generation: s.generations, OK: err == nil, At: r.began.UTC().Format(time.RFC3339), TookMS: took.Milliseconds()}

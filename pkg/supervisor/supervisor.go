@@ -47,6 +47,13 @@ type Config struct {
 	// Reap; empty: nowhere.
 	RuntimeDir string
 
+	// Stored is what an earlier supervisor of the service has left for this one
+	// in the service manager's store: the descriptors whose names begin with
+	// StorePrefix. New takes them over.
+	Stored []activation.Stored
+	// StoreMax is how many descriptors that store takes; zero: not known.
+	StoreMax int
+
 	// Monitor are listeners that the caller serves itself, for status.
 	Monitor []activation.Socket
 	// LinesDropped counts the lines that the log lost; nil: not told.
@@ -108,6 +115,9 @@ type Supervisor struct {
 	epoch       uint64
 	board       *scoreboard.Board
 	rows        *rows.Table
+	store       *store // nil: workers do not outlive this process
+	past        *past  // nil: there is nobody to adopt, or all are adopted
+	refused     error  // why the configuration was not taken, there being a past
 
 	// Owned by Run's goroutine.
 
@@ -124,6 +134,9 @@ type Supervisor struct {
 	job          *reload
 	queued       []*reloadRequest
 	lastReload   *control.Reload
+	saved        *stateFile
+	unsaved      bool     // something has changed
+	restarting   bool     // this process ends for another
 	agenda       []func() // what follows from the message that is being handled
 	epilogue     []func() // what follows when the agenda is empty
 	farewells    []*farewell
@@ -151,7 +164,9 @@ const poolName = "worker"
 
 // New prepares a supervisor: it reads the configuration and opens the
 // executable, but starts nothing. Its errors are those of Load, or say which
-// setting or file cannot be used.
+// setting or file cannot be used. If there are workers of an earlier supervisor
+// to be adopted, they serve on as they are, and a configuration or an executable
+// that cannot be used is told as a reload that has failed.
 func New(conf Config) (*Supervisor, error) {
 	if conf.Stderr == nil {
 		conf.Stderr = os.Stderr
@@ -176,44 +191,128 @@ func New(conf Config) (*Supervisor, error) {
 }
 
 func newSupervisor(conf Config, l launcher, makeRelease func(uint64, Settings, string) (*release, error)) (*Supervisor, error) {
-	settings, err := conf.Load(nil)
-	if err != nil {
-		return nil, err
-	}
-	first, err := makeRelease(1, settings, conf.Executable)
-	if err != nil {
-		return nil, err
-	}
-	const seats = 4*MaxWorkers + 8
-	board, err := scoreboard.Create(seats)
-	if err != nil {
-		return nil, err
-	}
-	table, err := makeRows()
-	if err != nil {
-		board.Close()
-		return nil, err
-	}
 	s := &Supervisor{
 		conf: conf, log: conf.Log, launcher: l, makeRelease: makeRelease,
 		clock: monotonic, resident: residentBytes,
 		inbox: make(chan message, 64), done: make(chan struct{}),
-		epoch: 1, board: board, rows: table,
-		pool: &pool{name: poolName}, current: first, releases: []*release{first}, generations: 1,
+		pool:         &pool{name: poolName},
 		incarnations: make(map[uint64]*incarnation), questions: make(map[uint64]*question),
 		scraper: newScraper(), hooks: newHooks(conf.Log), balancing: make(chan struct{}, 1),
 	}
-	board.Epoch().Store(s.epoch)
+	p, err := readPast(conf.Stored, conf.Name)
+	if err != nil && !errors.Is(err, errNoPast) {
+		s.log.Error("workers of the supervisor before are not adopted: they drain", zap.Error(err))
+	}
+	settings, loadErr := conf.Load(nil)
+	if p == nil {
+		if loadErr != nil {
+			return nil, loadErr
+		}
+		err = s.begin(settings)
+	} else {
+		s.succeed(p, loadErr)
+		err = nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.board.Epoch().Store(s.epoch)
+	if conf.Notify != nil {
+		s.openStore(conf.Notify)
+	}
+	return s, nil
+}
+
+// begin makes the first generation of a service, and its shared tables.
+func (s *Supervisor) begin(settings Settings) error {
+	first, err := s.makeRelease(1, settings, s.conf.Executable)
+	if err != nil {
+		return err
+	}
+	const seats = 4*MaxWorkers + 8
+	if s.board, err = scoreboard.Create(seats); err != nil {
+		first.close()
+		return err
+	}
+	if s.rows, err = makeRows(); err != nil {
+		first.close()
+		s.board.Close()
+		return err
+	}
+	if s.saved, err = newStateFile(); err != nil {
+		first.close()
+		s.board.Close()
+		s.rows.Close()
+		return err
+	}
+	s.epoch, s.generations = 1, 1
+	s.current, s.releases = first, []*release{first}
 	for i := seats - 1; i >= 0; i-- {
 		s.freeSeats = append(s.freeSeats, i)
 	}
-	return s, nil
+	return nil
+}
+
+// succeed takes over what an earlier supervisor has left. The workers are
+// adopted when Run begins.
+func (s *Supervisor) succeed(p *past, refused error) {
+	s.past, s.refused = p, refused
+	s.saved, s.board, s.rows = p.file, p.board, p.rows
+	p.file, p.board, p.rows = nil, nil, nil
+	st := &p.state
+	s.epoch, s.generations, s.lastNumber = st.Epoch+1, st.Generation, st.Incarnation
+	s.lastQuestion = s.epoch << 32 // no answer to a question of before is taken for one of ours
+	s.env, s.lastReload = st.Env, st.LastReload
+	s.current = p.releases[st.Current]
+	for _, saved := range st.Releases {
+		s.releases = append(s.releases, p.releases[saved.Generation])
+	}
+}
+
+// openStore has the manager keep what every next supervisor needs, and nothing
+// else that it may still have.
+func (s *Supervisor) openStore(m manager) {
+	s.store = startStore(m, s.log)
+	if need := Storage(s.current.settings); s.conf.StoreMax > 0 && need > s.conf.StoreMax {
+		s.log.Warn("not all workers outlive their supervisor in a reload: raise FileDescriptorStoreMax= of the unit",
+			zap.Int("limit", s.conf.StoreMax), zap.Int("want", need))
+	}
+	stale := make(map[string]bool)
+	for _, d := range s.conf.Stored {
+		name := d.Name[len(StorePrefix):]
+		s.store.names[name] = true
+		stale[name] = s.past == nil
+	}
+	for name, is := range stale {
+		if is {
+			s.store.remove(name)
+		}
+	}
+	if s.past == nil {
+		s.store.put(storedState, s.saved.fd)
+		s.store.put(storedStats, s.board.FD())
+		s.store.put(storedRows, s.rows.FD())
+		s.storeRelease(s.current)
+	}
+	s.unsaved = true
+}
+
+func (s *Supervisor) storeRelease(r *release) {
+	s.store.put(numbered(storedExe, r.generation), int(r.exe.file.Fd()))
+	s.store.put(numbered(storedConfig, r.generation), int(r.config.Fd()))
 }
 
 // Close gives back what New has opened: the scoreboard, executables and
 // configurations. It is called once, when Run has returned and nobody asks for
 // Status any more.
 func (s *Supervisor) Close() error {
+	if s.past != nil { // Run was not called
+		for _, r := range s.past.workers {
+			r.close()
+		}
+	}
+	s.store.close()
+	s.saved.close()
 	for _, r := range s.releases {
 		r.close()
 	}
@@ -353,8 +452,9 @@ func (s *Supervisor) ask(ctx context.Context, m message) error {
 // ctx, by a signal (SIGTERM, SIGINT), or by Stop. It returns nil after an
 // orderly end and a *StartError if the first generation did not become
 // ready; in both cases no worker is left. After the signal of a restart
-// (SIGRTMIN+1) it returns nil at once and the workers drain by themselves. It
-// may be called once.
+// (SIGRTMIN+1) it returns nil at once, and the workers serve on until the next
+// supervisor adopts them; without a service manager to keep what that needs
+// they drain. It may be called once.
 func (s *Supervisor) Run(ctx context.Context) error {
 	s.unmark()
 	signals, unwatch := watchSignals()
@@ -385,10 +485,16 @@ func (s *Supervisor) run(ctx context.Context) error {
 	s.began = time.Now()
 	s.oomKills = oomKills()
 	s.current.settings.apply()
-	for range s.current.settings.Workers {
-		sl := s.pool.add()
-		sl.release = s.current
-		s.occur(sl, fill)
+	s.beat()
+	if p := s.past; p != nil {
+		s.past = nil
+		s.adoptPast(p)
+	} else {
+		for range s.current.settings.Workers {
+			sl := s.pool.add()
+			sl.release = s.current
+			s.occur(sl, fill)
+		}
 	}
 	s.extendTimeout(s.current.settings.StartTimeout)
 	var beat <-chan time.Time
@@ -405,6 +511,7 @@ func (s *Supervisor) run(ctx context.Context) error {
 	defer pulse.Stop()
 	for {
 		s.settleAgenda()
+		s.save()
 		s.rebalanceAfterChange()
 		if d := s.current.settings.Health.judgeInterval(); d != interval { // a reload has changed it
 			interval = d
@@ -413,6 +520,7 @@ func (s *Supervisor) run(ctx context.Context) error {
 		s.showStatus()
 		s.watchHealth()
 		if s.phase == stopping && len(s.incarnations) == 0 {
+			s.store.clear()
 			return s.verdict
 		}
 		select {
@@ -450,6 +558,7 @@ func (s *Supervisor) settleAgenda() {
 			return
 		}
 		next()
+		s.unsaved = true
 	}
 }
 
@@ -596,20 +705,24 @@ func (s *Supervisor) spawn(sl *slot) {
 }
 
 func (s *Supervisor) launch(inc *incarnation) (process, error) {
+	if s.harvester == nil && s.unprotected != "" {
+		inc.protection = unprotectedAs + s.unprotected
+	}
+	o := s.orderFor(inc)
+	inc.slot.predecessor = nil
+	return s.launcher.launch(o)
+}
+
+// orderFor is what to launch, or to adopt.
+func (s *Supervisor) orderFor(inc *incarnation) order {
 	sl := inc.slot
 	id := link.Identity{
 		Contract: link.Contract, Service: s.conf.Name, Pool: sl.pool.name, Slot: sl.index,
 		Incarnation: inc.number, Generation: inc.release.generation, Epoch: s.epoch, Seat: inc.seatNo,
 		Predecessor: sl.predecessor, Keeper: s.harvester != nil,
 	}
-	if !id.Keeper && s.unprotected != "" {
-		inc.protection = unprotectedAs + s.unprotected
-	}
-	sl.predecessor = nil
-	for _, sock := range s.conf.Sockets {
-		id.Listeners = append(id.Listeners, link.Listener{Name: sock.Name, Address: sock.Address})
-	}
-	return s.launcher.launch(order{
+	id.Listeners = s.listeners()
+	return order{
 		release: inc.release, identity: id, sockets: s.conf.Sockets, stats: s.board.FD(), rows: s.rows.FD(),
 		greeted: func(h link.Hello, inbox int) {
 			select {
@@ -639,7 +752,8 @@ func (s *Supervisor) launch(inc *incarnation) (process, error) {
 				answered{fd: fd}.close()
 			}
 		},
-	})
+		keep: func(kind string, fd int) { s.store.put(numbered(kind, inc.number), fd) },
+	}
 }
 
 // vacate takes a dead worker off the books.
@@ -648,6 +762,7 @@ func (s *Supervisor) vacate(inc *incarnation) {
 	s.cutHandover(inc)
 	s.countDead(inc)
 	delete(s.incarnations, inc.number)
+	s.store.removeWorker(inc.number)
 	if lost := s.rows.Reclaim(inc.number); lost > 0 {
 		s.log.Warn("connections lost with a worker", append(inc.fields(), zap.Int("connections", lost))...)
 	}
@@ -675,6 +790,8 @@ func (s *Supervisor) sweepReleases() {
 				return false
 			}
 		}
+		s.store.remove(numbered(storedExe, r.generation))
+		s.store.remove(numbered(storedConfig, r.generation))
 		r.close()
 		return true
 	})
@@ -853,11 +970,20 @@ func (s *Supervisor) wind() {
 	}
 }
 
-// leave hands over to the next supervisor: the workers are told to drain and
-// left alone.
+// leave hands over to the next supervisor: the workers serve on. Where nobody
+// keeps what that one needs, they are told to drain.
 func (s *Supervisor) leave() {
-	s.log.Info("supervisor leaves, its workers drain")
 	s.notified("stopping", s.conf.Notify.Stopping("restarting"))
+	s.restarting, s.unsaved = true, true
+	s.save()
+	if s.store != nil {
+		s.log.Info("supervisor leaves, its workers serve on", zap.Int("workers", len(s.incarnations)))
+		if !s.store.flush(flushTimeout) {
+			s.log.Warn("service manager has not taken all that the next supervisor needs: what it lacks drains")
+		}
+		return
+	}
+	s.log.Info("supervisor leaves, its workers drain")
 	for inc := range s.living() {
 		if inc.state == ready {
 			s.send(inc, link.Drain{Grace: inc.release.settings.Grace})

@@ -29,6 +29,8 @@ type fakes struct {
 	all      []*fake
 	launched int
 	fail     error
+
+	launching func(order) // told of each launch; may be nil
 }
 
 type fake struct {
@@ -50,6 +52,9 @@ func (f *fakes) launch(o order) (process, error) {
 	p := &fake{order: o, pid: 1000 + f.launched, in: make(chan any, 64), began: time.Now()}
 	f.all = append(f.all, p)
 	behave := f.behave
+	if f.launching != nil {
+		f.launching(o)
+	}
 	go behave(p)
 	return p, nil
 }
@@ -846,4 +851,16 @@ func TestStopDuringAReloadEndsBoth(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// adopt finds the process of that number: it has outlived its supervisor.
+func (f *fakes) adopt(o order, pid int, r remains) (process, error) {
+	r.close()
+	for _, p := range f.every() {
+		if p.pid == pid {
+			p.order = o
+			return p, nil
+		}
+	}
+	return nil, fmt.Errorf("no process %d", pid)
 }

@@ -52,6 +52,7 @@ var breaks = map[string][]string{
 	"Service.NonBlocking":              {"NonBlocking=no", "NonBlocking="},
 	"Service.ExecReload":               {"ExecReload=", "ExecReload=\nExecReload=kill -HUP $MAINPID", "ExecReload=\nExecReload=/usr/bin/mainstay reload"},
 	"Service.ExecStopPost":             {"ExecStopPost="},
+	"Service.FileDescriptorStoreMax":   {"FileDescriptorStoreMax=", "FileDescriptorStoreMax=16"},
 	"Service.KillMode":                 {"KillMode=mixed", "KillMode=control-group", "KillMode="},
 	"Service.KillSignal":               {"KillSignal=SIGHUP"},
 	"Service.RestartKillSignal":        {"RestartKillSignal=SIGTERM", "RestartKillSignal="},

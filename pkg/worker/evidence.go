@@ -22,6 +22,8 @@ type evidence struct {
 	poolAt    time.Duration // when the pool was looked at last
 	runtimeAt time.Duration // when the runtime was asked last; 0: never
 	samples   [5]metrics.Sample
+
+	supervisorAt time.Duration // when the supervisor's heartbeat was looked at last
 }
 
 // The names of the samples, in the order of evidence.samples. None of them
@@ -49,6 +51,10 @@ func (w *Worker) turned(now time.Duration) {
 	if e.runtimeAt == 0 || now-e.runtimeAt >= runtimeEvery {
 		e.runtimeAt = now
 		w.stampRuntime()
+	}
+	if now-e.supervisorAt >= w.conf.OrphanGrace/orphanLooks {
+		e.supervisorAt = now
+		w.checkSupervisor(now)
 	}
 }
 

@@ -158,6 +158,8 @@ func helper(name string) int {
 			w.Post(func() { w.After(0, func() { fmt.Fprintln(stderr, "never") }).Stop() })
 			return nil
 		}
+	case "orphan":
+		c.OrphanGrace = 500 * time.Millisecond
 	case "prints":
 		c.OnStart = func(*Worker) error { fmt.Println("before ready"); return nil }
 		c.OnDrain = func(context.Context, *Worker) { fmt.Println("after ready") }

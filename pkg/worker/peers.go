@@ -22,6 +22,8 @@ type peers struct {
 	w    *Worker
 	all  map[uint64]*peer // by incarnation
 	list []*peer          // of this worker's pool, by slot and age
+
+	harvester uint64 // the supervisor's; 0: none
 }
 
 // told takes note of a peer; fd is the sending end of its inbox, -1 if it was
@@ -30,6 +32,7 @@ func (p *peers) told(m link.Peer, fd int) {
 	w := p.w
 	if m.Pool == "" && m.Incarnation != w.id.Incarnation {
 		// The harvester: it gives, and takes nothing.
+		p.harvester = m.Incarnation
 		w.ends.Peer(m.Incarnation, m.Slot, fd)
 		return
 	}

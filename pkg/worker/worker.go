@@ -42,8 +42,11 @@ type Config struct {
 	// OnStop, if not nil, is called last, when the connections are gone.
 	OnStop func(*Worker)
 
-	Grace     time.Duration // of the patient drain when the supervisor is gone; zero: 30 s
-	StopGrace time.Duration // of the prompt drain at SIGTERM; zero: 10 s
+	Grace time.Duration // of the patient drain when the supervisor is gone; zero: 30 s
+	// OrphanGrace is how long the worker serves on without a supervisor, as long
+	// as its control socket is kept for the next one; zero: 120 s.
+	OrphanGrace time.Duration
+	StopGrace   time.Duration // of the prompt drain at SIGTERM; zero: 10 s
 
 	// MemorySoft is the memory beyond which the supervisor replaces the
 	// worker, in bytes; zero: none. The Go runtime is told to stay 10 % below
@@ -114,6 +117,7 @@ type Application interface {
 const (
 	defaultGrace          = 30 * time.Second
 	defaultStopGrace      = 10 * time.Second
+	defaultOrphanGrace    = 120 * time.Second // longer than any restart, and than a look with a debugger
 	defaultPoolSize       = 256
 	defaultMaxDescriptors = 64 << 10
 
@@ -325,6 +329,9 @@ func (c Config) withDefaults() Config {
 	if c.StopGrace <= 0 {
 		c.StopGrace = defaultStopGrace
 	}
+	if c.OrphanGrace <= 0 {
+		c.OrphanGrace = defaultOrphanGrace
+	}
 	if c.PoolSize <= 0 {
 		c.PoolSize = defaultPoolSize
 	}
@@ -489,12 +496,12 @@ func (w *Worker) listen() {
 		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, os.ErrClosed):
 			return
 		case errors.Is(err, io.EOF):
-			w.orphaned()
+			w.orphaned(0)
 			return
 		default:
 			w.log.Error("message of the supervisor not understood", zap.Error(err))
 			if _, ok := errors.AsType[*os.SyscallError](err); ok { // not Decode: it will fail for ever
-				w.orphaned()
+				w.orphaned(0)
 				return
 			}
 		}
@@ -503,6 +510,8 @@ func (w *Worker) listen() {
 
 func (w *Worker) told(message link.Message) {
 	switch m := message.Body.(type) {
+	case link.Adopt:
+		w.post(func() { w.adoptedBy(m, message.Epoch) })
 	case link.Accept:
 		w.post(w.accept)
 	case link.Rearm:
@@ -540,15 +549,6 @@ func (w *Worker) setLevel(level string) {
 	}
 	if err := w.conf.Level.UnmarshalText([]byte(level)); err != nil {
 		w.log.Warn("log level not understood", zap.String("level", level), zap.Error(err))
-	}
-}
-
-// orphaned: the supervisor is dead. Its successor starts workers of its own,
-// so this one serves those it has, and leaves.
-func (w *Worker) orphaned() {
-	if !w.draining.Load() {
-		w.log.Warn("supervisor is gone")
-		w.leave(terms{grace: w.conf.Grace})
 	}
 }
 

@@ -358,6 +358,58 @@ func TestOrphanDrainsAndLeaves(t *testing.T) {
 	p.wrote("supervisor is gone")
 }
 
+func TestWorkerWithoutASupervisorServesOnUntilItsTimeIsOver(t *testing.T) {
+	s := listen(t)
+	p := serving(t, "orphan", 0, s) // for 500 ms
+	c := dial(t, s)
+	ask(t, c, "before")
+	beat := func() {
+		var now unix.Timespec
+		if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+			t.Fatal(err)
+		}
+		p.cluster.board.SupervisorBeat().Store(now.Nano())
+	}
+	// The control socket has no end, for somebody keeps it.
+	for began := time.Now(); time.Since(began) < time.Second; {
+		beat()
+		ask(t, c, "there is a supervisor")
+	}
+	beat()
+	awaitEOF(t, c)
+	p.awaitExit(0)
+	p.wrote("supervisor is gone")
+}
+
+func TestWorkerObeysTheSupervisorThatAdoptsItAndNoOther(t *testing.T) {
+	s := listen(t)
+	p := serving(t, "", 0, s)
+	c := dial(t, s)
+	ask(t, c, "before")
+	fd, err := p.channel.Dup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := link.InheritChannel(fd, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer next.Close()
+	if err := next.Send(link.Adopt{Living: []uint64{p.incarnation}}); err != nil {
+		t.Fatal(err)
+	}
+	if m := expect[link.Hello](p); m.Incarnation != p.incarnation || m.Contract != link.Contract {
+		t.Errorf("it says %+v", m)
+	}
+	ask(t, c, "after")
+	if err := next.Send(link.Drain{Prompt: true, Grace: time.Second}); err != nil {
+		t.Fatal(err)
+	}
+	expect[link.Draining](p)
+	awaitEOF(t, c)
+	p.awaitExit(0)
+}
+
 func TestTimersRunOnTheLoop(t *testing.T) {
 	p := serving(t, "timers", 0)
 	p.wrote("tick\ntick\n")

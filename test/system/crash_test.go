@@ -239,7 +239,7 @@ func killedSupervisorIsFollowedByAnotherAndNobodyIsLost(t *testing.T, m *machine
 	}
 	stop := s.hammer("app.socket")
 	s.kill(t, "KILL", before.PID)
-	if err := echo(open, "its worker drains"); err != nil {
+	if err := echo(open, "its worker serves on"); err != nil {
 		t.Errorf("an open connection died with the supervisor: %v", err)
 	}
 	after := s.awaitStatus(10*time.Second, func(st control.Status) error {
@@ -249,6 +249,14 @@ func killedSupervisorIsFollowedByAnotherAndNobodyIsLost(t *testing.T, m *machine
 		return allReady(2)(st)
 	})
 	expectNoneLost(t, stop())
+	for slot, w := range workers(after) {
+		if w.PID != workers(before)[slot].PID {
+			t.Errorf("worker %d was pid %d and is pid %d, and nothing was wrong with it", slot, workers(before)[slot].PID, w.PID)
+		}
+	}
+	if err := echo(open, "after"); err != nil {
+		t.Errorf("an open connection died after its worker was adopted: %v", err)
+	}
 	if got := m.listenInode(t, s.port("app.socket")); got != inode {
 		t.Errorf("the listening socket was inode %s and is %s", inode, got)
 	}

@@ -163,7 +163,7 @@ func restartUnderTrafficLosesNobody(t *testing.T, m *machine) {
 	for range 3 {
 		s.must(t, "systemctl", "restart", s.unit)
 	}
-	after := s.awaitStatus(10*time.Second, allReady(2))
+	after := s.awaitStatus(20*time.Second, renewed(2)) // the workers are replaced when the start is over
 	expectNoneLost(t, stop())
 	if before.PID == after.PID {
 		t.Errorf("the supervisor is still pid %d", after.PID)

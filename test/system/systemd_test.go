@@ -38,6 +38,10 @@ var tests = []struct {
 	{"KilledSupervisorIsFollowedByAnotherAndNobodyIsLost", killedSupervisorIsFollowedByAnotherAndNobodyIsLost},
 	{"SupervisorThatHangsIsReplacedByTheWatchdog", supervisorThatHangsIsReplacedByTheWatchdog},
 
+	{"OpenConnectionsOutliveTheDeathOfTheSupervisor", openConnectionsOutliveTheDeathOfTheSupervisor},
+	{"OpenConnectionsOutliveRestartsInARow", openConnectionsOutliveRestartsInARow},
+	{"RestartIntoSomethingBrokenLeavesTheWorkersAlone", restartIntoSomethingBrokenLeavesTheWorkersAlone},
+
 	{"StopLeavesNoProcess", stopLeavesNoProcess},
 	{"StopTakesWorkersOfAnEarlierSupervisorAlong", stopTakesWorkersOfAnEarlierSupervisorAlong},
 	{"StopByTheCommandLineStaysStopped", stopByTheCommandLineStaysStopped},

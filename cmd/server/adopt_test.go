@@ -1,0 +1,533 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mainstay-go/mainstay/pkg/control"
+	"github.com/mainstay-go/mainstay/test/talk"
+)
+
+// manager stands in for systemd: it has the listening sockets and the store of
+// descriptors, starts the supervisor with them, and is the parent of workers
+// whose supervisor is dead.
+type manager struct {
+	*survival
+	dir       string
+	program   string
+	listeners []int // by the names; an os.File would make them blocking, for all who share them
+	names     []string
+	port      int // of the first
+	socket    int // where it is notified
+	notify    string
+	reaping   sync.WaitGroup
+	quit      chan struct{}
+
+	mu     sync.Mutex
+	store  []stored // newest first
+	ready  int      // READY=1, of all supervisors
+	last   string   // STATUS=
+	keeper int      // pid of the supervisor, not to be reaped; 0: none
+}
+
+type stored struct {
+	name string
+	fd   int
+}
+
+func startManager(t *testing.T, workers int) *manager {
+	t.Helper()
+	dir := t.TempDir()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &manager{dir: dir, program: self, notify: dir + "/notify.sock", quit: make(chan struct{})}
+	m.survival = &survival{&chaos{t: t, workers: workers}}
+	if m.client, err = control.NewClient("unix://" + dir + "/c.sock"); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"mortal", "inline"} {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), unix.Listen(fd, 4096)); err != nil {
+			t.Fatal(err)
+		}
+		if name == "mortal" {
+			sa, err := unix.Getsockname(fd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.port = sa.(*unix.SockaddrInet4).Port
+		}
+		m.listeners, m.names = append(m.listeners, fd), append(m.names, name)
+	}
+	m.configure("")
+	if m.socket, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Bind(m.socket, &unix.SockaddrUnix{Name: m.notify}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	m.reaping.Go(m.listen)
+	m.reaping.Go(m.reap)
+	t.Cleanup(m.close)
+	m.start()
+	m.well()
+	return m
+}
+
+func (m *manager) configure(first string) {
+	m.t.Helper()
+	text := first + fmt.Sprintf(`
+workers = %d
+control = "unix://%s/c.sock"
+grace = "5s"
+stop_grace = "2s"
+hang_timeout = "3s"
+respawn.first = "10ms"
+respawn.max = "200ms"
+log.level = "info"
+[listener.mortal]
+[listener.inline]
+serve = "mortal-inline"
+`, m.workers, m.dir)
+	if err := os.WriteFile(m.dir+"/app.toml", []byte(text), 0o600); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// start starts a supervisor with the sockets and with what is stored.
+func (m *manager) start() {
+	m.t.Helper()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	log, err := os.OpenFile(m.dir+"/log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer log.Close()
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer null.Close()
+	files := []uintptr{null.Fd(), log.Fd(), log.Fd()}
+	names := slices.Clone(m.names)
+	for _, fd := range m.listeners {
+		files = append(files, uintptr(fd))
+	}
+	for _, s := range m.store {
+		names, files = append(names, s.name), append(files, uintptr(s.fd))
+	}
+	env := append(os.Environ(), withMortals+"=1", "GORACE=atexit_sleep_ms=0", "NOTIFY_SOCKET="+m.notify, "FDSTORE=512", "MAINSTAY_TEST_DIR="+m.dir,
+		fmt.Sprintf("LISTEN_FDS=%d", len(names)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
+	pid, err := syscall.ForkExec("/bin/sh", []string{"sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, m.program, "run", "--config", m.dir + "/app.toml"},
+		&syscall.ProcAttr{Env: env, Files: files})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.run = &exec.Cmd{}
+	if m.run.Process, err = os.FindProcess(pid); err != nil {
+		m.t.Fatal(err)
+	}
+	m.keeper = m.run.Process.Pid
+}
+
+// die ends the supervisor by a signal and returns when it is gone.
+func (m *manager) die(sig unix.Signal) {
+	m.t.Helper()
+	if err := unix.Kill(m.run.Process.Pid, sig); err != nil {
+		m.t.Fatal(err)
+	}
+	_, _ = m.run.Process.Wait() // however it ends
+}
+
+// listen is the manager's side of the notify socket.
+func (m *manager) listen() {
+	buf, oob := make([]byte, 8192), make([]byte, unix.CmsgSpace(4*16))
+	for {
+		p := []unix.PollFd{{Fd: int32(m.socket), Events: unix.POLLIN}}
+		if _, err := unix.Poll(p, 20); err != nil && !errors.Is(err, unix.EINTR) {
+			return
+		}
+		select {
+		case <-m.quit:
+			return
+		default:
+		}
+		n, oobn, _, _, err := unix.Recvmsg(m.socket, buf, oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+		if err != nil {
+			continue
+		}
+		var fds []int
+		if all, err := unix.ParseSocketControlMessage(oob[:oobn]); err == nil && len(all) > 0 {
+			fds, _ = unix.ParseUnixRights(&all[0])
+		}
+		m.told(string(buf[:n]), fds)
+	}
+}
+
+func (m *manager) told(message string, fds []int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	says := map[string]string{}
+	for line := range strings.Lines(message) {
+		k, v, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
+		says[k] = v
+	}
+	switch {
+	case says["FDSTORE"] == "1":
+		for _, fd := range fds {
+			m.store = slices.Insert(m.store, 0, stored{says["FDNAME"], fd})
+		}
+		return
+	case says["FDSTOREREMOVE"] == "1":
+		m.store = slices.DeleteFunc(m.store, func(s stored) bool {
+			if s.name == says["FDNAME"] {
+				unix.Close(s.fd)
+			}
+			return s.name == says["FDNAME"]
+		})
+	case says["READY"] == "1":
+		m.ready++
+	}
+	if v, ok := says["STATUS"]; ok {
+		m.last = v
+	}
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
+
+// reap reaps what has lost its parent.
+func (m *manager) reap() {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-m.quit:
+			return
+		case <-tick.C:
+		}
+		tasks, _ := filepath.Glob("/proc/self/task/*/children")
+		for _, task := range tasks {
+			text, _ := os.ReadFile(task)
+			for _, f := range strings.Fields(string(text)) {
+				pid, _ := strconv.Atoi(f)
+				m.mu.Lock()
+				own := pid == m.keeper
+				m.mu.Unlock()
+				if !own {
+					_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
+				}
+			}
+		}
+	}
+}
+
+func (m *manager) close() {
+	m.run.Process.Signal(unix.SIGTERM)
+	m.run.Process.Wait()
+	if left := m.family(); len(left) > 0 {
+		m.t.Errorf("after the stop there are %v", left)
+		for _, pid := range left {
+			unix.Kill(pid, unix.SIGKILL)
+		}
+	}
+	close(m.quit)
+	m.reaping.Wait()
+	if n := len(m.stored()); n > 0 {
+		m.t.Errorf("after the stop %d descriptors are stored: %v", n, m.stored())
+	}
+	for _, s := range m.store {
+		unix.Close(s.fd)
+	}
+	for _, f := range m.listeners {
+		unix.Close(f)
+	}
+	unix.Close(m.socket)
+	if m.t.Failed() {
+		log, _ := os.ReadFile(m.dir + "/log")
+		m.t.Logf("%s", log)
+	}
+}
+
+// family lists the living processes of the service, but for the supervisor.
+func (m *manager) family() (pids []int) {
+	all, _ := filepath.Glob("/proc/[0-9]*/environ")
+	for _, path := range all {
+		text, err := os.ReadFile(path)
+		pid, _ := strconv.Atoi(strings.Split(path, "/")[2])
+		if err == nil && bytes.Contains(text, []byte("MAINSTAY_TEST_DIR="+m.dir)) && pid != m.run.Process.Pid {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// stored are the names of what is in the store, sorted.
+func (m *manager) stored() (names []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, s := range m.store {
+		names = append(names, s.name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// talkers has clients talk to the listener mortal.
+func (m *manager) talkers(n int, pause time.Duration) *talk.Group {
+	m.t.Helper()
+	to := fmt.Sprintf("127.0.0.1:%d", m.port)
+	g, err := talk.Start(func() (net.Conn, error) { return net.Dial("tcp", to) }, talk.Options{Clients: n, Pause: pause})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() { g.Stop() })
+	return g
+}
+
+// restartSignal is SIGRTMIN+1, by which systemd tells a restart from a stop.
+const restartSignal = unix.Signal(35)
+
+func pidsOf(st control.Status) (pids []int) {
+	for _, w := range st.Pools[0].Workers {
+		pids = append(pids, w.PID)
+	}
+	return pids
+}
+
+func TestWorkersAreAdoptedByTheNextSupervisorAndNobodyIsLost(t *testing.T) {
+	m := startManager(t, 3)
+	before := m.well()
+	g := m.talkers(200, 50*time.Millisecond)
+	for range 3 {
+		m.die(unix.SIGKILL)
+		m.start()
+		after := m.well()
+		if got, want := pidsOf(after), pidsOf(before); !slices.Equal(got, want) {
+			t.Fatalf("the workers were %v and are %v", want, got)
+		}
+	}
+	m.everyVerbWorks()
+	if r := g.Stop(); r.Err() != nil {
+		t.Error(r)
+	} else {
+		t.Log(r)
+	}
+	m.wantStored()
+}
+
+// everyVerbWorks operates the service as it is.
+func (m *manager) everyVerbWorks() {
+	m.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	c := m.client
+	check := func(what string, err error) {
+		m.t.Helper()
+		if err != nil {
+			m.t.Errorf("%s: %v", what, err)
+		}
+		m.well()
+	}
+	_, err := c.Recycle(ctx, control.SlotRequest{Slot: 0})
+	check("recycle", err)
+	if _, err = c.Drain(ctx, control.SlotRequest{Slot: 1}); err == nil {
+		_, err = c.Resume(ctx, control.SlotRequest{Slot: 1})
+	}
+	check("drain, resume", err)
+	if _, err = c.Scale(ctx, control.ScaleRequest{N: m.workers + 1}); err == nil {
+		_, err = c.Scale(ctx, control.ScaleRequest{N: m.workers})
+	}
+	check("scale", err)
+	check("reload", c.Reload(ctx, control.ReloadRequest{}, func(string) {}))
+}
+
+// wantStored waits until the store has what it is to have, and nothing else.
+func (m *manager) wantStored() {
+	m.t.Helper()
+	want := 3 + 2 + 5*m.workers
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(20 * time.Second); ; <-tick.C {
+		got := m.stored()
+		if len(got) == want {
+			return
+		}
+		if time.Now().After(deadline) {
+			m.t.Errorf("%d descriptors are stored, want %d: %v", len(got), want, got)
+			return
+		}
+	}
+}
+
+// talked ends the talk and wants nobody to have lost anything.
+func talked(t *testing.T, g *talk.Group) {
+	t.Helper()
+	r := g.Stop()
+	t.Log(r)
+	if err := r.Err(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRestartsInARowLoseNobodyAndBringInNewWorkers(t *testing.T) {
+	m := startManager(t, 3)
+	before := m.well()
+	g := m.talkers(200, 50*time.Millisecond)
+	for i := range 10 {
+		m.die(restartSignal)
+		m.start()
+		if i%2 == 1 { // otherwise in the middle of the reload
+			m.renewed()
+		} else {
+			m.await("it is there", func(st control.Status) bool { return st.PID == m.run.Process.Pid && st.State == control.StateReloading })
+		}
+	}
+	after := m.renewed()
+	for _, pid := range pidsOf(after) {
+		if slices.Contains(pidsOf(before), pid) {
+			t.Errorf("worker %d is from before the restarts", pid)
+		}
+	}
+	talked(t, g)
+	m.wantStored()
+}
+
+// renewed waits until all workers are of the generation that serves, the last
+// reload being done.
+func (m *manager) renewed() control.Status {
+	m.t.Helper()
+	return m.await("all workers are of one generation", func(st control.Status) bool {
+		if st.State != control.StateServing || len(st.Pools[0].Workers) != m.workers || st.LastReload == nil || !st.LastReload.OK {
+			return false
+		}
+		for _, w := range st.Pools[0].Workers {
+			if w.State != "ready" || w.Generation != st.Generation {
+				return false
+			}
+		}
+		return st.LastReload.Generation == st.Generation
+	})
+}
+
+func TestReloadWhoseSupervisorDiesIsRolledBack(t *testing.T) {
+	m := startManager(t, 3)
+	g := m.talkers(100, 50*time.Millisecond)
+	m.configure("reload.bake = \"700ms\"\n")
+	for _, old := range []int{3, 2, 1} { // workers that are not replaced yet
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		if err := m.client.Reload(ctx, control.ReloadRequest{Detach: true}, nil); err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		was := uint64(0)
+		m.await(fmt.Sprintf("a reload with %d old workers", old), func(st control.Status) bool {
+			was = st.Generation
+			n, fresh := 0, 0
+			for _, w := range st.Pools[0].Workers {
+				switch {
+				case w.State == "ready" && w.Generation == was:
+					n++
+				case w.State == "ready":
+					fresh++
+				}
+			}
+			return st.State == control.StateReloading && n == old && fresh > 0
+		})
+		m.die(unix.SIGKILL)
+		m.start()
+		st := m.await("the reload is rolled back", func(st control.Status) bool {
+			return st.State == control.StateServing && len(st.Pools[0].Workers) == m.workers && st.LastReload != nil && !st.LastReload.OK
+		})
+		if st.Generation != was || !strings.Contains(st.LastReload.Reason, "supervisor died") {
+			t.Errorf("generation %d, want %d; last reload %+v", st.Generation, was, st.LastReload)
+		}
+		for _, w := range st.Pools[0].Workers {
+			if w.Generation != was {
+				t.Errorf("worker %+v, want one of generation %d", w, was)
+			}
+		}
+	}
+	talked(t, g)
+	m.wantStored()
+}
+
+func TestWorkerThatDiesWhileThereIsNoSupervisorIsHarvestedByTheNext(t *testing.T) {
+	m := startManager(t, 3)
+	before := m.well()
+	var clients []*talker
+	for i := range 60 {
+		c := m.connect("mortal")
+		if _, _, err := c.ask(fmt.Sprint("name n", i)); err != nil {
+			t.Fatal(err)
+		}
+		clients = append(clients, c)
+	}
+	m.die(unix.SIGKILL)
+	dead := before.Pools[0].Workers[1].PID
+	if err := unix.Kill(dead, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	m.start()
+	after := m.await("a successor serves", func(st control.Status) bool {
+		return st.State == control.StateServing && len(st.Pools[0].Workers) == m.workers && !slices.Contains(pidsOf(st), dead)
+	})
+	for i, c := range clients {
+		pid, answer, err := c.ask("who")
+		if err != nil || !strings.HasPrefix(answer, fmt.Sprintf("n%d ", i)) || pid == dead {
+			t.Errorf("client %d: %q by %d, %v", i, answer, pid, err)
+		}
+	}
+	if w := after.Pools[0].Workers[1]; !strings.Contains(w.LastDeath, "SIGKILL") && !strings.Contains(w.LastDeath, "unknown") {
+		t.Errorf("the last death is %q", w.LastDeath)
+	}
+	m.well()
+	m.wantStored()
+}
+
+func TestRestartIntoABrokenConfigurationLeavesTheWorkersAlone(t *testing.T) {
+	m := startManager(t, 2)
+	before := m.well()
+	g := m.talkers(50, 50*time.Millisecond)
+	m.configure("wokers = 3\n")
+	for range 2 {
+		m.die(restartSignal)
+		m.start()
+		st := m.await("what is wrong is told", func(st control.Status) bool {
+			return st.PID == m.run.Process.Pid && st.State == control.StateServing && st.LastReload != nil && !st.LastReload.OK
+		})
+		if !strings.Contains(st.LastReload.Reason, "wokers") || !slices.Equal(pidsOf(st), pidsOf(before)) {
+			t.Errorf("the workers were %v and are %v, last reload %+v", pidsOf(before), pidsOf(st), st.LastReload)
+		}
+	}
+	m.configure("")
+	m.die(restartSignal)
+	m.start()
+	m.renewed()
+	talked(t, g)
+	m.wantStored()
+}

@@ -1,0 +1,185 @@
+package system
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mainstay-go/mainstay/pkg/control"
+	"github.com/mainstay-go/mainstay/test/talk"
+)
+
+// renewed wants as many workers, all of the generation that serves, after a
+// reload that is done.
+func renewed(n int) func(control.Status) error {
+	return func(st control.Status) error {
+		if err := allReady(n)(st); err != nil {
+			return err
+		}
+		if st.State != control.StateServing || st.LastReload == nil || !st.LastReload.OK || st.LastReload.Generation != st.Generation {
+			return fmt.Errorf("%s, last reload %+v", st.State, st.LastReload)
+		}
+		for slot, w := range workers(st) {
+			if w.Generation != st.Generation {
+				return fmt.Errorf("worker %d is of generation %d, not %d", slot, w.Generation, st.Generation)
+			}
+		}
+		return nil
+	}
+}
+
+// successor wants another supervisor than the one of before, and as many ready
+// workers.
+func successor(before control.Status, n int) func(control.Status) error {
+	return func(st control.Status) error {
+		if st.PID == before.PID {
+			return errors.New("the same supervisor")
+		}
+		return allProtected(n)(st)
+	}
+}
+
+func sameWorkers(t *testing.T, before, after control.Status) {
+	t.Helper()
+	for slot, w := range workers(after) {
+		if w.PID != workers(before)[slot].PID {
+			t.Errorf("worker %d was pid %d and is pid %d", slot, workers(before)[slot].PID, w.PID)
+		}
+	}
+}
+
+// storesOnly wants the manager to keep what a service of n workers stores at
+// rest, and nothing of workers that are gone.
+func (s *service) storesOnly(n int) {
+	s.t.Helper()
+	want := strconv.Itoa(3 + 2 + 5*n)
+	eventually(s.t, 15*time.Second, func() error {
+		if got := s.show(s.t, s.unit, "NFileDescriptorStore"); got != want {
+			return fmt.Errorf("%s descriptors are stored, want %s", got, want)
+		}
+		return nil
+	})
+}
+
+func openConnectionsOutliveTheDeathOfTheSupervisor(t *testing.T, m *machine) {
+	clients := 1000
+	if testing.Short() {
+		clients = 200
+	}
+	s := install(t, m, probe(t, "1", ""))
+	s.configure("workers = 3\ngrace = \"10s\"\n[reload]\nbake = \"200ms\"\n")
+	s.dropIn("app.service", "30-watchdog.conf", "[Service]\nWatchdogSec=2s\n")
+	s.daemonReload()
+	s.start()
+	before := s.awaitStatus(10*time.Second, allProtected(3))
+	g := s.talkers(talk.Options{Clients: clients, Pause: 500 * time.Millisecond})
+	st := before
+	for _, signal := range []string{"KILL", "SEGV", "STOP", "KILL"} { // STOP: the watchdog ends it
+		s.kill(t, signal, st.PID)
+		st = s.awaitStatus(20*time.Second, successor(st, 3))
+		sameWorkers(t, before, st)
+	}
+	s.storesOnly(3)
+	// Whoever was adopted is operated like any other.
+	for _, args := range [][]string{{"recycle", "0"}, {"drain", "1"}, {"resume", "1"}, {"scale", "4"}, {"rebalance"}, {"scale", "3"}} {
+		if r := s.ctl(args...); r.code != 0 {
+			t.Errorf("%v: %v", args, r)
+		}
+	}
+	s.replace(probe(t, "2", ""))
+	s.must(t, "systemctl", "reload", s.unit)
+	st = s.awaitStatus(10*time.Second, renewed(3))
+	report := g.Stop()
+	t.Log(report)
+	if err := report.Err(); err != nil {
+		t.Error(err)
+	}
+	s.onlyTheseRemain(st)
+	s.storesOnly(3)
+	s.must(t, "systemctl", "stop", s.unit)
+	s.nothingRuns(before)
+	s.nothingRuns(st)
+}
+
+func openConnectionsOutliveRestartsInARow(t *testing.T, m *machine) {
+	clients := 1000
+	if testing.Short() {
+		clients = 200
+	}
+	s := install(t, m, probe(t, "1", ""))
+	s.configure("workers = 3\ngrace = \"10s\"\n[reload]\nbake = \"100ms\"\n")
+	s.start()
+	s.awaitStatus(10*time.Second, allProtected(3))
+	g := s.talkers(talk.Options{Clients: clients, Pause: 500 * time.Millisecond})
+	for i := range 10 {
+		s.replace(probe(t, strconv.Itoa(1+i%2), ""))
+		s.must(t, "systemctl", "restart", s.unit)
+		if i%3 == 0 { // otherwise in the middle of what the one before has begun
+			s.awaitStatus(20*time.Second, renewed(3))
+		}
+	}
+	st := s.awaitStatus(20*time.Second, renewed(3))
+	report := g.Stop()
+	t.Log(report)
+	if err := report.Err(); err != nil {
+		t.Error(err)
+	}
+	if got := s.versionOf(); got != "2" {
+		t.Errorf("after the restarts the version is %q, want 2", got)
+	}
+	s.onlyTheseRemain(st)
+	s.storesOnly(3)
+	s.must(t, "systemctl", "stop", s.unit)
+	s.nothingRuns(st)
+}
+
+func restartIntoSomethingBrokenLeavesTheWorkersAlone(t *testing.T, m *machine) {
+	const good = "workers = 2\ngrace = \"10s\"\n"
+	s := install(t, m, probe(t, "1", ""))
+	s.configure(good)
+	s.start()
+	before := s.awaitStatus(10*time.Second, allProtected(2))
+	g := s.talkers(talk.Options{Clients: 200, Pause: 200 * time.Millisecond})
+
+	// A program that cannot be executed.
+	s.write(t, s.program, []byte("this is no program"), 0o755)
+	s.quietly("systemctl", "--no-block", "restart", s.unit)
+	eventually(t, 10*time.Second, func() error {
+		got := s.show(t, s.unit, "NRestarts")
+		if n, err := strconv.Atoi(got); err != nil || n < 3 {
+			return fmt.Errorf("%q attempts", got)
+		}
+		return nil
+	})
+	for _, w := range workers(before) {
+		if !s.alive(w.PID) {
+			t.Errorf("worker %d is dead", w.PID)
+		}
+	}
+	s.replace(probe(t, "2", ""))
+	st := s.awaitStatus(20*time.Second, renewed(2))
+
+	// A configuration that cannot be read: what was serves on, and says so.
+	s.configure("wokers = 3\n")
+	s.quietly("systemctl", "restart", s.unit)
+	st = s.awaitStatus(10*time.Second, successor(st, 2))
+	eventually(t, 10*time.Second, func() error {
+		if got := s.text(); !strings.Contains(got, "wokers") {
+			return fmt.Errorf("STATUS is %q", got)
+		}
+		return nil
+	})
+	s.configure(good)
+	s.must(t, "systemctl", "restart", s.unit)
+	st = s.awaitStatus(20*time.Second, renewed(2))
+	report := g.Stop()
+	t.Log(report)
+	if err := report.Err(); err != nil {
+		t.Error(err)
+	}
+	s.onlyTheseRemain(st)
+	s.storesOnly(2)
+}
