@@ -97,6 +97,7 @@ type Conn struct {
 
 // extra is what few connections have, or for a short time.
 type extra struct {
+	client  *Client              // of an outgoing connection; set before its first callback
 	session wire.Session         // set before the first message; nil: the protocol has no state
 	pipe    atomic.Pointer[Conn] // where the messages go; nil: to OnMessage
 
@@ -107,12 +108,13 @@ type extra struct {
 
 	// Guarded by the connection's mu.
 
-	why    error // what Close was given first
-	timers map[string]*timer
-	late   queue  // behind out, while flagLate is set
-	holds  int    // Hold without Release
-	slot   int    // MoveTo's, and where it went once flagLeft is set
-	bound  uint64 // Bind's
+	why     error // what Close was given first
+	timers  map[string]*timer
+	late    queue  // behind out, while flagLate is set
+	holds   int    // Hold without Release
+	slot    int    // MoveTo's, and where it went once flagLeft is set
+	bound   uint64 // Bind's
+	packets int    // datagrams in out
 }
 
 // extraLocked returns c's extra, which it makes if there is none. It needs mu.
@@ -129,7 +131,7 @@ func (c *Conn) extraLocked() *extra {
 // is for the loop only.
 func (c *Conn) tidyLocked() {
 	x := c.extra.Load()
-	if x != nil && x.session == nil && x.pipe.Load() == nil && !c.ending && x.frozen == nil && x.why == nil &&
+	if x != nil && x.client == nil && x.session == nil && x.pipe.Load() == nil && !c.ending && x.frozen == nil && x.why == nil &&
 		len(x.timers) == 0 && x.holds == 0 && !c.has(flagLate|flagMove) {
 		c.extra.Store(nil)
 	}
