@@ -13,6 +13,7 @@ import (
 
 	"github.com/mainstay-go/mainstay/pkg/backoff"
 	"github.com/mainstay-go/mainstay/pkg/reactor"
+	"github.com/mainstay-go/mainstay/pkg/wire"
 	"golang.org/x/sys/unix"
 )
 
@@ -66,39 +67,53 @@ type Dialer struct {
 // NewDialer returns a Dialer of the set. It fails if cfg's addresses or limits
 // are not usable. Any goroutine may call it.
 func (s *Set) NewDialer(cfg DialConfig) (*Dialer, error) {
-	d := &Dialer{set: s, cfg: cfg.Config, dial: cfg}
+	if _, err := cfg.settings(); err != nil {
+		return nil, err
+	}
+	d, err := cfg.dialer()
+	if err != nil {
+		return nil, err
+	}
+	d.set = s
+	d.cfg.dialer = d
+	d.cfg.Handler = dialed{cfg.Handler}
+	d.cfg.EncodeValue, d.cfg.DecodeValue, d.cfg.Released = d.encode, d.decode, d.released
+	return d, nil
+}
+
+// Check says what is wrong with the addresses and limits. A Config that has
+// neither Handler nor Pool yet is right.
+func (cfg DialConfig) Check() error {
+	_, err := cfg.dialer()
+	return err
+}
+
+// dialer returns a Dialer that is of no Set yet.
+func (cfg DialConfig) dialer() (*Dialer, error) {
+	d := &Dialer{cfg: cfg.Config, dial: cfg, datagrams: strings.HasPrefix(cfg.Address, "udp:")}
 	if cfg.Timeout <= 0 {
 		d.dial.Timeout = DefaultConnect
 	}
+	var err error
 	if cfg.Proxy != "" {
-		var err error
 		if d.proxy, err = parseProxy(cfg.Proxy); err != nil {
 			return nil, err
 		}
 	}
-	d.datagrams = strings.HasPrefix(cfg.Address, "udp:")
 	if cfg.Address != "" {
-		if _, err := d.route(cfg.Address); err != nil {
+		if _, err = d.route(cfg.Address); err != nil {
 			return nil, err
 		}
 	}
-	d.cfg.dialer = d
+	if _, raw := cfg.protocol().(wire.Raw); d.datagrams && (!raw || cfg.NewSession != nil) {
+		return nil, fmt.Errorf("conn: address %q: datagrams with a Protocol, want none", cfg.Address)
+	}
 	if d.cfg.Limits.FirstByte == 0 {
 		d.cfg.Limits.FirstByte = -1
 	}
-	if d.datagrams {
-		d.cfg.Pinned = true
-	}
-	d.cfg.Handler = dialed{cfg.Handler}
-	d.cfg.EncodeValue, d.cfg.DecodeValue, d.cfg.Released = d.encode, d.decode, d.released
-	checked, err := d.cfg.settings()
-	switch {
-	case err != nil:
-		return nil, err
-	case cfg.Handler == nil:
-		return nil, fmt.Errorf("conn: listener %q: no Handler", cfg.Listener)
-	case d.datagrams && !checked.raw:
-		return nil, fmt.Errorf("conn: listener %q: datagrams with a Protocol, want none", cfg.Listener)
+	d.cfg.Pinned = cfg.Pinned || d.datagrams
+	if err = cfg.Limits.Check(); err != nil {
+		return nil, fmt.Errorf("conn: listener %q: %w", cfg.Listener, err)
 	}
 	return d, nil
 }

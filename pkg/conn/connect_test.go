@@ -191,8 +191,6 @@ func fullBacklog(t *testing.T, sa unix.Sockaddr) (fd int, where string) {
 	}
 }
 
-func address_(sa unix.Sockaddr) string { return address(sa) }
-
 func TestOutgoingConnectionHasTheCallbacksOfAnyOther(t *testing.T) {
 	path := t.TempDir() + "/socket"
 	local, err := net.Listen("unix", path)
