@@ -61,7 +61,8 @@ type Dialer[T any] struct {
 }
 
 // Client is an outgoing connection, and with Dialer.Reconnect those that follow
-// it. Its methods may be called from any goroutine, but not of the zero Client.
+// it. Its methods may be called from any goroutine. The zero Client is one that
+// is over.
 type Client[T any] struct{ client *conn.Client }
 
 // Send sends m as Conn.Send does. While there is no connection, but may be
@@ -69,28 +70,68 @@ type Client[T any] struct{ client *conn.Client }
 // bounds that. What was in the send queue of a connection that broke is lost.
 // It returns ErrClosed after Close, or once there will be no connection any
 // more, and a *MovedError if another worker has it.
-func (c Client[T]) Send(m []byte) error { return c.client.Send(m) }
+func (c Client[T]) Send(m []byte) error {
+	if c.client == nil {
+		return ErrClosed
+	}
+	return c.client.Send(m)
+}
 
 // Close ends the client for good: its connection, as by Conn.Close, and with it
 // what would be tried again. What waits for an attempt that is under way still
 // leaves.
-func (c Client[T]) Close(why error, last ...[]byte) error { return c.client.Close(why, last...) }
+func (c Client[T]) Close(why error, last ...[]byte) error {
+	switch {
+	case c.client != nil:
+		return c.client.Close(why, last...)
+	case len(last) > 0:
+		return ErrClosed
+	default:
+		return nil
+	}
+}
 
 // CloseNow is Close without waiting for anything.
-func (c Client[T]) CloseNow(why error) { c.client.CloseNow(why) }
+func (c Client[T]) CloseNow(why error) {
+	if c.client != nil {
+		c.client.CloseNow(why)
+	}
+}
 
 // Address returns where it connects to, as it was given to Dial.
-func (c Client[T]) Address() string { return c.client.Address() }
+func (c Client[T]) Address() string {
+	if c.client == nil {
+		return ""
+	}
+	return c.client.Address()
+}
+
+// State returns what was given to Dial; the zero T if the connection came from
+// another worker.
+func (c Client[T]) State() (state T) {
+	if c.client != nil {
+		state, _ = c.client.Value().(T)
+	}
+	return state
+}
 
 // Up says whether there is a connection of which OnConnect has returned.
-func (c Client[T]) Up() bool { return c.client.Up() }
+func (c Client[T]) Up() bool { return c.client != nil && c.client.Up() }
 
 // Queued returns how many bytes wait, for a connection or to be sent on it.
-func (c Client[T]) Queued() int { return c.client.Queued() }
+func (c Client[T]) Queued() int {
+	if c.client == nil {
+		return 0
+	}
+	return c.client.Queued()
+}
 
 // Conn returns the connection; nil while there is none, or before its
 // OnConnect.
 func (c Client[T]) Conn() *Conn[T] {
+	if c.client == nil {
+		return nil
+	}
 	raw := c.client.Conn()
 	if raw == nil {
 		return nil
