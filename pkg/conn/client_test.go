@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mainstay-go/mainstay/pkg/reactor"
 	"github.com/mainstay-go/mainstay/pkg/wire"
 	"github.com/mainstay-go/mainstay/pkg/wire/text"
 	"golang.org/x/sys/unix"
@@ -610,4 +611,59 @@ func TestPipeFromAnAcceptedToAnOutgoingConnectionMovesAsAWhole(t *testing.T) {
 		}
 		client.Close()
 	})
+}
+
+func ExampleDialer() {
+	far, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer far.Close()
+	go func() {
+		if c, err := far.Accept(); err == nil {
+			io.Copy(c, c)
+			c.Close()
+		}
+	}()
+	loop, err := reactor.New(reactor.Options{})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer loop.Close()
+	set := NewSet(loop, nil)
+	d, err := set.NewDialer(DialConfig{
+		Config: Config{
+			Listener: "dial:echo", Inline: true, Protocol: text.Protocol{},
+			Handler: funcs{message: func(c *Conn, m []byte) {
+				fmt.Printf("%s: %s\n", c.Listener(), m)
+				c.Client().Close(nil)
+			}},
+		},
+		Address: "tcp://" + far.Addr().String(),
+		OnDown: func(cl *Client, why error, next time.Duration) {
+			fmt.Println("over:", why, next < 0)
+			loop.Stop()
+		},
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	cl, err := d.Dial("", nil)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	cl.Send([]byte("hello"))
+	if err := loop.Run(); err != nil {
+		fmt.Println(err)
+	}
+	if err := set.Close(); err != nil {
+		fmt.Println(err)
+	}
+	// Output:
+	// dial:echo: hello
+	// over: <nil> true
 }

@@ -249,7 +249,9 @@ func (c *Conn) State() State {
 // BytesIn returns how many bytes were read from the descriptor.
 func (c *Conn) BytesIn() uint64 { return c.rx.Load() }
 
-// BytesOut returns how many bytes the kernel has taken.
+// BytesOut returns how many bytes the kernel has taken. An outgoing connection
+// of TCP begins with one, as the kernel counts its SYN, and behind a proxy both
+// counts have the talk with that.
 func (c *Conn) BytesOut() uint64 { return c.tx.Load() }
 
 // Queued returns how many bytes wait to be sent.

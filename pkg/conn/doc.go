@@ -25,7 +25,13 @@
 //	                      or, if it was not taken, Adopted.Drop and Frozen.Thaw
 //	tail     tail.go      what was sent here since the capture follows, and goes before what was sent there: Adopted.Tail
 //
-// Beside the walk stand pipe.go (two connections joined), packet.go (datagrams,
+// An outgoing one begins elsewhere, and then goes the same way:
+//
+//	dial     client.go    Dialer.Dial makes a Client, which tries until there is a connection, and then again if it is to
+//	resolve  resolve.go   names, on goroutines of their own
+//	connect  connect.go   one attempt: the addresses one after the other, the proxy, each within a deadline; then open
+//
+// Beside the walk stand route.go (addresses), datagram.go (an outgoing connection of UDP), pipe.go (two connections joined), packet.go (datagrams,
 // which have no connection), account.go (what the seat is told), deadline.go (what every wait is bounded by), timer.go
 // (the application's timers), drain.go (ending all connections, gently),
 // config.go (limits and defaults), buffer.go (where bytes are kept) and

@@ -37,6 +37,7 @@
 //
 //	service.go   Service: what an application says; Main
 //	protocol.go  Conn, Raw, Text, Framed, HTTP
+//	dial.go      Dialer, Client: connections to elsewhere
 //	config.go    the keys of the configuration
 //	hook.go      a command as a setting
 //	plan.go      sockets and protocols, paired by name
