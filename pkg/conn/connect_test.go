@@ -206,7 +206,7 @@ func TestOutgoingConnectionHasTheCallbacksOfAnyOther(t *testing.T) {
 			if err != nil {
 				return
 			}
-			serving.Go(func() { echoBack(c) })
+			serving.Go(func() { echoBack(c); c.Close() })
 		}
 	})
 	defer serving.Wait()
