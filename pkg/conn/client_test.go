@@ -541,7 +541,6 @@ func TestPipeFromAnAcceptedToAnOutgoingConnectionMovesAsAWhole(t *testing.T) {
 	bothWays(t, func(t *testing.T, inline bool) {
 		w, a, b, _, _ := dialTwo(t, funcs{}, inline, func(c *DialConfig) { c.Protocol, c.ProtocolName = nil, "" })
 		in := w.a.config(funcs{connect: func(c *Conn) {
-			c.Pause() // until Pipe
 			if _, err := a.Dial("", c); err != nil {
 				t.Error(err)
 			}
@@ -567,6 +566,8 @@ func TestPipeFromAnAcceptedToAnOutgoingConnectionMovesAsAWhole(t *testing.T) {
 		in.Limits = Limits{SendHigh: 16 << 10, SendHard: 1 << 20}
 		inB.Limits = in.Limits
 		client, accepted := w.a.tcp(in)
+		// What a Pool's connection has read before Pause goes to OnMessage.
+		w.a.until("the pipe is there", func() bool { return accepted.piped() != nil })
 		const total = 2 << 20
 		go func() {
 			block := make([]byte, 8<<10)
