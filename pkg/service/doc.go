@@ -38,6 +38,7 @@
 //	service.go   Service: what an application says; Main
 //	protocol.go  Conn, Raw, Text, Length, Framed, HTTP ...
 //	websocket.go WebSocket, and what Conn has for it
+//	dial.go      Dialer, Client: connections to elsewhere
 //	config.go    the keys of the configuration
 //	hook.go      a command as a setting
 //	tls.go       certificates, authorities, proxies

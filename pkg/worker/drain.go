@@ -41,7 +41,9 @@ type drain struct {
 	margin   time.Duration  // beyond the grace
 	graceful bool           // the grace lasts
 	told     bool           // OnDrain has returned
-	conns    bool           // the connections are gone
+	conns    bool           // the connections that were accepted are gone
+	ends     time.Time      // of the grace
+	dials    dialsState     // of those that were made from here
 	servers  int            // HTTP servers that have not ended
 	packets  int            // datagram sockets with replies that wait
 	stopping bool
@@ -132,11 +134,15 @@ func (d *drain) on(t terms) {
 		d.grace.Stop()
 	}
 	d.grace = w.loop.After(t.grace, d.graceOver)
+	d.ends = time.Now().Add(t.grace)
 	mode := conn.DrainPatient
 	if t.prompt {
 		mode = conn.DrainPrompt
 	}
 	w.set.Drain(mode, t.grace, func() { d.conns = true; d.progress() })
+	if d.dials == dialsEnding {
+		w.set.DrainOutgoing(conn.DrainPrompt, t.grace, nil)
+	}
 	if t.hand {
 		d.handOver(t)
 	}
@@ -180,6 +186,13 @@ func (d *drain) progress() {
 		return
 	}
 	if !w.background.end() && d.graceful {
+		return
+	}
+	// Last, as all that went before may have been in need of them.
+	if d.dials == dialsServe {
+		d.endDials()
+	}
+	if d.dials != dialsEnded {
 		return
 	}
 	d.stopping = true

@@ -77,7 +77,7 @@ func (w *Worker) tellGive(arg json.RawMessage) ([]byte, error) {
 	}
 	result, err := w.moveSome(func() (ids []uint64, err error) {
 		w.set.Each(func(c *conn.Conn) {
-			if len(ids) < r.Count && !w.connsOf(c.Listener()).Pinned {
+			if cfg := w.connsOf(c.Listener()); len(ids) < r.Count && cfg != nil && !cfg.Pinned {
 				ids = append(ids, c.ID())
 			}
 		})
