@@ -31,6 +31,7 @@ var floors = map[string]int{
 	"pkg/wire/frame":      0,
 	"pkg/wire/http1":      0,
 	"pkg/wire/length":     0,
+	"pkg/wire/proxy":      0,
 	"pkg/wire/proxyproto": 0,
 	"pkg/wire/text":       0,
 	"pkg/wire/tlsrec":     0,

@@ -252,12 +252,10 @@ func (a *Adopted) Serve(why Reason, waitForTail bool) {
 	if st.partial != 0 {
 		c.partial = now - st.partial
 	}
-	c.index = int32(len(s.conns))
-	s.conns = append(s.conns, c)
+	s.add(c)
 	c.token, _ = loop.Add(int(c.fd), 0, (*watcher)(c)) // it is not told to epoll yet, so nothing can fail
 	c.tcp = a.row.What.Load()&whatCounted != 0
 	c.tellRow(a.row)
-	c.cfg.Seat.Connections.Add(1)
 
 	c.mu.Lock()
 	x := c.extra.Load()
@@ -291,7 +289,7 @@ func (a *Adopted) Serve(why Reason, waitForTail bool) {
 	}
 	c.goOn(st.flags&stateReading != 0)
 	if c.state != Closed {
-		s.drain.joined(c)
+		s.drainOf(c).joined(c)
 	}
 }
 

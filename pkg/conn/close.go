@@ -96,7 +96,7 @@ func (c *Conn) startClosing() {
 // wait for its end. Closing the descriptor with unread bytes in it, or with
 // bytes to come, would reset the connection and with it what is on its way.
 func (c *Conn) flushed() {
-	if c.eof {
+	if c.eof || c.cfg.packets { // datagrams have no end to wait for
 		c.release(c.reason())
 		return
 	}
@@ -197,7 +197,6 @@ func (c *Conn) release(why error) {
 	}
 	c.set.remove(c)
 	c.set.alloc.Free(c.id)
-	c.cfg.Seat.Connections.Add(-1)
 	if c.cfg.Released != nil {
 		c.cfg.Released(c)
 	}

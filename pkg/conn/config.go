@@ -135,6 +135,8 @@ type Config struct {
 	// callbacks.
 	Bound func(c *Conn, id uint64)
 
+	dialer *Dialer // of outgoing connections; nil: of accepted ones
+
 	// Event, if not nil, is told what ought to be logged, since this package
 	// does not log. It is called on the loop or on a goroutine of the Pool
 	// and must not block.
@@ -202,6 +204,7 @@ type settings struct {
 	Config
 	readMax int    // most bytes of one read
 	raw     bool   // the encoding of a message is the message
+	packets bool   // a message is a datagram; raw is true
 	key     uint32 // ListenerKey of Listener
 	kind    uint32 // the same of ProtocolName
 
@@ -209,6 +212,8 @@ type settings struct {
 	slowSkipped int
 	openTold    time.Duration // the same for NotOpened
 	openSkipped int
+	dropped     int           // loop: datagrams that were lost since that was told
+	droppedTold time.Duration // loop: when it was, 0: never
 }
 
 // Check says what is wrong with the limits: the first that contradicts
@@ -233,9 +238,7 @@ func (cfg *Config) settings() (*settings, error) {
 	if err := s.Limits.fill(); err != nil {
 		return nil, fmt.Errorf("conn: listener %q: %w", s.Listener, err)
 	}
-	if s.Protocol == nil {
-		s.Protocol = wire.Raw{}
-	}
+	s.Protocol = s.protocol()
 	if s.NewSession != nil {
 		return s, nil
 	}
@@ -244,7 +247,18 @@ func (cfg *Config) settings() (*settings, error) {
 		s.readMax = min(s.readMax, s.Limits.MaxMessage)
 		s.raw = true
 	}
+	if s.packets = s.raw && s.dialer != nil && s.dialer.datagrams; s.packets {
+		s.readMax = reactor.ReadBufferSize // what is too long is dropped as a whole
+	}
 	return s, nil
+}
+
+// protocol is the Protocol, or its default.
+func (cfg *Config) protocol() wire.Protocol {
+	if cfg.Protocol == nil {
+		return wire.Raw{}
+	}
+	return cfg.Protocol
 }
 
 func (l *Limits) fill() error {

@@ -98,6 +98,7 @@ type Conn struct {
 
 // extra is what few connections have, or for a short time.
 type extra struct {
+	client  *Client      // of an outgoing connection; set before its first callback
 	session wire.Session // set before the first message; nil: the protocol has no state
 	layer   *layer       // what stands before the descriptor; nil: nothing; set by the loop, under mu
 	origin  atomic.Pointer[origin]
@@ -112,14 +113,15 @@ type extra struct {
 
 	// Guarded by the connection's mu.
 
-	why    error // what Close was given first
-	timers map[string]*timer
-	late   queue  // behind out, while flagLate is set
-	holds  int    // Hold without Release, and partial
-	partly bool   // Partial was called with true
-	slot   int    // MoveTo's, and where it went once flagLeft is set
-	bound  uint64 // Bind's
-	saved  []byte // Save's, to be put into the slab; nil: none is
+	why     error // what Close was given first
+	timers  map[string]*timer
+	late    queue  // behind out, while flagLate is set
+	holds   int    // Hold without Release, and partial
+	partly  bool   // Partial was called with true
+	slot    int    // MoveTo's, and where it went once flagLeft is set
+	bound   uint64 // Bind's
+	packets int    // datagrams in out
+	saved   []byte // Save's, to be put into the slab; nil: none is
 }
 
 // extraLocked returns c's extra, which it makes if there is none. It needs mu.
@@ -136,8 +138,8 @@ func (c *Conn) extraLocked() *extra {
 // is for the loop only.
 func (c *Conn) tidyLocked() {
 	x := c.extra.Load()
-	if x != nil && x.session == nil && x.layer == nil && x.origin.Load() == nil && x.pipe.Load() == nil && !c.ending && x.frozen == nil && x.why == nil &&
-		len(x.timers) == 0 && x.holds == 0 && !c.has(flagLate|flagsMove) {
+	if x != nil && x.client == nil && x.session == nil && x.layer == nil && x.origin.Load() == nil && x.pipe.Load() == nil && !c.ending &&
+		x.frozen == nil && x.why == nil && len(x.timers) == 0 && x.holds == 0 && !c.has(flagLate|flagsMove) {
 		c.extra.Store(nil)
 	}
 }
@@ -257,7 +259,9 @@ func (c *Conn) State() State {
 // BytesIn returns how many bytes were read from the descriptor.
 func (c *Conn) BytesIn() uint64 { return c.rx.Load() }
 
-// BytesOut returns how many bytes the kernel has taken.
+// BytesOut returns how many bytes the kernel has taken. An outgoing connection
+// of TCP begins with one, as the kernel counts its SYN, and behind a proxy both
+// counts have the talk with that.
 func (c *Conn) BytesOut() uint64 { return c.tx.Load() }
 
 // Queued returns how many bytes wait to be sent.
@@ -403,7 +407,7 @@ func (c *Conn) settleInput() {
 	if c.ending {
 		c.end(c.extra.Load().over)
 	} else if !c.has(flagFreezing|flagLeaving) && c.atBoundary() {
-		c.end(c.set.drain.why)
+		c.end(c.set.drainOf(c).why)
 	}
 }
 

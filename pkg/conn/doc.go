@@ -29,7 +29,13 @@
 //	                      or, if it was not taken, Adopted.Drop and Frozen.Thaw
 //	tail     tail.go      what was sent here since the capture follows, and goes before what was sent there: Adopted.Tail
 //
-// Beside the walk stand pipe.go (two connections joined), packet.go (datagrams,
+// An outgoing one begins elsewhere, and then goes the same way:
+//
+//	dial     client.go    Dialer.Dial makes a Client, which tries until there is a connection, and then again if it is to
+//	resolve  resolve.go   names, on goroutines of their own
+//	connect  connect.go   one attempt: the addresses one after the other, the proxy, each within a deadline; then open
+//
+// Beside the walk stand route.go (addresses), datagram.go (an outgoing connection of UDP), pipe.go (two connections joined), packet.go (datagrams,
 // which have no connection), account.go (what the seat is told), journal.go
 // (what outlives this process), deadline.go (what every wait is bounded by), timer.go
 // (the application's timers), drain.go (ending all connections, gently),
@@ -62,9 +68,9 @@
 //     layer itself keeps, an incomplete one that has come and those that the
 //     kernel has not taken. The counts of bytes are the descriptor's. The keys
 //     are advanced by what travels, so a capture is taken after the last record.
-//   - A row has no room for keys and PROXY headers: a connection with either,
-//     or one that is opening, is never noted as at rest, and ends with its process
-//     if that is killed.
+//   - A row has no room for keys, PROXY headers and Clients: a connection with
+//     one of them, or one that is opening, is never noted as at rest, and ends
+//     with its process if that is killed.
 //   - Every wait has a deadline: handshake, first byte, rest of a message, authentication,
 //     idle, a peer that does not read, close. A message's is not put off by
 //     what is only a part of it, in a protocol that takes parts into itself

@@ -30,6 +30,7 @@ const (
 
 // drain is a drain that goes on.
 type drain struct {
+	outgoing   bool // of the connections that Dialers have made
 	mode       DrainMode
 	why        error
 	start, end time.Duration
@@ -39,27 +40,61 @@ type drain struct {
 	done       []func()
 }
 
-// Drain ends all connections, and those that are accepted meanwhile, with
+// Drain ends all connections that were accepted, and those that are accepted meanwhile, with
 // ErrDrained, or ErrStopping if it is prompt, in the given way; what is left after grace is closed at once,
 // wherever it is. A connection is at a message boundary if the peer has sent
 // nothing that is not handled, no callback runs or waits for the Pool, and
 // all replies have left. done, which may be nil, is called on the loop when
 // no connection is left; their OnClose may still run on the Pool then. A
 // second Drain replaces mode and grace of the first, and both done are
-// called. Loop only, and not in a callback.
+// called. Outgoing connections are left alone, save the other ends of pipes.
+// Loop only, and not in a callback.
 func (s *Set) Drain(mode DrainMode, grace time.Duration, done func()) {
-	d := s.drain
+	s.startDrain(&s.drain, false, mode, grace, done)
+}
+
+// DrainOutgoing is Drain for the outgoing connections, which end with
+// ErrDrained in any mode. Attempts to connect end
+// with ErrDrained, and no more are made. It is meant to come behind Drain: as
+// long as others are served, they may need them.
+func (s *Set) DrainOutgoing(mode DrainMode, grace time.Duration, done func()) {
+	s.stopDials()
+	s.startDrain(&s.last, true, mode, grace, done)
+}
+
+// drainOf returns the drain that c is part of, nil if there is none.
+func (s *Set) drainOf(c *Conn) *drain {
+	if c.cfg.dialer != nil {
+		return s.last
+	}
+	return s.drain
+}
+
+// has says whether c is part of the drain.
+func (d *drain) has(c *Conn) bool { return d.outgoing == (c.cfg.dialer != nil) }
+
+// left returns how many connections are part of the drain.
+func (d *drain) left(s *Set) int {
+	if d.outgoing {
+		return s.outgoing
+	}
+	return len(s.conns) - s.outgoing
+}
+
+func (s *Set) startDrain(running **drain, outgoing bool, mode DrainMode, grace time.Duration, done func()) {
+	d := *running
 	if d == nil {
-		d = new(drain)
-		s.drain = d
+		d = &drain{outgoing: outgoing}
+		*running = d
 	} else {
 		d.timer.Stop()
 	}
 	if done != nil {
 		d.done = append(d.done, done)
 	}
-	// A patient drain whose grace is cut short is no end of the service.
-	if mode == DrainPrompt && (d.why == nil || grace > 0) {
+	// A patient drain whose grace is cut short is no end of the service, and
+	// outgoing connections, drained last, are drained promptly at a reload too.
+	if mode == DrainPrompt && !outgoing && (d.why == nil || grace > 0) {
 		d.why = ErrStopping
 	} else if d.why == nil {
 		d.why = ErrDrained
@@ -67,30 +102,38 @@ func (s *Set) Drain(mode DrainMode, grace time.Duration, done func()) {
 	d.mode = mode
 	d.start = s.loop.Clock()
 	d.end = d.start + grace
-	d.timer = s.loop.Every(max(grace/2/drainSteps, minDrainStep), s.drainStep)
+	d.timer = s.loop.Every(max(grace/2/drainSteps, minDrainStep), func() { s.drainStep(d) })
 	if mode == DrainPrompt {
-		s.Each((*Conn).drainAtBoundary)
+		s.Each(func(c *Conn) {
+			if d.has(c) {
+				c.drainAtBoundary()
+			}
+		})
 	}
-	s.drainStep()
+	s.drainStep(d)
 	s.drained()
 }
 
 // drainStep closes those whose time has come.
-func (s *Set) drainStep() {
-	d, now := s.drain, s.loop.Clock()
+func (s *Set) drainStep(d *drain) {
+	now := s.loop.Clock()
 	half := max((d.end-d.start)/2, 1)
 	switch late := now - d.start - half; {
 	case now >= d.end:
 		for i := len(s.conns) - 1; i >= 0; i-- {
 			// A frozen one is perhaps another process's already; if it comes
 			// back, the next step finds it.
-			if c := s.conns[i]; !c.has(flagFrozen) {
+			if c := s.conns[i]; d.has(c) && !c.has(flagFrozen) {
 				c.cut(d.why)
 			}
 		}
 	case d.mode == DrainPatient && late >= 0:
 		if d.list == nil {
-			d.list = append([]*Conn{}, s.conns...)
+			for _, c := range s.conns {
+				if d.has(c) {
+					d.list = append(d.list, c)
+				}
+			}
 		}
 		for upTo := int(int64(len(d.list)) * int64(late) / int64(half)); d.next < upTo; d.next++ {
 			d.list[d.next].drainAtBoundary()
@@ -115,16 +158,18 @@ func (d *drain) joined(c *Conn) {
 	}
 }
 
-// drained ends the drain if no connection is left.
+// drained ends the drains of which no connection is left.
 func (s *Set) drained() {
-	d := s.drain
-	if d == nil || len(s.conns) > 0 {
-		return
-	}
-	s.drain = nil
-	d.timer.Stop()
-	for _, done := range d.done {
-		s.loop.AtTurnEnd(done)
+	for _, running := range []**drain{&s.drain, &s.last} {
+		d := *running
+		if d == nil || d.left(s) > 0 {
+			continue
+		}
+		*running = nil
+		d.timer.Stop()
+		for _, done := range d.done {
+			s.loop.AtTurnEnd(done)
+		}
 	}
 }
 

@@ -348,7 +348,6 @@ func (f *Frozen) Left(slot int) (tail []byte) {
 	}
 	c.unpipe()
 	c.set.remove(c)
-	c.cfg.Seat.Connections.Add(-1)
 	if c.cfg.Released != nil {
 		c.cfg.Released(c)
 	}

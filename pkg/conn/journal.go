@@ -25,7 +25,8 @@ import (
 // A connection with TLS, and one that a PROXY header has begun or is to begin,
 // is never noted as at rest: for the keys of the one there is no place that
 // other processes do not see, and for the header of the other there is none.
-// Neither outlives a process that is killed, and both move as all others do.
+// Nor is an outgoing connection, whose Client is in no row. None of them
+// outlives a process that is killed; all move as others do.
 //
 // The state that a row has no room for lies in the half of its slab that the
 // bits name:
@@ -149,7 +150,7 @@ func (c *Conn) restLocked(noted uint64) (bits uint64, rests bool) {
 		c.flags.Or(flagUnsettled) // it is settled again afterwards
 		return 0, false
 	}
-	if c.state != Open || flags&flagsEnded != 0 || c.in != nil || c.held || c.ending || c.cfg.Pinned || !c.tcp && c.out.bytes > 0 {
+	if c.state != Open || flags&flagsEnded != 0 || c.in != nil || c.held || c.ending || c.cfg.Pinned || c.cfg.dialer != nil || !c.tcp && c.out.bytes > 0 {
 		return 0, false
 	}
 	bits = noted&noteSlabs | noteAtRest

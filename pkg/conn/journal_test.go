@@ -223,9 +223,11 @@ func TestConnectionWhoseLayerIsInNoRowIsNeverAtRest(t *testing.T) {
 				t.Error(err)
 			}
 			never("with what was saved")
-			if _, err := Resting(nil, r.set.alloc.Table(), c.id, c.row(), int(c.fd), "test", 0); err != ErrNotAtRest {
-				t.Errorf("Resting: %v", err)
-			}
+			r.do(func() {
+				if _, err := Resting(nil, r.set.alloc.Table(), c.id, c.row(), int(c.fd), "test", 0); err != ErrNotAtRest {
+					t.Errorf("Resting: %v", err)
+				}
+			})
 		})
 	}
 }

@@ -61,7 +61,7 @@ func (c *Conn) ready(ev reactor.Events) {
 func (c *Conn) notReading(ev reactor.Events) {
 	if ev&reactor.Fault != 0 {
 		errno, err := unix.GetsockoptInt(int(c.fd), unix.SOL_SOCKET, unix.SO_ERROR)
-		if err == nil && errno != 0 {
+		if err == nil && errno != 0 && !(c.cfg.packets && passing(unix.Errno(errno))) {
 			c.broken("epoll_pwait", unix.Errno(errno))
 			return
 		}
@@ -86,10 +86,13 @@ func (c *Conn) readable() {
 	}
 	n, errno := reactor.Read(int(c.fd), loop.ReadBuffer()[:c.cfg.readMax])
 	switch {
-	case errno == unix.EAGAIN || errno == unix.EINTR:
+	case errno == unix.EAGAIN || errno == unix.EINTR || c.cfg.packets && passing(errno):
 		return
 	case errno != 0:
 		c.broken("read", errno)
+		return
+	case c.cfg.packets && (n == 0 || n > c.cfg.Limits.MaxMessage):
+		c.packetDropped(n)
 		return
 	case n == 0:
 		c.ended()

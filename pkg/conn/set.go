@@ -34,16 +34,21 @@ type Set struct {
 	processing []*Conn       // the same for waiting
 	since      time.Duration // when the running callbacks were started
 	iovecs     []unix.Iovec
-	scratch    []byte // of slabLocked
-	plain      []byte // of a send queue, in one piece to be sealed
-	sealed     []byte // the same, sealed
-	drain      *drain
-	current    *Conn     // whose input from the loop's buffer is being handled
-	direct     []byte    // what current has sent out of that: the start of its send queue
-	inEvents   bool      // reading, not yet at the end of the turn's events
-	noted      *settings // whose callback the seat was told of since; nil: of none
+	scratch    []byte           // of slabLocked
+	plain      []byte           // of a send queue, in one piece to be sealed
+	sealed     []byte           // the same, sealed
+	drain      *drain           // of the accepted ones
+	last       *drain           // of the outgoing ones
+	outgoing   int              // of conns
+	clients    map[*Client]bool // that have no connection, and try to get one
+	noDials    bool             // nor may they
+	current    *Conn            // whose input from the loop's buffer is being handled
+	direct     []byte           // what current has sent out of that: the start of its send queue
+	inEvents   bool             // reading, not yet at the end of the turn's events
+	noted      *settings        // whose callback the seat was told of since; nil: of none
 	counts     counts
 	arena      *arena // of Packets; nil: there are none
+	resolver   resolver
 
 	// Guarded by mu.
 
@@ -55,7 +60,7 @@ type Set struct {
 // is the only user, gives each its row in the table of all connections; nil
 // means that the set makes a table of its own, which Close gives back.
 func NewSet(loop *reactor.Loop, alloc *rows.Allocator) *Set {
-	s := &Set{loop: loop, alloc: alloc, settings: make(map[*Config]*settings)}
+	s := &Set{loop: loop, alloc: alloc, settings: make(map[*Config]*settings), clients: make(map[*Client]bool)}
 	s.settleAll = s.settle
 	s.processAll = s.process
 	s.eventsOver = s.afterEvents
@@ -66,6 +71,7 @@ func NewSet(loop *reactor.Loop, alloc *rows.Allocator) *Set {
 // Close gives back the table that the set has made for itself, if it has. It
 // is called when no connection is left and the loop turns no more.
 func (s *Set) Close() error {
+	s.resolver.close()
 	if s.own == nil {
 		return nil
 	}
@@ -151,7 +157,6 @@ func (s *Set) open(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 		cfg:     settings,
 		peer:    address(peer),
 		fd:      int32(fd),
-		index:   int32(len(s.conns)),
 		events:  reactor.Readable | reactor.PeerClosed,
 		opened:  ticksAt(s.loop.Now()),
 		lastIn:  s.loop.Now(),
@@ -160,7 +165,7 @@ func (s *Set) open(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 	}
 	switch peer.(type) {
 	case *unix.SockaddrInet4, *unix.SockaddrInet6:
-		c.tcp = true
+		c.tcp = !settings.packets
 	}
 	c.flags.Store(flagNew)
 	layer := settings.layerFor()
@@ -179,10 +184,9 @@ func (s *Set) open(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 		_ = s.loop.Remove(c.token)
 		return nil, fmt.Errorf("conn: %w", err)
 	}
-	s.conns = append(s.conns, c)
-	c.cfg.Seat.Connections.Add(1)
+	s.add(c)
 	c.expired(c.lastIn)
-	s.drain.joined(c)
+	s.drainOf(c).joined(c)
 	return c, nil
 }
 
@@ -214,8 +218,22 @@ func (c *Conn) takeRow(alloc *rows.Allocator) error {
 	return nil
 }
 
+// add has c in the set.
+func (s *Set) add(c *Conn) {
+	c.index = int32(len(s.conns))
+	s.conns = append(s.conns, c)
+	c.cfg.Seat.Connections.Add(1)
+	if c.cfg.dialer != nil {
+		s.outgoing++
+	}
+}
+
 // remove forgets c.
 func (s *Set) remove(c *Conn) {
+	c.cfg.Seat.Connections.Add(-1)
+	if c.cfg.dialer != nil {
+		s.outgoing--
+	}
 	last := len(s.conns) - 1
 	s.conns[c.index] = s.conns[last]
 	s.conns[c.index].index = c.index

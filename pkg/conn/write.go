@@ -68,7 +68,7 @@ func (c *Conn) borrowLocked(m []byte) bool {
 	s := c.set
 	// Nobody has a valid message in the loop's buffer but the callbacks that
 	// the loop runs, and whoever they wait for: so reading current is no race.
-	if !c.cfg.raw || c.out.bytes != 0 || c.has(flagLate) || !s.loop.Holds(m) || s.current != c || len(m) == 0 || len(m) > c.cfg.Limits.SendHard || c.layered() != nil {
+	if !c.cfg.raw || c.cfg.packets || c.out.bytes != 0 || c.has(flagLate) || !s.loop.Holds(m) || s.current != c || len(m) == 0 || len(m) > c.cfg.Limits.SendHard || c.layered() != nil {
 		return false
 	}
 	s.direct = m
@@ -93,9 +93,11 @@ func (c *Conn) enqueueLocked(m []byte) error {
 // than limit bytes would wait. It needs mu.
 func (c *Conn) encodeLocked(q *queue, m []byte, limit int) error {
 	tail := q.tail
-	if tail == nil || tail.room() < len(m)+overhead {
+	if tail == nil || tail.room() < len(m)+overhead || c.cfg.packets {
 		size := firstPart
-		if tail != nil {
+		if c.cfg.packets {
+			size = minBuffer
+		} else if tail != nil {
 			size = min(2*cap(tail.b), lastPart)
 		}
 		tail = getBuffer(max(size, len(m)+overhead))
@@ -110,8 +112,10 @@ func (c *Conn) encodeLocked(q *queue, m []byte, limit int) error {
 		err = fmt.Errorf("conn: %w", err)
 	case n > limit:
 		err = fmt.Errorf("conn: message of %d bytes, want at most %d: %w", n, limit, ErrTooLong)
-	case queued+n > limit:
+	case queued+n > limit, c.cfg.packets && c.extra.Load().packets >= max(1, limit/minBuffer):
 		err = fmt.Errorf("%w: %d bytes wait, %d more would pass %d", ErrFull, queued, n, limit)
+	case c.cfg.packets && n > MaxDatagram:
+		err = fmt.Errorf("conn: datagram of %d bytes, want at most %d: %w", n, MaxDatagram, ErrTooLong)
 	}
 	if err != nil || n == 0 {
 		if tail != q.tail {
@@ -132,6 +136,9 @@ func (c *Conn) encodeLocked(q *queue, m []byte, limit int) error {
 		q.put(tail)
 	}
 	q.bytes += n
+	if c.cfg.packets {
+		c.extra.Load().packets++
+	}
 	c.markFullLocked()
 	return nil
 }
@@ -197,6 +204,11 @@ func (c *Conn) flushLocked() {
 		return
 	}
 	queued := c.out.bytes
+	if c.cfg.packets {
+		c.mu.Unlock()
+		c.flushPackets()
+		return
+	}
 	if queued == 0 || c.blocked {
 		queued = c.queuedLocked()
 		c.mu.Unlock()

@@ -39,6 +39,7 @@
 //	protocol.go  Conn, Raw, Text, Length, Framed, Web, HTTP ...
 //	websocket.go WebSocket, and what Conn has for it
 //	events.go    what a connection of a Web can turn into; Events
+//	dial.go      Dialer, Client: connections to elsewhere
 //	config.go    the keys of the configuration
 //	hook.go      a command as a setting
 //	tls.go       certificates, authorities, proxies

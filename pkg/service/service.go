@@ -77,6 +77,7 @@ type Service struct {
 	name      string
 	program   string // name of its command line; empty: what it was called by
 	listeners []declared
+	dials     []worker.Dial
 	kinds     map[string]Protocol
 	metrics   *metrics.Registry
 

@@ -83,6 +83,7 @@ func (s *Service) work() int {
 		Build: buildVersion(), Log: log.Logger(), Level: &level,
 		OnStart: s.started, OnDrain: s.drained, OnStop: s.stopped,
 	}
+	conf.Dials = s.dials
 	for _, l := range in.Identity.Listeners {
 		set := c.Listeners[l.Name]
 		protocol, err := s.protocol(l.Name, set.Serve)

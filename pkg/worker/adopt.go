@@ -130,5 +130,5 @@ func (w *Worker) connsOf(name string) *conn.Config {
 			return l.conns
 		}
 	}
-	return nil
+	return w.dialOf(name)
 }

@@ -10,6 +10,7 @@
 //	ready    worker.go       standard error takes the place of the pipe; Ready
 //	accept   accept.go       from Accept on: listener into connections, or into net/http (http.go);
 //	         gate.go         whom it takes; tls.go: what is common to those that speak TLS
+//	dial     dial.go         connections to elsewhere, from OnStart on
 //	drain    drain.go        leave the listeners, say Draining, finish what is open
 //	end      background.go   what Worker.Go has started returns
 //	exit     drain.go        OnStop, close everything, Run returns

@@ -42,7 +42,8 @@ type drain struct {
 	margin   time.Duration  // beyond the grace
 	graceful bool           // the grace lasts
 	told     bool           // OnDrain has returned
-	conns    bool           // the connections are gone
+	conns    bool           // the connections that were accepted are gone
+	dials    dialsState     // of those that were made from here
 	servers  int            // HTTP servers that have not ended
 	packets  int            // datagram sockets with replies that wait
 	stopping bool
@@ -144,6 +145,9 @@ func (d *drain) on(t terms) {
 	if d.again != nil {
 		d.again.Stop()
 	}
+	if d.dials == dialsEnding {
+		w.set.DrainOutgoing(conn.DrainPrompt, t.grace, nil)
+	}
 	if t.hand {
 		// Those that go to others are to hear no goodbye with their next
 		// answer.
@@ -191,6 +195,13 @@ func (d *drain) progress() {
 		return
 	}
 	if !w.background.end() && d.graceful {
+		return
+	}
+	// Last, as all that went before may have been in need of them.
+	if d.dials == dialsServe {
+		d.endDials()
+	}
+	if d.dials != dialsEnded {
 		return
 	}
 	d.stopping = true

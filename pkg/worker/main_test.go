@@ -254,6 +254,8 @@ func helper(name string) int {
 				d.Reply(fmt.Appendf(nil, "%s from %d", d.Data, w.Slot()))
 			}}
 		}
+	case "forwarder", "forwarder of its own":
+		forward(in, &c, os.Getenv("MAINSTAY_TEST_UPSTREAM"), name == "forwarder")
 	case "drain waits":
 		c.OnDrain = func(ctx context.Context, w *Worker) {
 			<-ctx.Done()

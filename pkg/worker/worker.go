@@ -33,6 +33,9 @@ type Config struct {
 	// is one for each of them.
 	Listeners []Listener
 
+	// Dials declares what is connected from here.
+	Dials []Dial
+
 	// OnStart, if not nil, is called once the loop turns. The worker is ready
 	// when it has returned nil; an error or a panic ends the worker.
 	OnStart func(*Worker) error
@@ -151,6 +154,7 @@ type Worker struct {
 	packets    []*packets
 	servers    []*httpServer
 	handlers   []Application
+	dials      map[string]*conn.Dialer // by name
 
 	// overdue is closed when Run must return whatever still runs.
 	overdue  chan struct{}
@@ -283,6 +287,9 @@ func prepare(in *link.Inherited, conf Config) (_ *Worker, err error) {
 		return nil, err
 	}
 	if err := w.makeListeners(in); err != nil {
+		return nil, err
+	}
+	if err := w.makeDials(); err != nil {
 		return nil, err
 	}
 	w.Tell("connections", w.tellConnections)
