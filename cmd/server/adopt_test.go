@@ -531,3 +531,51 @@ func TestRestartIntoABrokenConfigurationLeavesTheWorkersAlone(t *testing.T) {
 	talked(t, g)
 	m.wantStored()
 }
+
+func TestSupervisorThatDiesDuringAHarvestLeavesItToTheNext(t *testing.T) {
+	m := startManager(t, 3)
+	var clients []*talker
+	for i := range 300 {
+		c := m.connect("mortal")
+		if _, _, err := c.ask(fmt.Sprint("name n", i)); err != nil {
+			t.Fatal(err)
+		}
+		clients = append(clients, c)
+	}
+	rounds := 12
+	if testing.Short() {
+		rounds = 4
+	}
+	lost := 0
+	for round := range rounds {
+		st := m.well()
+		victims := []int{st.Pools[0].Workers[round%3].PID}
+		if round%2 == 1 {
+			victims = append(victims, st.Pools[0].Workers[(round+1)%3].PID)
+		}
+		for _, pid := range victims {
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+		<-time.After(time.Duration(round) * 700 * time.Microsecond) // somewhere in the harvest
+		m.die(unix.SIGKILL)
+		m.start()
+		m.await("a successor serves", func(st control.Status) bool {
+			return st.State == control.StateServing && len(st.Pools[0].Workers) == m.workers && !slices.ContainsFunc(victims, func(pid int) bool { return slices.Contains(pidsOf(st), pid) })
+		})
+		kept := clients[:0]
+		for i, c := range clients {
+			if _, _, err := c.ask("who"); err != nil {
+				lost++
+				t.Errorf("round %d: client %d, workers %d killed: %v", round, i, victims, err)
+				continue
+			}
+			kept = append(kept, c)
+		}
+		clients = kept
+	}
+	t.Logf("%d of 300 lost", lost)
+	m.well()
+	m.wantStored()
+}

@@ -384,11 +384,25 @@ func (s *Supervisor) takeSeats() {
 
 // inheritHarvest has the connections that the harvester of the supervisor
 // before had in hand counted as their dead worker's again: as long as that
-// one's keeper lives, they can be taken out once more. If several are dead the
-// first is asked for all of them.
+// one's keeper lives, they can be taken out once more. Whose they were is told
+// by whose keeper has them.
 func (s *Supervisor) inheritHarvest(dead *incarnation) {
+	type found struct {
+		id  rows.ID
+		row *rows.Row
+	}
+	var all []found
 	old := harvesterNumber(s.epoch - 1)
-	s.rows.Owned(old, func(id rows.ID, row *rows.Row) { row.Move(id, old, dead.number) })
+	s.rows.Owned(old, func(id rows.ID, row *rows.Row) { all = append(all, found{id, row}) })
+	if len(all) == 0 || s.harvester == nil {
+		return
+	}
+	kept := s.harvester.search(&harvest{keeper: dead.keeper})
+	for _, f := range all {
+		if _, its := kept[f.row.Cookie.Load()]; its {
+			f.row.Move(f.id, old, dead.number)
+		}
+	}
 }
 
 // placeAdopted puts a slot where it was, as far as that can be: one without a

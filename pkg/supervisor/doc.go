@@ -21,6 +21,9 @@
 //     owns a connection is told by its row; nothing here decides that.
 //   - A dead worker keeps its seat and its place until its keeper is reaped
 //     too: what it had open is closed before its successor starts.
+//   - Nothing that a worker needs to serve is only in this process: when it
+//     dies they serve on, and the next supervisor, one epoch higher, adopts
+//     them. Where no service manager keeps what that takes, they drain.
 //   - Every wait has a deadline: for readiness, for the end of a drain, for
 //     the end of the service.
 //
@@ -40,6 +43,9 @@
 // moved on request in move.go and spread in balance.go; what dead workers have
 // counted is kept in metrics.go; whether the service serves is told in
 // readiness.go; and the operator's command for a death is run in hook.go.
+//
+// What the next supervisor needs is stored in store.go and saved.go, and taken
+// over in adopt.go.
 //
 // Start reading at the two tables, then reload.go.
 package supervisor

@@ -39,7 +39,8 @@ type fake struct {
 	in    chan any // link.Body or unix.Signal
 	once  sync.Once
 	began time.Time
-	busy  atomic.Bool // it does not read
+	busy  atomic.Bool           // it does not read
+	heir  atomic.Pointer[order] // of the supervisor that has adopted it
 }
 
 func (f *fakes) launch(o order) (process, error) {
@@ -49,7 +50,21 @@ func (f *fakes) launch(o order) (process, error) {
 	if f.fail != nil {
 		return nil, f.fail
 	}
-	p := &fake{order: o, pid: 1000 + f.launched, in: make(chan any, 64), began: time.Now()}
+	p := &fake{pid: 1000 + f.launched, in: make(chan any, 64), began: time.Now()}
+	// What it says goes to the supervisor that it has by then.
+	hooks := func() *order {
+		if heir := p.heir.Load(); heir != nil {
+			return heir
+		}
+		return &o
+	}
+	p.order = o
+	p.order.greeted = func(h link.Hello, inbox int) { hooks().greeted(h, inbox) }
+	p.order.kept = func(k link.Kept, pidfd int) { hooks().kept(k, pidfd) }
+	p.order.said = func(b link.Body) { hooks().said(b) }
+	p.order.answered = func(g link.Gathered, fd int) { hooks().answered(g, fd) }
+	p.order.unknown = func(err error) { hooks().unknown(err) }
+	p.order.exited = func(e Exit) { hooks().exited(e) }
 	f.all = append(f.all, p)
 	behave := f.behave
 	if f.launching != nil {
@@ -858,7 +873,7 @@ func (f *fakes) adopt(o order, pid int, r remains) (process, error) {
 	r.close()
 	for _, p := range f.every() {
 		if p.pid == pid {
-			p.order = o
+			p.heir.Store(&o)
 			return p, nil
 		}
 	}

@@ -165,7 +165,7 @@ func restartIntoSomethingBrokenLeavesTheWorkersAlone(t *testing.T, m *machine) {
 	// A configuration that cannot be read: what was serves on, and says so.
 	s.configure("wokers = 3\n")
 	s.quietly("systemctl", "restart", s.unit)
-	st = s.awaitStatus(10*time.Second, successor(st, 2))
+	s.awaitStatus(10*time.Second, successor(st, 2))
 	eventually(t, 10*time.Second, func() error {
 		if got := s.text(); !strings.Contains(got, "wokers") {
 			return fmt.Errorf("STATUS is %q", got)
