@@ -22,6 +22,8 @@
 //   - Nothing that a worker needs to serve is only in this process: when it
 //     dies they serve on, and the next supervisor, one epoch higher, adopts
 //     them. Where no service manager keeps what that takes, they drain.
+//   - A dead worker keeps its seat and its place until its keeper is reaped
+//     too: what it had open is closed before its successor starts.
 //   - Every wait has a deadline: for readiness, for the end of a drain, for
 //     the end of the service.
 //
@@ -33,6 +35,8 @@
 //	retire   incarnation.go  ready -> draining
 //	hand     handover.go     its connections go to others
 //	exit     process.go      reaped, its last words collected
+//	harvest  protect.go      its connections are taken out of its keeper,
+//	         harvest.go      and given to others; the keeper is reaped
 //	         slot.go         respawned, at once or after a delay
 //
 // Beside that: workers are told of one another in peers.go; connections are
