@@ -38,11 +38,9 @@ type manager struct {
 	reaping   sync.WaitGroup
 	quit      chan struct{}
 
-	mu     sync.Mutex
-	store  []stored // newest first
-	ready  int      // READY=1, of all supervisors
-	last   string   // STATUS=
-	keeper int      // pid of the supervisor, not to be reaped; 0: none
+	mu    sync.Mutex
+	store []stored // newest first
+	own   int      // pid of the supervisor, whose end is waited for elsewhere
 }
 
 type stored struct {
@@ -151,7 +149,7 @@ func (m *manager) start() {
 	if m.run.Process, err = os.FindProcess(pid); err != nil {
 		m.t.Fatal(err)
 	}
-	m.keeper = m.run.Process.Pid
+	m.own = m.run.Process.Pid
 }
 
 // die ends the supervisor by a signal and returns when it is gone.
@@ -209,11 +207,6 @@ func (m *manager) told(message string, fds []int) {
 			}
 			return s.name == says["FDNAME"]
 		})
-	case says["READY"] == "1":
-		m.ready++
-	}
-	if v, ok := says["STATUS"]; ok {
-		m.last = v
 	}
 	for _, fd := range fds {
 		unix.Close(fd)
@@ -236,7 +229,7 @@ func (m *manager) reap() {
 			for _, f := range strings.Fields(string(text)) {
 				pid, _ := strconv.Atoi(f)
 				m.mu.Lock()
-				own := pid == m.keeper
+				own := pid == m.own
 				m.mu.Unlock()
 				if !own {
 					_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
@@ -257,6 +250,9 @@ func (m *manager) close() {
 	}
 	close(m.quit)
 	m.reaping.Wait()
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0); err != nil {
+		m.t.Error(err)
+	}
 	if n := len(m.stored()); n > 0 {
 		m.t.Errorf("after the stop %d descriptors are stored: %v", n, m.stored())
 	}
