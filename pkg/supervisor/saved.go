@@ -209,8 +209,12 @@ func (s *Supervisor) state() savedState {
 		st.Releases = append(st.Releases, savedRelease{r.generation, r.exe.path, r.settings})
 	}
 	for _, sl := range s.pool.slots {
+		release := sl.release
+		if release == nil { // a reload has added it, and has not come to it
+			release = s.current
+		}
 		st.Slots = append(st.Slots, savedSlot{
-			Generation: sl.release.generation, Held: sl.place == held,
+			Generation: release.generation, Held: sl.place == held,
 			Respawns: sl.respawns, StartFailures: sl.startFailures, LastDeath: sl.lastDeath,
 		})
 	}
