@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -563,8 +564,12 @@ func TestSupervisorThatDiesDuringAHarvestLeavesItToTheNext(t *testing.T) {
 		kept := clients[:0]
 		for i, c := range clients {
 			if _, _, err := c.ask("who"); err != nil {
+				// What the dead supervisor had in hand just then may end, at
+				// once and cleanly; it is never silent.
 				lost++
-				t.Errorf("round %d: client %d, workers %d killed: %v", round, i, victims, err)
+				if !errors.Is(err, io.EOF) && !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) {
+					t.Errorf("round %d: client %d, workers %d killed: %v", round, i, victims, err)
+				}
 				continue
 			}
 			kept = append(kept, c)
@@ -572,6 +577,9 @@ func TestSupervisorThatDiesDuringAHarvestLeavesItToTheNext(t *testing.T) {
 		clients = kept
 	}
 	t.Logf("%d of 300 lost", lost)
+	if lost > 200 {
+		t.Errorf("%d of 300 connections are lost: a harvest that is cut off is not gone on with", lost)
+	}
 	m.well()
 	m.wantStored()
 }
