@@ -171,10 +171,12 @@ func readPast(stored []activation.Stored, service string) (_ *past, err error) {
 	delete(single, storedRows)
 	for _, saved := range p.state.Releases {
 		r, err := adoptRelease(saved, many)
-		if err != nil {
+		switch {
+		case err == nil:
+			p.releases[saved.Generation] = r
+		case saved.Generation == p.state.Current:
 			return nil, err
 		}
-		p.releases[saved.Generation] = r
 	}
 	if p.releases[p.state.Current] == nil {
 		return nil, fmt.Errorf("supervisor: stored state: no release of generation %d", p.state.Current)
@@ -226,7 +228,7 @@ func adoptRelease(saved savedRelease, stored map[string]map[uint64]int) (*releas
 		return nil, err
 	}
 	delete(stored[storedConfig], saved.Generation)
-	return &release{generation: saved.Generation, settings: saved.Settings, exe: e, config: os.NewFile(uintptr(config), "config")}, nil
+	return &release{generation: saved.Generation, build: saved.Build, settings: saved.Settings, exe: e, config: os.NewFile(uintptr(config), "config")}, nil
 }
 
 // adoptPast rebuilds the tables from what an earlier supervisor has left, and
@@ -458,7 +460,7 @@ func (s *Supervisor) rollBackAdopted(saved *savedReload, p *past) {
 	if from == nil || to == nil {
 		return
 	}
-	s.job = &reload{began: s.began, from: from, to: to, begun: make(map[*slot]beginning)}
+	s.job = &reload{began: s.began, from: from, to: to, back: saved.Back, begun: make(map[*slot]beginning)}
 	for _, i := range saved.Extra {
 		if i >= 0 && i < len(s.pool.slots) {
 			s.job.extra = append(s.job.extra, s.pool.slots[i])

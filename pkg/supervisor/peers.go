@@ -75,6 +75,7 @@ func (s *Supervisor) greeted(inc *incarnation, m link.Hello, inbox int) {
 		unix.Close(inbox) // said twice, or too late
 	}
 	inc.build = m.Build
+	inc.release.build = m.Build
 	if m.Contract != link.Contract || m.Incarnation != inc.number {
 		inc.reason = fmt.Sprintf("said hello as incarnation %d of contract %d, want %d of %d", m.Incarnation, m.Contract, inc.number, link.Contract)
 		s.happen(inc, unsettling)

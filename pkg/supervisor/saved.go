@@ -28,6 +28,7 @@ type savedState struct {
 	Incarnation uint64            `json:"incarnation"` // the last number given
 	Generation  uint64            `json:"generation"`  // the last number given
 	Current     uint64            `json:"current"`     // the generation that serves
+	Good        uint64            `json:"good,omitempty"`
 	Stopping    bool              `json:"stopping,omitempty"`
 	Restarting  bool              `json:"restarting,omitempty"` // it left so that another takes over
 	Env         map[string]string `json:"env,omitempty"`
@@ -43,10 +44,12 @@ type savedReload struct {
 	From  uint64 `json:"from"`
 	To    uint64 `json:"to"`
 	Extra []int  `json:"extra,omitempty"` // slots that only the new release has
+	Back  bool   `json:"back,omitempty"`  // it is a rollback
 }
 
 type savedRelease struct {
 	Generation uint64   `json:"generation"`
+	Build      string   `json:"build,omitempty"`
 	Path       string   `json:"path"`
 	Settings   Settings `json:"settings"`
 }
@@ -199,14 +202,17 @@ func (s *Supervisor) state() savedState {
 		Current: s.current.generation, Stopping: s.phase == stopping, Restarting: s.restarting, Env: s.env,
 		LastReload: s.lastReload, Listeners: s.listeners(),
 	}
+	if s.good != nil {
+		st.Good = s.good.generation
+	}
 	if r := s.job; r != nil && r.to != nil {
-		st.Reload = &savedReload{From: r.from.generation, To: r.to.generation}
+		st.Reload = &savedReload{From: r.from.generation, To: r.to.generation, Back: r.back}
 		for _, sl := range r.extra {
 			st.Reload.Extra = append(st.Reload.Extra, sl.index)
 		}
 	}
 	for _, r := range s.releases {
-		st.Releases = append(st.Releases, savedRelease{r.generation, r.exe.path, r.settings})
+		st.Releases = append(st.Releases, savedRelease{Generation: r.generation, Build: r.build, Path: r.exe.path, Settings: r.settings})
 	}
 	for _, sl := range s.pool.slots {
 		release := sl.release

@@ -125,6 +125,7 @@ type Supervisor struct {
 	verdict      error // what Run will return
 	pool         *pool
 	current      *release // the generation that serves
+	good         *release // what served before it and differs from it; nil: there is none, or it was returned to
 	releases     []*release
 	incarnations map[uint64]*incarnation
 	freeSeats    []int
@@ -263,9 +264,11 @@ func (s *Supervisor) succeed(p *past, refused error) {
 	s.epoch, s.generations, s.lastNumber = st.Epoch+1, st.Generation, st.Incarnation
 	s.lastQuestion = s.epoch << 32 // no answer to a question of before is taken for one of ours
 	s.env, s.lastReload = st.Env, st.LastReload
-	s.current = p.releases[st.Current]
+	s.current, s.good = p.releases[st.Current], p.releases[st.Good]
 	for _, saved := range st.Releases {
-		s.releases = append(s.releases, p.releases[saved.Generation])
+		if r := p.releases[saved.Generation]; r != nil {
+			s.releases = append(s.releases, r)
+		}
 	}
 }
 
@@ -777,7 +780,7 @@ func (s *Supervisor) vacate(inc *incarnation) {
 // sweepReleases closes what nobody will run any more.
 func (s *Supervisor) sweepReleases() {
 	s.releases = slices.DeleteFunc(s.releases, func(r *release) bool {
-		if r == s.current || s.job != nil && (r == s.job.from || r == s.job.to) {
+		if r == s.current || r == s.good || s.job != nil && (r == s.job.from || r == s.job.to) {
 			return false
 		}
 		for _, sl := range s.pool.slots {
