@@ -35,6 +35,7 @@ const (
 	EventServiceReady      = "service-ready"
 	EventServiceStopping   = "service-stopping"
 	EventAdopted           = "adopted"
+	EventLetGo             = "let-go"
 )
 
 const (

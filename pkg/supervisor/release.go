@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -92,6 +93,7 @@ func (s Settings) withDefaults() (Settings, error) {
 type release struct {
 	generation uint64
 	build      string // as a worker of it said; empty: none has yet
+	contract   int    // that its workers speak; 0: none has said so yet
 	settings   Settings
 	exe        executable
 	config     *os.File
@@ -206,3 +208,7 @@ func (r *release) close() {
 	r.exe.close()
 	r.config.Close()
 }
+
+// speaks returns the contract in which a worker of the release is spoken to: that
+// of its workers before, and ours if there was none.
+func (r *release) speaks() int { return cmp.Or(r.contract, link.Contract) }

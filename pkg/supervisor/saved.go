@@ -21,7 +21,7 @@ import (
 // meaning of one has changed.
 type savedState struct {
 	Format   int    `json:"format"`
-	Contract int    `json:"contract"` // with the workers
+	Contract int    `json:"contract"` // of this supervisor
 	Service  string `json:"service"`
 
 	Epoch       uint64            `json:"epoch"`
@@ -50,6 +50,7 @@ type savedReload struct {
 type savedRelease struct {
 	Generation uint64   `json:"generation"`
 	Build      string   `json:"build,omitempty"`
+	Contract   int      `json:"contract,omitempty"` // that its workers speak; 0: the supervisor's
 	Path       string   `json:"path"`
 	Settings   Settings `json:"settings"`
 }
@@ -78,6 +79,7 @@ type savedWorker struct {
 	Seat        int    `json:"seat"`
 	Generation  uint64 `json:"generation"`
 	Build       string `json:"build,omitempty"`
+	Contract    int    `json:"contract,omitempty"` // that it speaks; 0: the supervisor's
 	State       string `json:"state"`
 	Role        string `json:"role"`
 	Unready     string `json:"unready,omitempty"`
@@ -212,7 +214,7 @@ func (s *Supervisor) state() savedState {
 		}
 	}
 	for _, r := range s.releases {
-		st.Releases = append(st.Releases, savedRelease{Generation: r.generation, Build: r.build, Path: r.exe.path, Settings: r.settings})
+		st.Releases = append(st.Releases, savedRelease{Generation: r.generation, Build: r.build, Contract: r.contract, Path: r.exe.path, Settings: r.settings})
 	}
 	for _, sl := range s.pool.slots {
 		release := sl.release
@@ -233,7 +235,7 @@ func (s *Supervisor) state() savedState {
 func (inc *incarnation) saved() savedWorker {
 	w := savedWorker{
 		Incarnation: inc.number, PID: inc.pid(), Protection: inc.protection, Slot: inc.slot.index, Seat: inc.seatNo,
-		Generation: inc.release.generation, Build: inc.build, State: inc.state.String(), Role: roleDraining, Unready: inc.unready,
+		Generation: inc.release.generation, Build: inc.build, Contract: inc.contract, State: inc.state.String(), Role: roleDraining, Unready: inc.unready,
 		BornNS: inc.born.UnixNano(), ReadyMonoNS: int64(inc.readyMono), Prompt: inc.terms.prompt, Hand: inc.terms.hand,
 	}
 	switch inc {

@@ -43,6 +43,10 @@ type Config struct {
 	// goroutine at a time.
 	Load func(env map[string]string) (Settings, error)
 
+	// Control is where this supervisor is asked, a URL; empty: nowhere. Its
+	// workers remember it, so that they are found when it is dead.
+	Control string
+
 	// RuntimeDir is where an orderly end of the service leaves its mark for
 	// Reap; empty: nowhere.
 	RuntimeDir string
@@ -202,6 +206,7 @@ func newSupervisor(conf Config, l launcher, makeRelease func(uint64, Settings, s
 	}
 	p, err := readPast(conf.Stored, conf.Name)
 	if err != nil && !errors.Is(err, errNoPast) {
+		s.tell(EventLetGo, fmt.Sprintf("workers of the supervisor before finish their connections, new ones serve: %v", err), nil)
 		s.log.Error("workers of the supervisor before are not adopted: they drain", zap.Error(err))
 	}
 	settings, loadErr := conf.Load(nil)
@@ -720,7 +725,7 @@ func (s *Supervisor) launch(inc *incarnation) (process, error) {
 func (s *Supervisor) orderFor(inc *incarnation) order {
 	sl := inc.slot
 	id := link.Identity{
-		Contract: link.Contract, Service: s.conf.Name, Pool: sl.pool.name, Slot: sl.index,
+		Contract: inc.release.speaks(), Control: s.conf.Control, Service: s.conf.Name, Pool: sl.pool.name, Slot: sl.index,
 		Incarnation: inc.number, Generation: inc.release.generation, Epoch: s.epoch, Seat: inc.seatNo,
 		Predecessor: sl.predecessor, Keeper: s.harvester != nil,
 	}
