@@ -183,6 +183,9 @@ func (f *Frozen) Capture(dst []byte) ([]byte, error) {
 	set(stateTellDrain, f.flags&flagTellDrain != 0)
 	set(stateClogged, f.flags&flagClogged != 0)
 	x := c.extra.Load()
+	if err = c.passSavedLocked(); err != nil {
+		return dst, err
+	}
 	f.timers = maps.Clone(x.timers)
 	if len(f.timers) > 0 {
 		now := c.set.loop.Clock()
