@@ -80,11 +80,10 @@ func (c *Conn) borrowLocked(m []byte) bool {
 func (c *Conn) enqueueLocked(m []byte) error {
 	q := &c.out
 	if c.has(flagLate) {
-		x := c.extra.Load()
-		if x.session != nil {
+		if c.cfg.NewSession != nil {
 			return c.postponeLocked(m)
 		}
-		q = &x.late
+		q = &c.extraLocked().late
 	}
 	return c.encodeLocked(q, m, c.cfg.Limits.SendHard)
 }
@@ -153,8 +152,8 @@ func (c *Conn) protocol() wire.Protocol {
 
 // queuedLocked returns how many bytes wait to be sent. It needs mu.
 func (c *Conn) queuedLocked() int {
-	if c.has(flagLate) {
-		return c.unsentLocked() + c.extra.Load().late.bytes
+	if x := c.extra.Load(); x != nil && c.has(flagLate) {
+		return c.unsentLocked() + x.late.bytes
 	}
 	return c.unsentLocked()
 }
