@@ -331,6 +331,44 @@ func TestConnectionThatRestsIsTakenUp(t *testing.T) {
 	}
 }
 
+// silent has nothing to do in OnAdopt.
+type silent struct{ funcs }
+
+func (silent) AdoptsSilently() bool { return true }
+
+func TestConnectionThatHasMovedIsAtRestAtOnce(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		inline  bool
+		handler func(funcs) Handler
+	}{
+		{"inline", true, func(f funcs) Handler { return f }},
+		{"by the pool, without OnAdopt", false, func(f funcs) Handler { return silent{f} }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newTwo(t)
+			a, b := w.configs(tt.handler(funcs{message: echo(t), adopt: func(*Conn, Reason) {}}), tt.inline, nil)
+			client, c := w.a.tcp(a)
+			write(t, client, "hello\n")
+			expect(t, client, "hello\n")
+			f := w.freeze(c)
+			ad := w.adopt(f, b)
+			w.commit(f)
+			w.b.do(func() {
+				ad.Serve(Move, true)
+				if !NotedIn(f.Row()).AtRest {
+					t.Error("it is not at rest before the end of the turn")
+				}
+			})
+			w.a.do(func() { f.Left(7) })
+			write(t, client, "again\n")
+			expect(t, client, "again\n")
+			client.Close()
+			w.b.until("it is closed", func() bool { return ad.Conn().State() == Closed })
+		})
+	}
+}
+
 // A connection that is to move when its callback has returned moves before it
 // is at rest.
 func TestWhatWasSavedRightBeforeAMoveIsSavedWhereItWent(t *testing.T) {
