@@ -312,9 +312,11 @@ func (a *Adopted) Serve(why Reason, waitForTail bool) {
 	}
 	st.timers = nil
 
-	if c.has(flagNew) {
+	switch silent, ok := c.cfg.Handler.(SilentAdopter); {
+	case c.has(flagNew):
 		c.greet()
-	} else {
+	case ok && silent.AdoptsSilently():
+	default:
 		c.deliver(event{kind: adopted, reason: why})
 	}
 	if st.partner != 0 && !a.joined {
@@ -322,6 +324,7 @@ func (a *Adopted) Serve(why Reason, waitForTail bool) {
 	}
 	c.goOn(st.flags&stateReading != 0)
 	if c.state != Closed {
+		c.note() // not at the end of the turn: there may be hundreds of others before that
 		s.drainOf(c).joined(c)
 	}
 }

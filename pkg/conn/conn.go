@@ -139,7 +139,7 @@ func (c *Conn) extraLocked() *extra {
 func (c *Conn) tidyLocked() {
 	x := c.extra.Load()
 	if x != nil && x.client == nil && x.session == nil && x.layer == nil && x.origin.Load() == nil && x.pipe.Load() == nil && !c.ending &&
-		x.frozen == nil && x.why == nil && len(x.timers) == 0 && x.holds == 0 && !c.has(flagLate|flagsMove) {
+		x.frozen == nil && x.why == nil && x.saved == nil && len(x.timers) == 0 && x.holds == 0 && !c.has(flagLate|flagsMove) {
 		c.extra.Store(nil)
 	}
 }
