@@ -143,7 +143,7 @@ func (d *Dialer) route(address string) (route, error) {
 	case r.secure && d.set != nil && d.cfg.Handshakes == nil:
 		err = fmt.Errorf("conn: address %q: TLS without Handshakes", address)
 	case r.secure:
-		r.tls = clientTLS(d.dial.TLS, r.host)
+		r.tls = tlsTo(d.dial.TLS, r.host)
 	case d.dial.TLS != nil:
 		err = fmt.Errorf("conn: address %q: it would not be encrypted, and there are settings for TLS: want tls://HOST:PORT", address)
 	}
@@ -425,7 +425,7 @@ func (cl *Client) arrived(fd int, peer unix.Sockaddr, rx, tx uint64, tls *tlsrec
 	cl.conn, cl.since = c, s.loop.Now()
 	cl.mu.Unlock()
 	if tls != nil {
-		c.secured(tls)
+		c.beginSecured(tls)
 		return
 	}
 	c.greet()

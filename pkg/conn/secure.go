@@ -84,7 +84,7 @@ func (s *securing) stepped() {
 	a := s.attempt
 	a.out = append(a.out, s.h.Output()...)
 	if err := s.concluded(); err != nil {
-		_, _ = reactor.Write(a.fd, a.out) // an alert, that nobody need get
+		_, _ = a.write() // an alert, that nobody need get
 		a.give(err)
 		a.reachNext()
 		return
@@ -181,9 +181,9 @@ func (a *attempt) unsecure() {
 	}
 }
 
-// clientTLS returns the settings of TLS connections to host: cfg's, which is
+// tlsTo returns the settings of TLS connections to host: cfg's, which is
 // not changed and may be nil.
-func clientTLS(cfg *tls.Config, host string) *tls.Config {
+func tlsTo(cfg *tls.Config, host string) *tls.Config {
 	own := &tls.Config{MinVersion: tls.VersionTLS12}
 	if cfg != nil {
 		own = cfg.Clone()
@@ -194,9 +194,9 @@ func clientTLS(cfg *tls.Config, host string) *tls.Config {
 	return own
 }
 
-// secured has c go on with the keys of its handshake, which is over. What came
+// beginSecured has c go on with the keys of its handshake, which is over. What came
 // behind that is handled.
-func (c *Conn) secured(r *tlsrec.Result) {
+func (c *Conn) beginSecured(r *tlsrec.Result) {
 	l := &layer{stage: stageOpen, tls: r.Conn, legacy: r.Legacy, tickets: r.Tickets, quiet: true, info: &r.Info}
 	c.mu.Lock()
 	c.extraLocked().layer = l
