@@ -30,6 +30,9 @@ const (
 
 	// Securing: the peer is reached, and TLS is agreed on.
 	Securing
+
+	// Negotiating: the protocol's own handshake with the server.
+	Negotiating
 )
 
 // String says what was being done.
@@ -43,6 +46,8 @@ func (s ConnectStep) String() string {
 		return "ask proxy"
 	case Securing:
 		return "speak TLS with"
+	case Negotiating:
+		return "negotiate with"
 	default:
 		return "conn.ConnectStep(" + strconv.Itoa(int(s)) + ")"
 	}

@@ -18,7 +18,7 @@ import (
 )
 
 // dialOn connects by a Dialer on a loop of its own, which ends with the test.
-func dialOn[T any](t *testing.T, d Dialer[T], address string, state any) Client[T] {
+func dialOn[T any](t *testing.T, d Dialing, address string, state any) Client[T] {
 	t.Helper()
 	loop, err := reactor.New(reactor.Options{})
 	if err != nil {
@@ -30,6 +30,11 @@ func dialOn[T any](t *testing.T, d Dialer[T], address string, state any) Client[
 		t.Fatal(err)
 	}
 	c.Listener, c.Inline, c.Handshakes = "dial:test", true, conn.NewHandshakes(0)
+	pool := conn.NewPool(2)
+	c.Pool = pool
+	if _, raw := d.(Dialer[T]); raw {
+		c.Inline = true
+	}
 	dialer, err := set.NewDialer(c)
 	if err != nil {
 		t.Fatal(err)
@@ -46,6 +51,7 @@ func dialOn[T any](t *testing.T, d Dialer[T], address string, state any) Client[
 			t.Error(err)
 		}
 		c.Handshakes.Close()
+		pool.Close()
 		loop.Close()
 		if err := set.Close(); err != nil {
 			t.Error(err)
@@ -71,7 +77,7 @@ func TestDialedConnectionBeginsWithItsState(t *testing.T) {
 			told <- fmt.Sprint(cl.State().number, " ", cl.Up(), " ", errors.Is(why, ErrPeerClosed), " ", next < 0)
 		},
 	}
-	cl := dialOn(t, d, "tcp://"+far.Addr().String(), visit{6})
+	cl := dialOn[visit](t, d, "tcp://"+far.Addr().String(), visit{6})
 	for range 2 {
 		c, err := far.Accept()
 		if err != nil {
@@ -123,7 +129,7 @@ func TestDialedConnectionSpeaksTLS(t *testing.T) {
 	}()
 	told, over := make(chan string, 1), make(chan error, 1)
 	_, port, _ := net.SplitHostPort(far.Addr().String())
-	cl := dialOn(t, Dialer[int]{
+	cl := dialOn[int](t, Dialer[int]{
 		Protocol: text.Protocol{}, TLS: &tls.Config{RootCAs: made.Pool()},
 		OnMessage: func(c *Conn[int], m []byte) { told <- c.TLS().ServerName + " " + string(m) },
 		OnDown:    func(_ Client[int], why error, _ time.Duration) { over <- why },
@@ -145,7 +151,7 @@ func TestStateOfAnotherTypeEndsTheConnection(t *testing.T) {
 	}
 	defer far.Close()
 	told := make(chan error, 1)
-	dialOn(t, Dialer[int]{
+	dialOn[int](t, Dialer[int]{
 		OnConnect: func(*Conn[int]) { t.Error("OnConnect") },
 		OnDown:    func(_ Client[int], why error, _ time.Duration) { told <- why },
 	}, "tcp://"+far.Addr().String(), "text")
@@ -161,7 +167,7 @@ func TestNobodyThereIsAConnectError(t *testing.T) {
 	}
 	far.Close()
 	told := make(chan error, 1)
-	cl := dialOn(t, Dialer[int]{OnDown: func(_ Client[int], why error, _ time.Duration) { told <- why }}, "tcp://"+far.Addr().String(), 0)
+	cl := dialOn[int](t, Dialer[int]{OnDown: func(_ Client[int], why error, _ time.Duration) { told <- why }}, "tcp://"+far.Addr().String(), 0)
 	why := <-told
 	if e, ok := errors.AsType[*ConnectError](why); !ok || e.Step != conn.Reaching || !errors.Is(why, syscall.ECONNREFUSED) {
 		t.Errorf("OnDown: %v", why)

@@ -39,6 +39,19 @@ type workers struct {
 
 func newWorkers(t *testing.T, p Protocol, set listenerConfig) *workers {
 	t.Helper()
+	return workersOf(t, func(*conn.Set, *conn.Pool) *conn.Config {
+		l, err := p.listener("main", set)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Conn.Listener = "main"
+		return l.Conn
+	})
+}
+
+// workersOf are two loops that serve what config says.
+func workersOf(t *testing.T, config func(*conn.Set, *conn.Pool) *conn.Config) *workers {
+	t.Helper()
 	table, err := rows.Create(1 << 10)
 	if err != nil {
 		t.Fatal(err)
@@ -47,22 +60,20 @@ func newWorkers(t *testing.T, p Protocol, set listenerConfig) *workers {
 	pool := conn.NewPool(4)
 	var ended [2]chan error
 	for i := range w.loops {
-		l, err := p.listener("main", set)
-		if err != nil {
-			t.Fatal(err)
-		}
-		w.confs[i] = l.Conn
-		w.confs[i].Pool, w.confs[i].Listener = pool, "main"
 		if w.loops[i], err = reactor.New(reactor.Options{}); err != nil {
 			t.Fatal(err)
 		}
 		w.sets[i] = conn.NewSet(w.loops[i], table.Allocator(uint64(i)+1))
+		w.confs[i] = config(w.sets[i], pool)
+		w.confs[i].Pool = pool
 		ended[i] = make(chan error, 1)
 		go func() { ended[i] <- w.loops[i].Run() }()
 	}
 	t.Cleanup(func() {
 		for i, loop := range w.loops {
-			loop.Post(func() { w.sets[i].Drain(conn.DrainPrompt, 0, loop.Stop) })
+			loop.Post(func() {
+				w.sets[i].Drain(conn.DrainPrompt, 0, func() { w.sets[i].DrainOutgoing(conn.DrainPrompt, 0, loop.Stop) })
+			})
 			if err := <-ended[i]; err != nil {
 				t.Error(err)
 			}
