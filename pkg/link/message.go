@@ -52,7 +52,7 @@ const (
 // Hello is a worker's first message. The descriptor that comes along is the
 // sending end of its inbox, a SOCK_SEQPACKET socket, for its peers.
 type Hello struct {
-	Contract    int    `json:"contract"`
+	Contract    int    `json:"contract"` // that is spoken, as in the Identity
 	Incarnation uint64 `json:"incarnation"`
 	Generation  uint64 `json:"generation"`
 	Build       string `json:"build"` // what was built, for people: version and VCS revision

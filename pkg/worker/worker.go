@@ -296,7 +296,7 @@ func prepare(in *link.Inherited, conf Config) (_ *Worker, err error) {
 	w.Tell("move", w.tellMove)
 	w.Tell("give", w.tellGive)
 	w.enter(link.StateStarting)
-	hello := link.Hello{Contract: link.Contract, Incarnation: in.Incarnation, Generation: in.Generation, Build: w.conf.Build}
+	hello := link.Hello{Contract: in.Contract, Incarnation: in.Incarnation, Generation: in.Generation, Build: w.conf.Build}
 	if err := w.control.SendFile(hello, inbox); err != nil {
 		return nil, fmt.Errorf("worker: %w", err)
 	}
