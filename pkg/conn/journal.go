@@ -309,38 +309,81 @@ func (c *Conn) slabLocked(x *extra, bits uint64) (_ uint64, rests bool) {
 	if keys != nil {
 		var err error
 		if buf, err = x.layer.info.Append(buf); err != nil {
-			return c.tooLargeLocked(x)
+			x.tooLarge = true
+			return 0, false
 		}
 		s.scratch = buf
 		next.info = buf[n:]
 	}
-	bits = (bits ^ noteHalf) | noteSlab
-	half, err := table.OwnSlab(c.id, partOf(bits))
+	bits, half, err := c.writeSlab(bits, &next, keys != nil)
 	if err != nil {
+		x.tooLarge = errors.Is(err, ErrTooLong)
 		return 0, false
 	}
-	var annex []byte
-	size := next.size(keys != nil)
-	apart := size > rows.SlabHalf
-	if apart {
-		if size -= len(next.origin) + len(next.info); size > rows.SlabHalf || len(next.origin)+len(next.info) > rows.SlabAnnex {
-			return c.tooLargeLocked(x)
-		}
-		if annex, err = table.OwnSlab(c.id, rows.Annex); err != nil {
-			return 0, false
-		}
-	}
-	next.put(half, annex, keys)
 	x.saved, x.noted, x.tooLarge = nil, true, false
 	if keys != nil {
+		half[slabKeysLen] = byte(len(keys.AppendKeys(half[slabHeader:slabHeader])))
 		x.layer.noted = keys.Updates()
 	}
 	return bits, true
 }
 
-func (c *Conn) tooLargeLocked(x *extra) (bits uint64, rests bool) {
-	x.tooLarge = true
-	return 0, false
+// writeSlab fills the half of the slab that is not in use, but for the keys,
+// for which it leaves room, and returns it with the bits that say that it is.
+func (c *Conn) writeSlab(bits uint64, s *slab, keys bool) (_ uint64, half []byte, err error) {
+	table := c.set.alloc.Table()
+	apart := s.size(keys) > rows.SlabHalf
+	if apart {
+		own, rest := s.sizes(keys)
+		if own > rows.SlabHalf || rest > rows.SlabAnnex {
+			return 0, nil, fmt.Errorf("conn: state of %d bytes and %d that stay as they are, want at most %d and %d: %w", own, rest, rows.SlabHalf, rows.SlabAnnex, ErrTooLong)
+		}
+	}
+	bits = (bits ^ noteHalf) | noteSlab
+	if half, err = table.OwnSlab(c.id, partOf(bits)); err != nil {
+		return 0, nil, fmt.Errorf("conn: %w", err)
+	}
+	var annex []byte
+	if apart {
+		if annex, err = table.OwnSlab(c.id, rows.Annex); err != nil {
+			return 0, nil, fmt.Errorf("conn: %w", err)
+		}
+	}
+	s.put(half, annex, keys)
+	return bits, half, nil
+}
+
+// passSavedLocked puts into the slab what Save has left to be put there when
+// the connection is at rest: it is to move before that, and who takes it takes
+// what is in the slab for what was saved last. Whether it is at rest stays as
+// it is. It needs mu.
+func (c *Conn) passSavedLocked() error {
+	x := c.extra.Load()
+	if x.saved == nil {
+		return nil
+	}
+	row := c.row()
+	rx, tx, noted := row.Published()
+	var s slab
+	var keys []byte
+	var err error
+	if noted&noteSlab != 0 {
+		if s, keys, err = readSlab(c.set.alloc.Table(), c.id, noted); err != nil {
+			return err
+		}
+	}
+	s.value = x.saved
+	bits, half, err := c.writeSlab(noted, &s, len(keys) > 0)
+	if err != nil {
+		return err
+	}
+	half[slabKeysLen] = byte(copy(half[slabHeader:], keys))
+	row.Publish(rx, tx, bits)
+	if len(keys) > 0 {
+		c.forgetKeys(noted)
+	}
+	x.saved = nil
+	return nil
 }
 
 // slab is what a slab has, but for the keys.
@@ -351,16 +394,22 @@ type slab struct {
 
 // size is how much of a half it takes.
 func (s *slab) size(keys bool) int {
-	n := slabHeader + len(s.session) + len(s.value) + len(s.origin) + len(s.info)
-	if keys {
-		n += slabKeys
-	}
-	return n
+	own, rest := s.sizes(keys)
+	return own + rest
 }
 
-// put writes it, and the keys if there are some, into a half, with the rest in
-// the annex unless that is nil. What the slab has there may be its own.
-func (s *slab) put(half, annex []byte, keys *tlsrec.Conn) {
+// sizes tells apart what may go to the annex.
+func (s *slab) sizes(keys bool) (own, rest int) {
+	own = slabHeader + len(s.session) + len(s.value)
+	if keys {
+		own += slabKeys
+	}
+	return own, len(s.origin) + len(s.info)
+}
+
+// put writes it into a half, with room for keys, and with the rest in the annex
+// unless that is nil. What the annex has may be what s has.
+func (s *slab) put(half, annex []byte, keys bool) {
 	binary.LittleEndian.PutUint16(half, uint16(len(s.session)))
 	n := 0
 	if s.value != nil {
@@ -371,10 +420,8 @@ func (s *slab) put(half, annex []byte, keys *tlsrec.Conn) {
 	binary.LittleEndian.PutUint16(half[6:], uint16(len(s.info)))
 	half[slabKeysLen], half[slabApart] = 0, 0
 	rest := half[slabHeader:]
-	if keys != nil {
-		n := len(keys.AppendKeys(rest[:0]))
-		half[slabKeysLen] = byte(n)
-		clear(rest[n:slabKeys])
+	if keys {
+		clear(rest[:slabKeys])
 		rest = rest[slabKeys:]
 	}
 	rest = rest[copy(rest, s.session):]

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -282,6 +283,60 @@ func TestConnectionThatRestsIsTakenUp(t *testing.T) {
 	}
 }
 
+// A connection that is to move when its callback has returned moves before it
+// is at rest.
+func TestWhatWasSavedRightBeforeAMoveIsSavedWhereItWent(t *testing.T) {
+	w := newTwo(t)
+	saved, goOn := make(chan struct{}, 1), make(chan struct{})
+	a, b := w.configs(funcs{
+		message: func(c *Conn, m []byte) {
+			c.SetValue(string(m))
+			if err := c.Save(); err != nil {
+				t.Error(err)
+			}
+			echo(t)(c, m)
+			if string(m) == "two" {
+				saved <- struct{}{}
+				<-goOn
+			}
+		},
+		adopt: func(*Conn, Reason) {},
+	}, false, func(c *Config) {
+		c.EncodeValue = func(c *Conn) ([]byte, error) { return []byte(c.Value().(string)), nil }
+		c.DecodeValue = func(c *Conn, b []byte) error { c.SetValue(string(b)); return nil }
+	})
+	client, c := w.a.tcp(a)
+	write(t, client, "one\n")
+	expect(t, client, "one\n")
+	untilRest(t, w.a, c, true)
+	write(t, client, "two\n")
+	receive(t, saved)
+	frozen := make(chan *Frozen, 1)
+	w.a.do(func() {
+		w.a.set.Freeze(c, func(f *Frozen, err error) {
+			if err != nil {
+				t.Error(err)
+			}
+			frozen <- f
+		})
+		close(goOn)
+		for end := time.Now().Add(patience); c.running() && time.Now().Before(end); { // so that it is settled in a later turn
+			runtime.Gosched()
+		}
+	})
+	f := receive(t, frozen)
+	c = w.finish(f, w.adopt(f, b))
+	expect(t, client, "two\n")
+	untilRest(t, w.b, c, true)
+	c = (&two{t: t, a: w.b, b: w.a}).dies(c, a)
+	untilRest(t, w.a, c, true)
+	if c.Value() != "two" {
+		t.Errorf("after a death its state is %q, want what was saved last", c.Value())
+	}
+	client.Close()
+	w.a.until("it is closed", func() bool { return c.State() == Closed })
+}
+
 func TestConnectionOfWhichNobodyWasToldIsGreetedElsewhere(t *testing.T) {
 	w := newTwo(t)
 	told := new(journal)
@@ -477,10 +532,10 @@ func BenchmarkNote(b *testing.B) {
 func FuzzSlab(f *testing.F) {
 	f.Add([]byte{}, []byte{}, false)
 	whole := make([]byte, rows.SlabHalf)
-	(&slab{session: []byte("ss"), value: []byte("vv"), origin: []byte("oo"), info: []byte("ii")}).put(whole, nil, nil)
+	(&slab{session: []byte("ss"), value: []byte("vv"), origin: []byte("oo"), info: []byte("ii")}).put(whole, nil, false)
 	f.Add(whole, []byte{}, false)
 	apart := make([]byte, rows.SlabHalf)
-	(&slab{session: []byte("ss"), origin: []byte("oo"), info: []byte("ii")}).put(apart, make([]byte, rows.SlabAnnex), nil)
+	(&slab{session: []byte("ss"), origin: []byte("oo"), info: []byte("ii")}).put(apart, make([]byte, rows.SlabAnnex), false)
 	f.Add(apart, []byte("ooii"), true)
 	f.Add(bytes.Repeat([]byte{0xff}, rows.SlabHalf), []byte{}, false)
 	f.Fuzz(func(t *testing.T, b, more []byte, hasAnnex bool) {
@@ -505,7 +560,7 @@ func FuzzSlab(f *testing.F) {
 			annex = nil
 		}
 		again := make([]byte, rows.SlabHalf)
-		s.put(again, annex, nil)
+		s.put(again, annex, false)
 		s2, ok := parseSlab(again, annex)
 		if same := bytes.Equal(s.session, s2.session) && bytes.Equal(s.value, s2.value) && bytes.Equal(s.origin, s2.origin) && bytes.Equal(s.info, s2.info); !ok || !same || (s.value == nil) != (s2.value == nil) {
 			t.Errorf("%+v is written as %+v", s, s2)
