@@ -43,6 +43,7 @@ const (
 	StateDegraded  = "degraded"  // some slot has none, or the last reload was rolled back half-way
 	StateReloading = "reloading" // a reload is under way
 	StateStopping  = "stopping"  // the service drains
+	StateOrphaned  = "orphaned"  // there is no supervisor, and workers serve on: told by the command line, not by a server
 )
 
 // Status is how the service is at one moment.
@@ -118,6 +119,7 @@ type Worker struct {
 	LongestStallUS uint64 `json:"longest_stall_us"` // the longest time that one it gave stood still
 	HeartbeatAgeMS int64  `json:"heartbeat_age_ms"` // -1: no heartbeat yet
 	RSSBytes       int64  `json:"rss_bytes"`
+	CPUMS          int64  `json:"cpu_ms"`            // processor time since its start
 	Handler        string `json:"handler,omitempty"` // listener of the callback that runs on the loop
 	HandlerMS      int64  `json:"handler_ms,omitempty"`
 	Respawns       uint64 `json:"respawns"`             // of the slot: deaths that were not asked for
