@@ -241,7 +241,7 @@ pool worker: 1 of 2 ready, 0 protected, 5 respawns
   slot  pid  gen        state  uptime   cpu  rss  conns  accepts  messages    in   out  queue  send_fail  panics  timers  given  taken  refused  thawed  stall  beat  respawns
      0  101    3        ready   1m05s  4.5s  12M     12       20      1000  2.0K  5.0M      0          0       0       0    498      1        3       2  1.5ms  12ms         0
      1    -    3  backing off      0s    0s    0      0        0         0     0     0      0          0       0       0      0      0        0       0      -     -         5
-   sum                                4.5s  12M     12       20      1000  2.0K  5.0M      0          0       0       0    498      1        3       2  1.5ms                
+   sum                                 4.5s  12M     12       20      1000  2.0K  5.0M      0          0       0       0    498      1        3       2  1.5ms                
 slot 0: unprotected, its connections die with it: a filter forbids it
 slot 1: next start in 1.5s, 4 starts have failed
 slot 1: last death: exit code 1: no database
