@@ -62,6 +62,8 @@ type Status struct {
 	LastGood    *Release   `json:"last_good,omitempty"` // to which rollback returns; nil: there is none
 	Connections int64      `json:"connections"`         // of all workers
 
+	Strangers []Stranger `json:"strangers,omitempty"` // processes in the unit's cgroup that nobody supervises
+
 	// Of the connections of workers that died, since the supervisor's start.
 
 	Kept uint64 `json:"connections_kept"` // other workers have them
@@ -75,6 +77,16 @@ type Release struct {
 	Build      string `json:"build,omitempty"`    // as its workers said
 	Executable string `json:"executable"`         // the path of its program
 	Replaced   bool   `json:"replaced,omitempty"` // another file is there now, or none
+}
+
+// Stranger is a process in the unit's cgroup that is neither the supervisor, nor
+// a worker of it or a worker's keeper, nor started by one of those.
+type Stranger struct {
+	PID     int    `json:"pid"`
+	Name    string `json:"name"`
+	Kind    string `json:"kind"`    // worker or keeper, of an earlier supervisor; other
+	AgeMS   int64  `json:"age_ms"`  // since it was seen first
+	Account string `json:"account"` // what it is, and what will become of it
 }
 
 // Listener is a socket the service listens on.

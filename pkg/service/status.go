@@ -44,6 +44,9 @@ func writeStatus(w io.Writer, st control.Status, r rates) error {
 	if st.Kept+st.Torn > 0 {
 		fmt.Fprintf(b, "deaths of workers: %d connections kept, %d torn\n", st.Kept, st.Torn)
 	}
+	for _, x := range st.Strangers {
+		fmt.Fprintf(b, "stranger: pid %d (%s) since %s: %s\n", x.PID, x.Name, age(x.AgeMS), x.Account)
+	}
 	writeListeners(b, st.Listeners)
 	for _, p := range st.Pools {
 		writePool(b, p, r)

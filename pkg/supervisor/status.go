@@ -67,6 +67,7 @@ func (s *Supervisor) snapshot() snapshot {
 		good := s.good.shown()
 		st.LastGood, snap.good = &good, s.good.exe
 	}
+	st.Strangers = s.shownStrangers()
 	st.Kept, st.Torn = s.books.kept, s.books.tornInAll()
 	for _, sock := range s.conf.Sockets {
 		st.Listeners = append(st.Listeners, control.Listener{
