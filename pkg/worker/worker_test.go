@@ -167,7 +167,7 @@ func TestFailedStartIsReportedWithItsReason(t *testing.T) {
 func TestSocketWithoutListenerIsAFailedStart(t *testing.T) {
 	s := listen(t)
 	s.Name = "other"
-	w := &Worker{conf: Config{Listeners: []Listener{{Name: "main"}}}}
+	w := &Worker{conf: Config{Metrics: metrics.NewRegistry(), Listeners: []Listener{{Name: "main"}}}}
 	in := &link.Inherited{Sockets: []int{s.FD}}
 	in.Identity.Listeners = []link.Listener{{Name: "other"}}
 	if err := w.makeListeners(in); err == nil || !strings.Contains(err.Error(), `"other"`) {
