@@ -54,7 +54,10 @@ var failpointTable = []struct {
 	{point: "handoff.committed", by: (*fragile).handOver, who: aWorker},
 	{point: "handoff.answer", by: (*fragile).handOver, who: aWorker},
 	{point: "handoff.answered", by: (*fragile).handOver, who: aWorker},
-	{point: "handoff.served", by: (*fragile).handOver, who: aWorker},
+	{
+		point: "handoff.served", by: (*fragile).handOver, who: aWorker,
+		lost: restingClients, reason: "OnAdopt, which this service has, is under way: who is in a callback may be what kills its worker",
+	},
 	{point: "exodus.ask", by: (*fragile).handOver, who: aWorker},
 	{point: "exodus.frozen", by: (*fragile).handOver, who: aWorker},
 	{point: "exodus.known", by: (*fragile).handOver, who: aWorker},
@@ -185,12 +188,13 @@ func TestDeathAndStallAtEveryFailpointLeaveEveryConnectionServedOnceOrClosed(t *
 			c.conn.Close()
 		}
 	})
+	failures := 0
 	for _, action := range []string{"kill", "stall"} {
 		for _, row := range failpointTable {
 			if row.by == nil {
 				continue
 			}
-			t.Run(fmt.Sprintf("%s of the %s at %s", action, row.who, row.point), func(t *testing.T) {
+			ok := t.Run(fmt.Sprintf("%s of the %s at %s", action, row.who, row.point), func(t *testing.T) {
 				f.t = t
 				lost := row.lost
 				if action == "stall" {
@@ -198,8 +202,11 @@ func TestDeathAndStallAtEveryFailpointLeaveEveryConnectionServedOnceOrClosed(t *
 				}
 				f.try(row.point, action, row.who, row.by, lost)
 			})
-			if f.t = t; t.Failed() {
-				return // what follows would tell of this
+			f.t = t
+			if !ok {
+				if failures++; failures == 3 {
+					return // what follows would tell of these
+				}
 			}
 		}
 	}
@@ -294,7 +301,7 @@ func (f *fragile) try(point, action, who string, by func(*fragile), lost int) {
 		t.Errorf("busy clients: %v", r)
 	}
 	for _, l := range r.Losses {
-		if l.At.After(begun) && (!l.Busy || action == "stall" || errors.Is(l.Err, os.ErrDeadlineExceeded)) {
+		if l.At.After(begun) && (!l.Busy && lost == 0 || action == "stall" || errors.Is(l.Err, os.ErrDeadlineExceeded)) {
 			t.Errorf("busy client: %v", l)
 		}
 	}
