@@ -165,7 +165,7 @@ func (a *Adopted) restoreLayer(st *state) error {
 		return nil
 	}
 	l := &layer{stage: stageOpen, quiet: s.flags&layerQuiet != 0, truncated: s.flags&layerTruncated != 0}
-	if len(s.tls) == 0 {
+	if len(s.tls) == 0 && s.flags&layerNoted == 0 {
 		l.stage = stageHello
 		if s.flags&layerProxy != 0 {
 			l.stage = stageProxy
@@ -177,9 +177,9 @@ func (a *Adopted) restoreLayer(st *state) error {
 		x.layer = l
 		return nil
 	}
-	keys, err := tlsrec.RestoreState(s.tls)
+	keys, err := a.restoreKeys(s)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrState, err)
+		return err
 	}
 	info, err := tlsrec.ParseInfo(s.info)
 	if err != nil {
@@ -193,6 +193,19 @@ func (a *Adopted) restoreLayer(st *state) error {
 	l.sealed.add(s.ready)
 	x.layer = l
 	return nil
+}
+
+// restoreKeys returns the state of TLS, from the capture or, if the connection
+// was at rest when its process died, from the slab.
+func (a *Adopted) restoreKeys(s *layerState) (*tlsrec.Conn, error) {
+	if s.flags&layerNoted != 0 {
+		return notedKeys(a.conn.set.alloc.Table(), a.conn.id, a.row)
+	}
+	keys, err := tlsrec.RestoreState(s.tls)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrState, err)
+	}
+	return keys, nil
 }
 
 // restore has protocol and application take up their parts.
@@ -312,9 +325,11 @@ func (a *Adopted) Serve(why Reason, waitForTail bool) {
 	}
 	st.timers = nil
 
-	if c.has(flagNew) {
+	switch silent, ok := c.cfg.Handler.(SilentAdopter); {
+	case c.has(flagNew):
 		c.greet()
-	} else {
+	case ok && silent.AdoptsSilently():
+	default:
 		c.deliver(event{kind: adopted, reason: why})
 	}
 	if st.partner != 0 && !a.joined {
@@ -322,6 +337,7 @@ func (a *Adopted) Serve(why Reason, waitForTail bool) {
 	}
 	c.goOn(st.flags&stateReading != 0)
 	if c.state != Closed {
+		c.note() // not at the end of the turn: there may be hundreds of others before that
 		s.drainOf(c).joined(c)
 	}
 }

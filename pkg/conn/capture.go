@@ -52,7 +52,7 @@ var (
 //	string  output that the kernel has not got
 //	string  the layer before the descriptor, empty: none; otherwise
 //	        1 B     its flags
-//	        string  TLS: keys and sequence numbers, see package tlsrec; empty: the handshake is to come
+//	        string  TLS: keys and sequence numbers, see package tlsrec; empty: they are in the slab, if the flags say so, or the handshake is to come
 //	        string  TLS: what was agreed on
 //	        string  an incomplete record that has come
 //	        string  records that the kernel has not got, before the output
@@ -113,6 +113,7 @@ const (
 	layerProxy = 1 << iota // the PROXY header is to come
 	layerQuiet
 	layerTruncated
+	layerNoted // made by Resting: the keys are in the slab
 
 	layerKnown = 1<<iota - 1
 )
@@ -182,6 +183,9 @@ func (f *Frozen) Capture(dst []byte) ([]byte, error) {
 	set(stateTellDrain, f.flags&flagTellDrain != 0)
 	set(stateClogged, f.flags&flagClogged != 0)
 	x := c.extra.Load()
+	if err = c.passSavedLocked(); err != nil {
+		return dst, err
+	}
 	f.timers = maps.Clone(x.timers)
 	if len(f.timers) > 0 {
 		now := c.set.loop.Clock()
@@ -262,7 +266,8 @@ func parseLayer(b []byte) (*layerState, error) {
 	for _, part := range []*[]byte{&s.tls, &s.info, &s.in, &s.ready} {
 		*part = p.bytes()
 	}
-	if len(s.tls) == 0 && (len(s.info)+len(s.in)+len(s.ready) > 0 || s.flags&^layerProxy != 0) || len(s.tls) > 0 && s.flags&layerProxy != 0 {
+	hasKeys := len(s.tls) > 0 || s.flags&layerNoted != 0
+	if !hasKeys && (len(s.info)+len(s.in)+len(s.ready) > 0 || s.flags&^layerProxy != 0) || hasKeys && s.flags&layerProxy != 0 {
 		p.fail("a layer that cannot be")
 	}
 	return s, p.end()
@@ -352,7 +357,7 @@ func (s *state) parse(body []byte) error {
 			return err
 		}
 	}
-	if s.layer != nil && len(s.layer.tls) == 0 && s.flags&stateNew == 0 {
+	if s.layer != nil && len(s.layer.tls) == 0 && s.layer.flags&layerNoted == 0 && s.flags&stateNew == 0 {
 		p.fail("keys are missing")
 	}
 	if s.flags&stateHasValue == 0 && len(s.value) > 0 {

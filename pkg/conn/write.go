@@ -195,13 +195,14 @@ func (c *Conn) takeTellFull() bool {
 	return due
 }
 
-// flushLocked writes once, if there is something and the kernel takes it. It
-// needs mu and lets go of it. Loop only.
+// flushLocked brings the journal up to date, and writes once, if there is
+// something and the kernel takes it. It needs mu and lets go of it. Loop only.
 func (c *Conn) flushLocked() {
 	if l := c.layered(); l != nil {
 		c.flushSealedLocked(l)
 		return
 	}
+	c.noteUnsentLocked(c.out.bytes)
 	queued := c.out.bytes
 	if c.cfg.packets {
 		c.mu.Unlock()

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/failpoint"
 	"github.com/mainstay-go/mainstay/pkg/handoff"
 )
 
@@ -155,6 +156,7 @@ func (e *exodus) wait() bool {
 
 // ask has one connection frozen.
 func (e *exodus) ask(c *conn.Conn) {
+	failpoint.Here("exodus.ask")
 	e.asked++
 	e.fresh++
 	if e.asking != nil {
@@ -168,6 +170,7 @@ func (e *exodus) ask(c *conn.Conn) {
 		e.asked--
 		e.later()
 		if err == nil {
+			failpoint.Here("exodus.frozen")
 			e.place(f)
 			return
 		}
@@ -220,6 +223,7 @@ func (e *exodus) offer(to uint64, units []handoff.Unit) {
 			e.result.stays(o.Thawed+o.Refused, o.Err)
 			e.result.Longest = max(e.result.Longest, o.Longest)
 			e.w.count(o)
+			failpoint.Here("exodus.known")
 			e.later()
 		})
 		units = units[n:]
