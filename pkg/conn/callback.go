@@ -71,7 +71,7 @@ func (c *Conn) call(ev event) {
 			h.OnTimer(c, ev.timer.name)
 		}
 	case left:
-		h.(LeaveHandler).OnLeave(c, ev.slot)
+		c.cfg.OnLeave(c, ev.slot)
 	case closed:
 		h.OnClose(c, ev.why)
 	}

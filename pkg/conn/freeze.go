@@ -384,7 +384,7 @@ func (f *Frozen) Left(slot int) (tail []byte) {
 	if c.cfg.Released != nil {
 		c.cfg.Released(c)
 	}
-	if _, ok := c.cfg.Handler.(LeaveHandler); ok && !c.has(flagNew) {
+	if c.cfg.OnLeave != nil && !c.has(flagNew) {
 		c.deliver(event{kind: left, slot: slot})
 	}
 	c.set.drained()

@@ -5,8 +5,7 @@ package conn
 // The callbacks of one connection come in order, never two at once, and never
 // one inside another: OnConnect or OnAdopt first, OnClose last and exactly
 // once. A connection that is given to another process has its OnClose
-// there, and here OnLeave, of a LeaveHandler; one that ends with its process
-// has none. With
+// there, and here Config.OnLeave; one that ends with its process has none. With
 // Config.Inline they run on the loop and must not block; otherwise they run
 // on a goroutine of the Pool and may. A panic in one of them closes that
 // connection with a *PanicError.
@@ -73,15 +72,6 @@ func (NopHandler) OnTimer(*Conn, string) {}
 
 // OnClose does nothing.
 func (NopHandler) OnClose(*Conn, error) {}
-
-// LeaveHandler is what a Handler may be besides. OnLeave says that the
-// connection is another process's, which serves in that slot: it is the last
-// callback here, in the place of OnClose. What the application keeps here of
-// the connection, such as its place in a list, can go; what it has said in
-// Config.EncodeValue is there already. Nothing can be done with c any more: its
-// methods answer a *MovedError. OnLeave is not called for a connection that has
-// left before OnConnect.
-type LeaveHandler interface{ OnLeave(c *Conn, slot int) }
 
 // PeerClosedHandler is what a Handler may be besides. OnPeerClosed is told on
 // the loop that the peer of a connection that is kept by Hold sends no more:

@@ -215,34 +215,24 @@ func TestConnectionWhoseTailComesTooLateIsClosed(t *testing.T) {
 	w.b.do(func() { ad.Lost() }) // it is over: nothing more happens
 }
 
-// leaver notes OnLeave.
-type leaver struct {
-	funcs
-	leave func(*Conn, int)
-}
-
-func (l leaver) OnLeave(c *Conn, slot int) { l.leave(c, slot) }
-
 func TestLeavingIsTheLastCallback(t *testing.T) {
 	bothWays(t, func(t *testing.T, inline bool) {
 		w := newTwo(t)
 		var told journal
 		left := make(chan *Conn, 10)
-		a, b := w.configs(leaver{
-			funcs: funcs{
-				connect: func(*Conn) { told.add("connect") },
-				message: func(_ *Conn, m []byte) { told.add("message " + string(m)) },
-				close:   func(*Conn, error) { told.add("close") },
-			},
-			leave: func(c *Conn, slot int) {
-				told.add(fmt.Sprint("leave ", slot))
-				if err := c.Send(nil); !errors.Is(err, ErrMoved) || c.Value() != "mine" {
-					t.Errorf("Send: %v, value %v", err, c.Value())
-				}
-				left <- c
-			},
+		a, b := w.configs(funcs{
+			connect: func(*Conn) { told.add("connect") },
+			message: func(_ *Conn, m []byte) { told.add("message " + string(m)) },
+			close:   func(*Conn, error) { told.add("close") },
 		}, inline, nil)
 		b.Handler = funcs{}
+		a.OnLeave = func(c *Conn, slot int) {
+			told.add(fmt.Sprint("leave ", slot))
+			if err := c.Send(nil); !errors.Is(err, ErrMoved) || c.Value() != "mine" {
+				t.Errorf("Send: %v, value %v", err, c.Value())
+			}
+			left <- c
+		}
 		client, c := w.a.tcp(a)
 		c.SetValue("mine")
 		write(t, client, "x\n")
