@@ -392,6 +392,12 @@ func (a *Adopted) Tail(b []byte) error {
 		return err
 	}
 	a.setTimers(&t)
+	if t.flags&tailMove != 0 {
+		_ = c.MoveTo(int(t.slot)) // an error says that it does not move, or is over
+	}
+	if t.flags&tailBind != 0 {
+		c.Bind(t.bound)
+	}
 	switch {
 	case t.flags&tailCloseNow != 0:
 		c.CloseNow(t.reason())
@@ -401,6 +407,10 @@ func (a *Adopted) Tail(b []byte) error {
 	c.mark(0, 0)
 	return nil
 }
+
+// Lost says that there was a tail after all, of which Tail was told that there
+// is none: the connection is closed at once, with ErrTailLost. Loop only.
+func (a *Adopted) Lost() { a.conn.CloseNow(ErrTailLost) }
 
 // tailLocked puts what was sent behind the send queue and before what was
 // sent here. It needs mu.
