@@ -151,6 +151,7 @@ type Supervisor struct {
 	books        books
 	hooks        *hooks
 	harvester    *harvester // nil: connections do not outlive their workers
+	own          *ownKeeper // nil: what the harvester has in hand does not outlive us
 	unprotected  string     // why not
 	balance      balance
 	degraded     bool // and the log knows
@@ -260,7 +261,9 @@ func (s *Supervisor) succeed(p *past, refused error) {
 	s.saved, s.board, s.rows = p.file, p.board, p.rows
 	p.file, p.board, p.rows = nil, nil, nil
 	st := &p.state
-	s.epoch, s.generations, s.lastNumber = st.Epoch+1, st.Generation, st.Incarnation
+	// One that died early has not come to save its epoch.
+	s.epoch = max(st.Epoch, s.board.Epoch().Load()) + 1
+	s.generations, s.lastNumber = st.Generation, max(st.Incarnation, p.lastNumber(s.board))
 	s.lastQuestion = s.epoch << 32 // no answer to a question of before is taken for one of ours
 	s.env, s.lastReload = st.Env, st.LastReload
 	s.current = p.releases[st.Current]
@@ -310,7 +313,11 @@ func (s *Supervisor) Close() error {
 		for _, r := range s.past.workers {
 			r.close()
 		}
+		for _, fd := range s.past.ownKeepers {
+			unix.Close(fd)
+		}
 	}
+	s.endHarvest()
 	s.store.close()
 	s.saved.close()
 	for _, r := range s.releases {
@@ -474,9 +481,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 
 func (s *Supervisor) run(ctx context.Context) error {
 	defer s.hooks.close()
-	if s.harvester != nil {
-		defer s.harvester.close()
-	}
+	defer s.endHarvest()
 	defer s.balance.running.Wait()
 	var cancel context.CancelFunc
 	s.balance.ctx, cancel = context.WithCancel(context.Background())
@@ -588,6 +593,8 @@ func (s *Supervisor) handle(m message) (leave bool) {
 		s.exited(m.inc, m.exit)
 	case keeperReaped:
 		s.buried(m)
+	case handsTaken:
+		s.tookHands(m)
 	case harvested:
 		s.tellHarvest(m)
 	case incarnationTimeout:
