@@ -406,6 +406,11 @@ func (m *manager) everyVerbWorks() {
 func (m *manager) wantStored() {
 	m.t.Helper()
 	want := 3 + 1 + 2 + 5*m.workers
+	if st, err := m.status(); err != nil {
+		m.t.Error(err)
+	} else if st.LastGood != nil {
+		want += 2
+	}
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for deadline := time.Now().Add(20 * time.Second); ; <-tick.C {

@@ -1,6 +1,7 @@
 package conn
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -29,6 +30,17 @@ type DialConfig struct {
 	// udp://HOST:PORT, unix:///PATH or unix://@NAME. It may be empty. One of
 	// UDP makes that of all.
 	Address string
+
+	// Route, if not nil, makes of an address, this one or Dial's, one of those
+	// above; Client.Address stays what it was.
+	Route func(address string) (string, error)
+
+	// Negotiates says that the protocol has something to agree on first: a
+	// connection is not up, and what Client.Send was given waits, until
+	// Client.Ready is called. If it ends before, that is a failed attempt. One
+	// that Client.Close ends is told Config.Farewell, which any goroutine may
+	// call then.
+	Negotiates bool
 
 	// Proxy, if not empty, is asked for the connections, which are of TCP:
 	// socks5://[USER:PASSWORD@]HOST:PORT or http://[USER:PASSWORD@]HOST:PORT.
@@ -129,7 +141,15 @@ func (d *Dialer) Config() *Config { return &d.cfg }
 func (d *Dialer) Datagrams() bool { return d.datagrams }
 
 func (d *Dialer) route(address string) (route, error) {
-	r, err := parseRoute(address, d.proxy)
+	to := address
+	if d.dial.Route != nil {
+		var err error
+		if to, err = d.dial.Route(address); err != nil {
+			return route{}, err
+		}
+	}
+	r, err := parseRoute(to, d.proxy)
+	r.address = address
 	if err == nil && (r.network == "udp") != d.datagrams {
 		return r, fmt.Errorf("conn: address %q: datagrams and connections are not of one Dialer", address)
 	}
@@ -211,7 +231,16 @@ func (cl *Client) Conn() *Conn {
 	return cl.conn
 }
 
-// Up says whether there is a connection of which OnConnect has returned.
+// Protocol returns the ProtocolName of the connections.
+func (cl *Client) Protocol() string { return cl.dialer.cfg.ProtocolName }
+
+// Ready says that the protocol of c, the client's connection, has agreed on what it
+// has to: see DialConfig.Negotiates. It is called once, in a callback of c,
+// behind what is to be sent first; in OnAdopt too, if that was so already.
+func (cl *Client) Ready(c *Conn) { cl.started(c) }
+
+// Up says whether there is a connection of which OnConnect has returned, or
+// for which Ready was called.
 func (cl *Client) Up() bool {
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
@@ -317,7 +346,7 @@ func (cl *Client) Close(why error, last ...[]byte) (err error) {
 	if cl.up {
 		cl.endLocked(why)
 		cl.mu.Unlock()
-		return c.Close(why, last...)
+		return cl.bye(c, why, last)
 	}
 	for _, m := range last {
 		if e := cl.queueLocked(m); e != nil && err == nil {
@@ -328,6 +357,21 @@ func (cl *Client) Close(why error, last ...[]byte) (err error) {
 	cl.mu.Unlock()
 	// An error means that the loop turns no more, and nothing happens at all.
 	_ = cl.dialer.set.loop.Post(cl.stop)
+	return err
+}
+
+// bye closes the connection as Close says.
+func (cl *Client) bye(c *Conn, why error, last [][]byte) error {
+	told := len(last)
+	if f := c.cfg.Farewell; f != nil && cl.dialer.dial.Negotiates {
+		if m := f(c, why); m != nil {
+			last = append(last[:told:told], m)
+		}
+	}
+	err := c.Close(why, last...)
+	if told == 0 {
+		return nil
+	}
 	return err
 }
 
@@ -429,7 +473,7 @@ func (cl *Client) started(c *Conn) {
 	case now:
 		c.CloseNow(why)
 	case over:
-		_ = c.Close(why)
+		_ = cl.bye(c, why, nil)
 	}
 }
 
@@ -457,10 +501,14 @@ func (c *Conn) sendWaiting(cl *Client) (first bool) {
 // lost is told that OnClose has returned.
 func (cl *Client) lost(why error) {
 	cl.mu.Lock()
-	healthy := cl.dialer.set.loop.Now() - cl.since
+	healthy := max(cl.dialer.set.loop.Now()-cl.since, 1)
+	if cl.dialer.dial.Negotiates && !cl.up {
+		why = &ConnectError{Step: Negotiating, Address: cl.conn.Peer(), Target: cl.route.address, Err: cmp.Or(why, ErrClosed)}
+		healthy = 0
+	}
 	cl.conn, cl.up = nil, false
 	cl.mu.Unlock()
-	cl.down(why, max(healthy, 1))
+	cl.down(why, healthy)
 }
 
 // down is told that there is no connection now.
@@ -565,13 +613,17 @@ type dialed struct{ Handler }
 // OnConnect is called in the place of the application's.
 func (h dialed) OnConnect(c *Conn) {
 	h.Handler.OnConnect(c)
-	c.Client().started(c)
+	if cl := c.Client(); !cl.dialer.dial.Negotiates {
+		cl.started(c)
+	}
 }
 
 // OnAdopt is called in the place of the application's.
 func (h dialed) OnAdopt(c *Conn, why Reason) {
 	h.Handler.OnAdopt(c, why)
-	c.Client().started(c)
+	if cl := c.Client(); !cl.dialer.dial.Negotiates {
+		cl.started(c)
+	}
 }
 
 // OnClose is called in the place of the application's.

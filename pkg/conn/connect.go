@@ -26,6 +26,9 @@ const (
 
 	// Proxying: the proxy is reached, and is asked for the connection.
 	Proxying
+
+	// Negotiating: the protocol's own handshake with the server.
+	Negotiating
 )
 
 // String says what was being done.
@@ -37,6 +40,8 @@ func (s ConnectStep) String() string {
 		return "connect to"
 	case Proxying:
 		return "ask proxy"
+	case Negotiating:
+		return "negotiate with"
 	default:
 		return "conn.ConnectStep(" + strconv.Itoa(int(s)) + ")"
 	}
@@ -55,7 +60,7 @@ type ConnectError struct {
 // Error tells all of it.
 func (e *ConnectError) Error() string {
 	text := fmt.Sprintf("conn: %s %s", e.Step, e.Address)
-	if e.Step == Proxying {
+	if e.Step == Proxying || e.Step == Negotiating {
 		text += " for " + e.Target
 	}
 	if e.After > 0 {

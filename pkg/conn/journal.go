@@ -210,13 +210,24 @@ func (c *Conn) slabLocked(x *extra, bits uint64) (_ uint64, rests bool) {
 			value, hasValue = oldValue, oldValue != nil
 		}
 	}
-	if slabHeader+len(session)+len(value) > rows.SlabHalf {
-		return 0, false
-	}
-	bits = (bits ^ noteHalf) | noteSlab
-	slab, err := table.Slab(c.id, halfOf(bits))
+	bits, err := c.writeSlab(bits, session, value, hasValue)
 	if err != nil {
 		return 0, false
+	}
+	x.saved = nil
+	return bits, true
+}
+
+// writeSlab fills the half of the slab that is not in use, and returns the bits
+// that say that it is.
+func (c *Conn) writeSlab(bits uint64, session, value []byte, hasValue bool) (uint64, error) {
+	if n := slabHeader + len(session) + len(value); n > rows.SlabHalf {
+		return 0, fmt.Errorf("conn: state of %d bytes, want at most %d: %w", n, rows.SlabHalf, ErrTooLong)
+	}
+	bits = (bits ^ noteHalf) | noteSlab
+	slab, err := c.set.alloc.Table().Slab(c.id, halfOf(bits))
+	if err != nil {
+		return 0, fmt.Errorf("conn: %w", err)
 	}
 	binary.LittleEndian.PutUint16(slab, uint16(len(session)))
 	n := 0
@@ -226,8 +237,35 @@ func (c *Conn) slabLocked(x *extra, bits uint64) (_ uint64, rests bool) {
 	binary.LittleEndian.PutUint16(slab[2:], uint16(n))
 	copy(slab[slabHeader:], session)
 	copy(slab[slabHeader+len(session):], value)
+	return bits, nil
+}
+
+// passSavedLocked puts into the slab what Save has left to be put there when
+// the connection is at rest: it is to move before that, and who takes it takes
+// what is in the slab for what was saved last. Whether it is at rest stays as
+// it is. It needs mu.
+func (c *Conn) passSavedLocked() error {
+	x := c.extra.Load()
+	if x.saved == nil {
+		return nil
+	}
+	row := c.row()
+	rx, tx, bits := row.Published()
+	var session []byte
+	if bits&noteSlab != 0 {
+		old, err := c.set.alloc.Table().Slab(c.id, halfOf(bits))
+		if err != nil {
+			return fmt.Errorf("conn: %w", err)
+		}
+		session, _, _ = parseSlab(old)
+	}
+	bits, err := c.writeSlab(bits, session, x.saved, true)
+	if err != nil {
+		return err
+	}
+	row.Publish(rx, tx, bits)
 	x.saved = nil
-	return bits, true
+	return nil
 }
 
 func halfOf(bits uint64) int {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -328,6 +329,60 @@ func TestConnectionThatRestsIsTakenUp(t *testing.T) {
 			w.b.until("it is closed", func() bool { return c.State() == Closed })
 		})
 	}
+}
+
+// A connection that is to move when its callback has returned moves before it
+// is at rest.
+func TestWhatWasSavedRightBeforeAMoveIsSavedWhereItWent(t *testing.T) {
+	w := newTwo(t)
+	saved, goOn := make(chan struct{}, 1), make(chan struct{})
+	a, b := w.configs(funcs{
+		message: func(c *Conn, m []byte) {
+			c.SetValue(string(m))
+			if err := c.Save(); err != nil {
+				t.Error(err)
+			}
+			echo(t)(c, m)
+			if string(m) == "two" {
+				saved <- struct{}{}
+				<-goOn
+			}
+		},
+		adopt: func(*Conn, Reason) {},
+	}, false, func(c *Config) {
+		c.EncodeValue = func(c *Conn) ([]byte, error) { return []byte(c.Value().(string)), nil }
+		c.DecodeValue = func(c *Conn, b []byte) error { c.SetValue(string(b)); return nil }
+	})
+	client, c := w.a.tcp(a)
+	write(t, client, "one\n")
+	expect(t, client, "one\n")
+	untilRest(t, w.a, c, true)
+	write(t, client, "two\n")
+	receive(t, saved)
+	frozen := make(chan *Frozen, 1)
+	w.a.do(func() {
+		w.a.set.Freeze(c, func(f *Frozen, err error) {
+			if err != nil {
+				t.Error(err)
+			}
+			frozen <- f
+		})
+		close(goOn)
+		for end := time.Now().Add(patience); c.running() && time.Now().Before(end); { // so that it is settled in a later turn
+			runtime.Gosched()
+		}
+	})
+	f := receive(t, frozen)
+	c = w.finish(f, w.adopt(f, b))
+	expect(t, client, "two\n")
+	untilRest(t, w.b, c, true)
+	c = (&two{t: t, a: w.b, b: w.a}).dies(c, a)
+	untilRest(t, w.a, c, true)
+	if c.Value() != "two" {
+		t.Errorf("after a death its state is %q, want what was saved last", c.Value())
+	}
+	client.Close()
+	w.a.until("it is closed", func() bool { return c.State() == Closed })
 }
 
 func TestConnectionOfWhichNobodyWasToldIsGreetedElsewhere(t *testing.T) {

@@ -8,6 +8,7 @@
 //	                      the asker leaves; ?follow=false: the former only
 //	POST /v1/reload       ReloadRequest; a stream of Progress, one JSON object
 //	                      a line, the last one has Done
+//	POST /v1/rollback     as reload, without a body
 //	POST /v1/scale        ScaleRequest; Done
 //	POST /v1/recycle      SlotRequest; Done
 //	POST /v1/drain        SlotRequest; Done
@@ -56,12 +57,23 @@ type Status struct {
 	Listeners   []Listener `json:"listeners"`
 	Pools       []Pool     `json:"pools"`
 	LastReload  *Reload    `json:"last_reload,omitempty"`
-	Connections int64      `json:"connections"` // of all workers
+	Release     Release    `json:"release"`             // what the workers run
+	LastGood    *Release   `json:"last_good,omitempty"` // to which rollback returns; nil: there is none
+	Connections int64      `json:"connections"`         // of all workers
 
 	// Of the connections of workers that died, since the supervisor's start.
 
 	Kept uint64 `json:"connections_kept"` // other workers have them
 	Torn uint64 `json:"connections_torn"` // ended with their worker, because something was under way
+}
+
+// Release is a program and a configuration as they were when a generation was
+// made of them. Both are held open, whatever becomes of the files.
+type Release struct {
+	Generation uint64 `json:"generation"`
+	Build      string `json:"build,omitempty"`    // as its workers said
+	Executable string `json:"executable"`         // the path of its program
+	Replaced   bool   `json:"replaced,omitempty"` // another file is there now, or none
 }
 
 // Listener is a socket the service listens on.
@@ -121,6 +133,7 @@ type Worker struct {
 type Reload struct {
 	Generation uint64 `json:"generation"` // the one that was to be
 	OK         bool   `json:"ok"`
+	Back       bool   `json:"back,omitempty"` // a rollback that somebody asked for
 	Reason     string `json:"reason,omitempty"`
 	At         string `json:"at"` // RFC 3339
 	TookMS     int64  `json:"took_ms"`

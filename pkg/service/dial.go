@@ -19,7 +19,7 @@ type (
 )
 
 // Dialing is how outgoing connections are made and what happens on them: a
-// Dialer.
+// Dialer, or a WebSocketDialer.
 type Dialing interface {
 	dialing(address string) conn.DialConfig
 }
@@ -68,13 +68,23 @@ type Client[T any] struct{ client *conn.Client }
 // Send sends m as Conn.Send does. While there is no connection, but may be
 // one, m waits for it, and leaves behind what OnConnect sends; Limits.SendHard
 // bounds that. What was in the send queue of a connection that broke is lost.
-// It returns ErrClosed after Close, or once there will be no connection any
+// For a WebSocket m is a text, for which it may return ErrNotText, and
+// SendMessage sends others. It returns ErrClosed after Close, or once there will be no connection any
 // more, and a *MovedError if another worker has it.
 func (c Client[T]) Send(m []byte) error {
-	if c.client == nil {
+	return c.SendMessage(Message{Data: m})
+}
+
+// SendMessage is Send for a message that is not a text: for a WebSocket it is
+// a binary one if m says so. For others it is Send(m.Data).
+func (c Client[T]) SendMessage(m Message) error {
+	switch {
+	case c.client == nil:
 		return ErrClosed
+	case c.client.Protocol() != websocketName:
+		return c.client.Send(m.Data)
 	}
-	return c.client.Send(m)
+	return sendAs(m.kind(), m.Data, c.client.Send)
 }
 
 // Close ends the client for good: its connection, as by Conn.Close, and with it
@@ -82,6 +92,12 @@ func (c Client[T]) Send(m []byte) error {
 // leaves.
 func (c Client[T]) Close(why error, last ...[]byte) error {
 	switch {
+	case c.client != nil && c.client.Protocol() == websocketName:
+		messages, refused := texts(last)
+		if err := c.client.Close(why, messages...); err != nil {
+			return err
+		}
+		return refused
 	case c.client != nil:
 		return c.client.Close(why, last...)
 	case len(last) > 0:
@@ -153,7 +169,7 @@ func (c *Conn[T]) Client() (cl Client[T], ok bool) {
 // listener is "dial:" and the name. address is where Dial connects to unless
 // it is told: tcp://HOST:PORT, udp://HOST:PORT, unix:///PATH or unix://@NAME;
 // it may be empty. It panics if the name is not usable or taken, or if address
-// or d is not usable.
+// or d is not usable. The addresses of a WebSocketDialer are its own.
 func (s *Service) Dial(name, address string, d Dialing) {
 	if err := checkListenerName(name); err != nil {
 		panic("service: dial: " + err.Error())

@@ -15,7 +15,7 @@ import (
 )
 
 // dialOn connects by a Dialer on a loop of its own, which ends with the test.
-func dialOn[T any](t *testing.T, d Dialer[T], address string, state any) Client[T] {
+func dialOn[T any](t *testing.T, d Dialing, address string, state any) Client[T] {
 	t.Helper()
 	loop, err := reactor.New(reactor.Options{})
 	if err != nil {
@@ -26,7 +26,11 @@ func dialOn[T any](t *testing.T, d Dialer[T], address string, state any) Client[
 	if err := c.Check(); err != nil {
 		t.Fatal(err)
 	}
-	c.Listener, c.Inline = "dial:test", true
+	pool := conn.NewPool(2)
+	c.Listener, c.Pool = "dial:test", pool
+	if _, raw := d.(Dialer[T]); raw {
+		c.Inline = true
+	}
 	dialer, err := set.NewDialer(c)
 	if err != nil {
 		t.Fatal(err)
@@ -42,6 +46,7 @@ func dialOn[T any](t *testing.T, d Dialer[T], address string, state any) Client[
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
+		pool.Close()
 		loop.Close()
 		if err := set.Close(); err != nil {
 			t.Error(err)
@@ -67,7 +72,7 @@ func TestDialedConnectionBeginsWithItsState(t *testing.T) {
 			told <- fmt.Sprint(cl.State().number, " ", cl.Up(), " ", errors.Is(why, ErrPeerClosed), " ", next < 0)
 		},
 	}
-	cl := dialOn(t, d, "tcp://"+far.Addr().String(), visit{6})
+	cl := dialOn[visit](t, d, "tcp://"+far.Addr().String(), visit{6})
 	for range 2 {
 		c, err := far.Accept()
 		if err != nil {
@@ -103,7 +108,7 @@ func TestStateOfAnotherTypeEndsTheConnection(t *testing.T) {
 	}
 	defer far.Close()
 	told := make(chan error, 1)
-	dialOn(t, Dialer[int]{
+	dialOn[int](t, Dialer[int]{
 		OnConnect: func(*Conn[int]) { t.Error("OnConnect") },
 		OnDown:    func(_ Client[int], why error, _ time.Duration) { told <- why },
 	}, "tcp://"+far.Addr().String(), "text")
@@ -119,7 +124,7 @@ func TestNobodyThereIsAConnectError(t *testing.T) {
 	}
 	far.Close()
 	told := make(chan error, 1)
-	cl := dialOn(t, Dialer[int]{OnDown: func(_ Client[int], why error, _ time.Duration) { told <- why }}, "tcp://"+far.Addr().String(), 0)
+	cl := dialOn[int](t, Dialer[int]{OnDown: func(_ Client[int], why error, _ time.Duration) { told <- why }}, "tcp://"+far.Addr().String(), 0)
 	why := <-told
 	if e, ok := errors.AsType[*ConnectError](why); !ok || e.Step != conn.Reaching || !errors.Is(why, syscall.ECONNREFUSED) {
 		t.Errorf("OnDown: %v", why)

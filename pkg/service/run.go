@@ -203,7 +203,7 @@ func (s *Service) supervise(ctx context.Context, flags runFlags, c config, plan 
 		Name: s.name, Version: buildVersion(), Log: log.Logger(), Notify: notifier,
 		Sockets: workers, Serve: serve, Executable: executable, Args: os.Args[1:],
 		Load: l.load, RuntimeDir: runtimeDir(), Monitor: monitoring, LinesDropped: log.Dropped,
-		Stored: stored, StoreMax: storeMax(),
+		Control: c.Control, Stored: stored, StoreMax: storeMax(),
 	})
 	if err != nil {
 		return err

@@ -21,12 +21,20 @@ func writeStatus(w io.Writer, st control.Status, r rates) error {
 	if st.Reason != "" {
 		fmt.Fprintf(b, "reason: %s\n", st.Reason)
 	}
+	fmt.Fprintf(b, "release: %s\n", release(st.Release))
+	if st.LastGood != nil {
+		fmt.Fprintf(b, "last good: %s\n", release(*st.LastGood))
+	}
 	if r := st.LastReload; r != nil {
 		verdict := "done"
 		if !r.OK {
 			verdict = "failed: " + r.Reason
 		}
-		fmt.Fprintf(b, "last reload: generation %d at %s, took %s, %s%s\n", r.Generation, r.At, age(r.TookMS), handedOver(r), verdict)
+		what := "last reload"
+		if r.Back {
+			what = "last reload: a rollback"
+		}
+		fmt.Fprintf(b, "%s: generation %d at %s, took %s, %s%s\n", what, r.Generation, r.At, age(r.TookMS), handedOver(r), verdict)
 	}
 	if st.Kept+st.Torn > 0 {
 		fmt.Fprintf(b, "deaths of workers: %d connections kept, %d torn\n", st.Kept, st.Torn)
@@ -36,6 +44,18 @@ func writeStatus(w io.Writer, st control.Status, r rates) error {
 		writePool(b, p, r)
 	}
 	return b.Flush()
+}
+
+// release shows a release in a line.
+func release(r control.Release) string {
+	text := fmt.Sprintf("generation %d, %s", r.Generation, r.Executable)
+	if r.Build != "" {
+		text += ", version " + r.Build
+	}
+	if r.Replaced {
+		text += " (the file has been replaced)"
+	}
+	return text
 }
 
 // handedOver tells what a reload has done with connections.

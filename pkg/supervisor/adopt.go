@@ -31,9 +31,10 @@ import (
 //	                       was asked for by a restart begins
 //
 // A worker that was not ready yet is killed: nobody has been told of it. One
-// of which something is missing, or all, if the tables or the contract are of
-// another version, are let go: their control socket is closed, and so they
-// drain.
+// of which something is missing, or that speaks a contract older than the one
+// before ours, is let go: its control socket is closed, and so it drains. So are
+// all, if the shared tables are of another version, or the supervisor was of such
+// a contract.
 
 // remains are the descriptors of a worker that outlive its supervisor; -1:
 // none.
@@ -168,8 +169,8 @@ func readPast(stored []activation.Stored, service string) (_ *past, err error) {
 	}
 	delete(single, storedState)
 	switch st := &p.state; {
-	case st.Contract != link.Contract:
-		return nil, fmt.Errorf("supervisor: stored state: workers of contract %d, want %d", st.Contract, link.Contract)
+	case !link.Speaks(st.Contract):
+		return nil, fmt.Errorf("supervisor: stored state: workers of contract %d, want %d or %d", st.Contract, link.Contract-1, link.Contract)
 	case st.Service != service:
 		return nil, fmt.Errorf("supervisor: stored state: of service %q, not %q", st.Service, service)
 	}
@@ -188,11 +189,14 @@ func readPast(stored []activation.Stored, service string) (_ *past, err error) {
 	}
 	delete(single, storedRows)
 	for _, saved := range p.state.Releases {
+		saved.Contract = cmp.Or(saved.Contract, p.state.Contract)
 		r, err := adoptRelease(saved, many)
-		if err != nil {
+		switch {
+		case err == nil:
+			p.releases[saved.Generation] = r
+		case saved.Generation == p.state.Current:
 			return nil, err
 		}
-		p.releases[saved.Generation] = r
 	}
 	if p.releases[p.state.Current] == nil {
 		return nil, fmt.Errorf("supervisor: stored state: no release of generation %d", p.state.Current)
@@ -223,7 +227,7 @@ func Recall(stored []activation.Stored) (memo []byte, ok bool) {
 			continue
 		}
 		_, state, err := openStateFile(d.FD)
-		if err != nil || state.Contract != link.Contract || len(state.Workers) == 0 {
+		if err != nil || !link.Speaks(state.Contract) || len(state.Workers) == 0 {
 			return nil, false
 		}
 		for _, r := range state.Releases {
@@ -246,7 +250,7 @@ func adoptRelease(saved savedRelease, stored map[string]map[uint64]int) (*releas
 		return nil, err
 	}
 	delete(stored[storedConfig], saved.Generation)
-	return &release{generation: saved.Generation, settings: saved.Settings, exe: e, config: os.NewFile(uintptr(config), "config")}, nil
+	return &release{generation: saved.Generation, build: saved.Build, contract: saved.Contract, settings: saved.Settings, exe: e, config: os.NewFile(uintptr(config), "config")}, nil
 }
 
 // adoptPast rebuilds the tables from what an earlier supervisor has left, and
@@ -269,6 +273,7 @@ func (s *Supervisor) adoptPast(p *past) {
 		r := p.workers[saved.Incarnation]
 		delete(p.workers, saved.Incarnation)
 		if err := s.adoptWorker(saved, r, p); err != nil {
+			s.tellSlot(EventLetGo, fmt.Sprintf("pid %d finishes its connections: %v", saved.PID, err), &slot{pool: s.pool, index: saved.Slot, release: s.current})
 			s.log.Warn("worker not adopted: it drains", zap.Uint64("incarnation", saved.Incarnation), zap.Int("worker_pid", saved.PID), zap.Error(err))
 			s.store.removeWorker(saved.Incarnation)
 		}
@@ -318,13 +323,18 @@ func (s *Supervisor) adoptWorker(saved savedWorker, r *remains, p *past) error {
 		r.close()
 		return errors.New("its control socket or its pidfd is not stored")
 	}
+	contract := cmp.Or(saved.Contract, p.state.Contract)
+	if !link.Speaks(contract) {
+		r.close()
+		return fmt.Errorf("it speaks contract %d, want %d or %d", contract, link.Contract-1, link.Contract)
+	}
 	if saved.Seat < 0 || saved.Seat >= s.board.Seats() || s.board.Seat(saved.Seat).Incarnation.Load() != saved.Incarnation {
 		r.close()
 		return fmt.Errorf("seat %d is not its own", saved.Seat)
 	}
 	inc := &incarnation{
 		number: saved.Incarnation, seatNo: saved.Seat, seat: s.board.Seat(saved.Seat), release: p.releases[saved.Generation],
-		inbox: r.inbox, born: time.Unix(0, saved.BornNS), build: saved.Build, unready: saved.Unready, protection: saved.Protection,
+		inbox: r.inbox, born: time.Unix(0, saved.BornNS), build: saved.Build, contract: contract, unready: saved.Unready, protection: saved.Protection,
 		readyMono: time.Duration(saved.ReadyMonoNS), adopted: true,
 	}
 	if inc.release == nil {
@@ -454,7 +464,7 @@ func (s *Supervisor) rollBackAdopted(saved *savedReload, p *past) {
 	if from == nil || to == nil {
 		return
 	}
-	s.job = &reload{began: s.began, from: from, to: to, begun: make(map[*slot]beginning)}
+	s.job = &reload{began: s.began, from: from, to: to, back: saved.Back, begun: make(map[*slot]beginning)}
 	for _, i := range saved.Extra {
 		if i >= 0 && i < len(s.pool.slots) {
 			s.job.extra = append(s.job.extra, s.pool.slots[i])

@@ -24,7 +24,9 @@ const statusTimeout = 5 * time.Second
 // scoreboard are read afterwards, beside it.
 type snapshot struct {
 	status control.Status
-	seats  []seated // as Pools[0].Workers
+	seats  []seated   // as Pools[0].Workers
+	exe    executable // of Release
+	good   executable // of LastGood, if there is one
 }
 
 type seated struct {
@@ -59,6 +61,12 @@ func (s *Supervisor) snapshot() snapshot {
 		LastReload: s.lastReload, Listeners: []control.Listener{},
 	}
 	st.State, st.Reason = s.judge()
+	st.Release = s.current.shown()
+	snap := snapshot{exe: s.current.exe}
+	if s.good != nil {
+		good := s.good.shown()
+		st.LastGood, snap.good = &good, s.good.exe
+	}
 	st.Kept, st.Torn = s.books.kept, s.books.tornInAll()
 	for _, sock := range s.conf.Sockets {
 		st.Listeners = append(st.Listeners, control.Listener{
@@ -69,7 +77,6 @@ func (s *Supervisor) snapshot() snapshot {
 		st.Listeners = append(st.Listeners, control.Listener{Name: sock.Name, Address: sock.Address, Serve: "monitoring", Inherited: sock.Inherited})
 	}
 	p := control.Pool{Name: s.pool.name, Want: len(s.pool.slots), Workers: []control.Worker{}}
-	snap := snapshot{}
 	shown := make(map[*incarnation]bool)
 	show := func(sl *slot, inc *incarnation) {
 		shown[inc] = true
@@ -125,6 +132,12 @@ func (s *Supervisor) describe(sl *slot, inc *incarnation) control.Worker {
 // fill adds the figures of the scoreboard and of the process table.
 func (snap snapshot) fill() control.Status {
 	st := snap.status
+	st.Release.Replaced = snap.exe.replaced()
+	if st.LastGood != nil {
+		good := *st.LastGood
+		good.Replaced = snap.good.replaced()
+		st.LastGood = &good
+	}
 	workers := st.Pools[0].Workers
 	now := monotonic()
 	for i := range workers {

@@ -43,6 +43,10 @@ type Config struct {
 	// goroutine at a time.
 	Load func(env map[string]string) (Settings, error)
 
+	// Control is where this supervisor is asked, a URL; empty: nowhere. Its
+	// workers remember it, so that they are found when it is dead.
+	Control string
+
 	// RuntimeDir is where an orderly end of the service leaves its mark for
 	// Reap; empty: nowhere.
 	RuntimeDir string
@@ -125,6 +129,7 @@ type Supervisor struct {
 	verdict      error // what Run will return
 	pool         *pool
 	current      *release // the generation that serves
+	good         *release // what served before it and differs from it; nil: there is none, or it was returned to
 	releases     []*release
 	incarnations map[uint64]*incarnation
 	freeSeats    []int
@@ -202,6 +207,7 @@ func newSupervisor(conf Config, l launcher, makeRelease func(uint64, Settings, s
 	}
 	p, err := readPast(conf.Stored, conf.Name)
 	if err != nil && !errors.Is(err, errNoPast) {
+		s.tell(EventLetGo, fmt.Sprintf("workers of the supervisor before finish their connections, new ones serve: %v", err), nil)
 		s.log.Error("workers of the supervisor before are not adopted: they drain", zap.Error(err))
 	}
 	settings, loadErr := conf.Load(nil)
@@ -266,9 +272,11 @@ func (s *Supervisor) succeed(p *past, refused error) {
 	s.generations, s.lastNumber = st.Generation, max(st.Incarnation, p.lastNumber(s.board))
 	s.lastQuestion = s.epoch << 32 // no answer to a question of before is taken for one of ours
 	s.env, s.lastReload = st.Env, st.LastReload
-	s.current = p.releases[st.Current]
+	s.current, s.good = p.releases[st.Current], p.releases[st.Good]
 	for _, saved := range st.Releases {
-		s.releases = append(s.releases, p.releases[saved.Generation])
+		if r := p.releases[saved.Generation]; r != nil {
+			s.releases = append(s.releases, r)
+		}
 	}
 }
 
@@ -724,7 +732,7 @@ func (s *Supervisor) launch(inc *incarnation) (process, error) {
 func (s *Supervisor) orderFor(inc *incarnation) order {
 	sl := inc.slot
 	id := link.Identity{
-		Contract: link.Contract, Service: s.conf.Name, Pool: sl.pool.name, Slot: sl.index,
+		Contract: inc.release.speaks(), Control: s.conf.Control, Service: s.conf.Name, Pool: sl.pool.name, Slot: sl.index,
 		Incarnation: inc.number, Generation: inc.release.generation, Epoch: s.epoch, Seat: inc.seatNo,
 		Predecessor: sl.predecessor, Keeper: s.harvester != nil,
 	}
@@ -784,7 +792,7 @@ func (s *Supervisor) vacate(inc *incarnation) {
 // sweepReleases closes what nobody will run any more.
 func (s *Supervisor) sweepReleases() {
 	s.releases = slices.DeleteFunc(s.releases, func(r *release) bool {
-		if r == s.current || s.job != nil && (r == s.job.from || r == s.job.to) {
+		if r == s.current || r == s.good || s.job != nil && (r == s.job.from || r == s.job.to) {
 			return false
 		}
 		for _, sl := range s.pool.slots {

@@ -43,7 +43,7 @@ func (w *Worker) orphaned(since time.Duration) {
 func (w *Worker) adoptedBy(m link.Adopt, epoch uint64) {
 	w.log.Info("adopted by a new supervisor", zap.Uint64("epoch", epoch))
 	w.peers.retain(m.Living)
-	w.send(link.Hello{Contract: link.Contract, Incarnation: w.id.Incarnation, Generation: w.id.Generation, Build: w.conf.Build})
+	w.send(link.Hello{Contract: w.id.Contract, Incarnation: w.id.Incarnation, Generation: w.id.Generation, Build: w.conf.Build})
 	if w.drain != nil {
 		w.send(link.Draining{Connections: int(w.seat.Connections.Load())})
 	}

@@ -222,7 +222,7 @@ func Run(in *link.Inherited, conf Config) error {
 	for again := false; ; again = true {
 		select {
 		case <-terminated:
-			w.leave(terms{prompt: true, grace: w.conf.StopGrace, hasten: again})
+			w.leave(terms{prompt: true, stop: true, grace: w.conf.StopGrace, hasten: again})
 		case err := <-looped:
 			w.bequeath()
 			return w.close(err)
@@ -297,7 +297,7 @@ func prepare(in *link.Inherited, conf Config) (_ *Worker, err error) {
 	w.Tell("move", w.tellMove)
 	w.Tell("give", w.tellGive)
 	w.enter(link.StateStarting)
-	hello := link.Hello{Contract: link.Contract, Incarnation: in.Incarnation, Generation: in.Generation, Build: w.conf.Build}
+	hello := link.Hello{Contract: in.Contract, Incarnation: in.Incarnation, Generation: in.Generation, Build: w.conf.Build}
 	if err := w.control.SendFile(hello, inbox); err != nil {
 		return nil, fmt.Errorf("worker: %w", err)
 	}
@@ -532,7 +532,7 @@ func (w *Worker) told(message link.Message) {
 			}
 		})
 	case link.Drain:
-		w.leave(terms{prompt: m.Prompt, grace: m.Grace, hand: m.Hand, to: m.To})
+		w.leave(terms{prompt: m.Prompt, stop: m.Prompt && !m.Hand && !m.Stays, grace: m.Grace, hand: m.Hand, to: m.To})
 	case link.Peer:
 		fd := message.FD
 		message.FD = -1
