@@ -301,7 +301,9 @@ func (a *Adopted) Serve(why Reason, waitForTail bool) {
 	s.add(c)
 	c.token, _ = loop.Add(int(c.fd), 0, (*watcher)(c)) // it is not told to epoll yet, so nothing can fail
 	c.tcp = a.row.What.Load()&whatCounted != 0
-	c.tellRow(a.row)
+	adopter, ok := c.cfg.Handler.(SilentAdopter)
+	silent := ok && adopter.AdoptsSilently()
+	c.tellRow(a.row, silent && !c.has(flagNew))
 
 	c.mu.Lock()
 	for _, t := range st.timers {
@@ -325,11 +327,10 @@ func (a *Adopted) Serve(why Reason, waitForTail bool) {
 	}
 	st.timers = nil
 
-	switch silent, ok := c.cfg.Handler.(SilentAdopter); {
+	switch {
 	case c.has(flagNew):
 		c.greet()
-	case ok && silent.AdoptsSilently():
-	default:
+	case !silent:
 		c.deliver(event{kind: adopted, reason: why})
 	}
 	if st.partner != 0 && !a.joined {

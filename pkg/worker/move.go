@@ -26,7 +26,12 @@ func (d *drain) handOver(t terms) {
 	w := d.w
 	target := func(onTheWay map[uint64]int) *peer { return w.peers.idlest(onTheWay) }
 	if t.to != 0 {
-		target = func(map[uint64]int) *peer { return w.peers.of(t.to) }
+		target = func(onTheWay map[uint64]int) *peer {
+			if w.peers.all[t.to] == nil { // it is dead, and its successor is anybody's
+				return w.peers.idlest(onTheWay)
+			}
+			return w.peers.of(t.to)
+		}
 	}
 	ids := d.movable()
 	if d.exodus.goesOn() {
