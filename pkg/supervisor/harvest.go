@@ -473,7 +473,7 @@ const (
 // of its worker; empty: it can.
 func (h *harvester) judge(c *rescued) (why string, torn bool) {
 	n := conn.NotedIn(c.row)
-	if c.listener = h.listeners[n.Listener]; c.listener == "" {
+	if c.listener = h.listeners[n.Listener]; c.listener == "" && !n.Dialed {
 		return tornListener, true
 	}
 	if !n.AtRest {

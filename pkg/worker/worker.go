@@ -120,7 +120,7 @@ type Application interface {
 const (
 	defaultGrace          = 30 * time.Second
 	defaultStopGrace      = 10 * time.Second
-	defaultOrphanGrace    = 120 * time.Second // longer than any restart, and than a look with a debugger
+	defaultOrphanGrace    = link.OrphanGrace
 	defaultPoolSize       = 256
 	defaultMaxDescriptors = 64 << 10
 
@@ -146,7 +146,7 @@ type Worker struct {
 	loop       *reactor.Loop
 	set        *conn.Set
 	pool       *conn.Pool
-	handshakes *conn.Handshakes // nil: no listener has TLS
+	handshakes *conn.Handshakes
 	stderr     int
 	board      *scoreboard.Board
 	gates      map[string]*gate // by listener; nil: all are taken
