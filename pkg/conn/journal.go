@@ -28,8 +28,14 @@ import (
 // Nor is an outgoing connection, whose Client is in no row. None of them
 // outlives a process that is killed; all move as others do.
 //
-// The state that a row has no room for lies in the half of its slab that the
-// bits name:
+// A session's state of up to six bytes stands in the bits:
+//
+//	bits 0-5    flags
+//	bits 8-10   length of the session's state, 0: it is not here
+//	bits 16-63  the state
+//
+// What a row has no room for lies in the half of its slab that the bits name,
+// which costs memory that most connections can do without:
 //
 //	2 B  length of the session's state, little endian
 //	2 B  length of the application's, and one; 0: there is none
@@ -47,6 +53,36 @@ const (
 
 	noteSlabs = noteSlab | noteHalf
 )
+
+const (
+	noteLengthAt = 8
+	noteLength   = 7 << noteLengthAt
+	noteStateAt  = 16
+	maxNoted     = (64 - noteStateAt) / 8 // bytes of a session's state in the bits
+)
+
+// noteSession returns the bits of a session's state, which has 1 to maxNoted
+// bytes.
+func noteSession(state []byte) uint64 {
+	bits := uint64(len(state)) << noteLengthAt
+	for i, b := range state {
+		bits |= uint64(b) << (noteStateAt + 8*i)
+	}
+	return bits
+}
+
+// notedSession is the reverse; nil: it is not in the bits.
+func notedSession(bits uint64) []byte {
+	n := int(bits & noteLength >> noteLengthAt)
+	if n == 0 || n > maxNoted {
+		return nil
+	}
+	state := make([]byte, n)
+	for i := range state {
+		state[i] = byte(bits >> (noteStateAt + 8*i))
+	}
+	return state
+}
 
 const (
 	slabHeader = 4
@@ -179,8 +215,8 @@ func (c *Conn) restLocked(noted uint64) (bits uint64, rests bool) {
 	return c.slabLocked(x, bits)
 }
 
-// slabLocked puts the states of session and application into the slab, if they
-// are not there, and returns the bits that say so. It needs mu.
+// slabLocked puts the states of session and application into the bits or the
+// slab, if they are not there, and returns the bits that say so. It needs mu.
 func (c *Conn) slabLocked(x *extra, bits uint64) (_ uint64, rests bool) {
 	s := c.set
 	session := s.scratch[:0]
@@ -193,6 +229,9 @@ func (c *Conn) slabLocked(x *extra, bits uint64) (_ uint64, rests bool) {
 			return 0, false
 		}
 		s.scratch = session
+	}
+	if x.saved == nil && bits&noteSlab == 0 && len(session) > 0 && len(session) <= maxNoted {
+		return bits | noteSession(session), true
 	}
 	table := s.alloc.Table()
 	value, hasValue := x.saved, x.saved != nil
@@ -250,7 +289,7 @@ func (c *Conn) passSavedLocked() error {
 	}
 	row := c.row()
 	rx, tx, bits := row.Published()
-	var session []byte
+	session := notedSession(bits)
 	if bits&noteSlab != 0 {
 		old, err := c.set.alloc.Table().Slab(c.id, halfOf(bits))
 		if err != nil {
@@ -262,7 +301,7 @@ func (c *Conn) passSavedLocked() error {
 	if err != nil {
 		return err
 	}
-	row.Publish(rx, tx, bits)
+	row.Publish(rx, tx, bits&(1<<noteLengthAt-1))
 	x.saved = nil
 	return nil
 }
@@ -366,6 +405,7 @@ func Resting(dst []byte, table *rows.Table, id rows.ID, row *rows.Row, fd int, l
 	if bits&noteNew != 0 {
 		s.flags |= stateNew
 	}
+	s.session = notedSession(bits)
 	if bits&noteSlab != 0 {
 		slab, err := table.Slab(id, halfOf(bits))
 		if err != nil {
