@@ -149,6 +149,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if err := proc.BindSelf(cpus[1:2]); err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, proc.BindSelf(cpus)) }()
 	fmt.Fprintf(stdout, "%s\n\n", report.ThisMachine())
 	for _, n := range p.connections {
 		for _, size := range p.sizes {
