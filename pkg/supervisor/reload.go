@@ -158,7 +158,7 @@ func (s *Supervisor) beginReload(requests []*reloadRequest) {
 		}
 	}
 	go func() {
-		settings, err := s.conf.Load(env)
+		settings, err := s.load(env)
 		var to *release
 		if err == nil {
 			to, err = s.makeRelease(generation, settings, s.conf.Executable)
