@@ -132,13 +132,10 @@ func (r *checkup) found(f unit.Finding) {
 }
 
 func (s *Service) examineUnits(ctx context.Context, r *checkup) {
-	rules := unit.Context{StopGrace: defaults(s.name).StopGrace, StartTimeout: defaults(s.name).StartTimeout, Kernel: "/proc/sys"}
-	if c, err := s.load(runFlags{}, s.environment()); err == nil {
-		rules.StopGrace, rules.StartTimeout = c.StopGrace, c.StartTimeout
-		if settings, err := c.settings(); err == nil {
-			rules.Store = supervisor.Storage(settings)
-		}
-	} // else the service itself says so, which may have another file
+	c, err := s.load(runFlags{}, s.environment())
+	if err != nil { // the service itself says so, which may have another file
+		c = defaults(s.name)
+	}
 	units, err := s.units(ctx, nil)
 	if err != nil {
 		r.add(levelNote, "no units are checked: "+err.Error(), "a service that is started by hand has no systemd to start it again and to keep what its workers need", "see deploy/systemd")
@@ -147,7 +144,7 @@ func (s *Service) examineUnits(ctx context.Context, r *checkup) {
 	for _, u := range units {
 		r.Checked = append(r.Checked, u.Name)
 	}
-	for _, f := range unit.Lint(units, rules) {
+	for _, f := range unit.Lint(units, c.rules()) {
 		r.found(f)
 	}
 }
