@@ -1,6 +1,7 @@
 package conn
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/backoff"
 	"github.com/mainstay-go/mainstay/pkg/reactor"
 	"github.com/mainstay-go/mainstay/pkg/wire"
+	"github.com/mainstay-go/mainstay/pkg/wire/tlsrec"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,21 +23,36 @@ import (
 type DialConfig struct {
 	// Config is of the connections, as for accepted ones: the callbacks are
 	// the same. Limits.FirstByte is none by default, as a server need not
-	// speak first. TLS, Config.Proxy and Becomes are for accepted ones only. Those
+	// speak first. TLS is that of addresses with tls://, may be nil (the
+	// system's roots) and needs Handshakes in either case; without a ServerName
+	// the address has that. With a ClientSessionCache sessions are resumed.
+	// Config.Proxy and Becomes are for accepted ones only. Those
 	// of UDP are always Pinned, and have no Protocol.
 	Config
 
 	// Address is where Dial connects to if it is not told: tcp://HOST:PORT,
-	// udp://HOST:PORT, unix:///PATH or unix://@NAME. It may be empty. One of
-	// UDP makes that of all.
+	// tls://HOST:PORT, udp://HOST:PORT, unix:///PATH or unix://@NAME. It may be
+	// empty. One of UDP makes that of all.
 	Address string
+
+	// Route, if not nil, makes of an address, this one or Dial's, one of those
+	// above; Client.Address stays what it was.
+	Route func(address string) (string, error)
+
+	// Negotiates says that the protocol has something to agree on first: a
+	// connection is not up, and what Client.Send was given waits, until
+	// Client.Ready is called. If it ends before, that is a failed attempt. One
+	// that Client.Close ends is told Config.Farewell, which any goroutine may
+	// call then.
+	Negotiates bool
 
 	// Proxy, if not empty, is asked for the connections, which are of TCP:
 	// socks5://[USER:PASSWORD@]HOST:PORT or http://[USER:PASSWORD@]HOST:PORT.
-	// It looks up the names. The way to it is not encrypted.
+	// It looks up the names. The way to it is not encrypted, but TLS is spoken
+	// with the far end, through it.
 	Proxy string
 
-	Timeout   time.Duration  // for all of an attempt: name, addresses, proxy; zero: DefaultConnect
+	Timeout   time.Duration  // for all of an attempt: name, addresses, proxy, TLS; zero: DefaultConnect
 	Reconnect bool           // until Client.Close: what fails or ends is tried again
 	Backoff   backoff.Policy // how long between; it counts from the end of a connection, and forgets while one lasts
 	Resolver  *net.Resolver  // nil: net.DefaultResolver
@@ -95,9 +112,10 @@ func (cfg DialConfig) dialer() (*Dialer, error) {
 	if cfg.Timeout <= 0 {
 		d.dial.Timeout = DefaultConnect
 	}
-	if c := &cfg.Config; c.TLS != nil || c.Proxy != nil || len(c.Becomes) > 0 {
-		return nil, fmt.Errorf("conn: listener %q: outgoing connections with TLS, a trusted proxy or what they may become, want none", cfg.Listener)
+	if c := &cfg.Config; c.Proxy != nil || len(c.Becomes) > 0 {
+		return nil, fmt.Errorf("conn: listener %q: outgoing connections with a trusted proxy or what they may become, want none", cfg.Listener)
 	}
+	d.cfg.TLS = nil // it is of accepted ones there
 	var err error
 	if cfg.Proxy != "" {
 		if d.proxy, err = parseProxy(cfg.Proxy); err != nil {
@@ -129,9 +147,25 @@ func (d *Dialer) Config() *Config { return &d.cfg }
 func (d *Dialer) Datagrams() bool { return d.datagrams }
 
 func (d *Dialer) route(address string) (route, error) {
-	r, err := parseRoute(address, d.proxy)
-	if err == nil && (r.network == "udp") != d.datagrams {
-		return r, fmt.Errorf("conn: address %q: datagrams and connections are not of one Dialer", address)
+	to := address
+	if d.dial.Route != nil {
+		var err error
+		if to, err = d.dial.Route(address); err != nil {
+			return route{}, err
+		}
+	}
+	r, err := parseRoute(to, d.proxy)
+	r.address = address
+	switch {
+	case err != nil:
+	case (r.network == "udp") != d.datagrams:
+		err = fmt.Errorf("conn: address %q: datagrams and connections are not of one Dialer", address)
+	case r.secure && d.set != nil && d.cfg.Handshakes == nil:
+		err = fmt.Errorf("conn: address %q: TLS without Handshakes", address)
+	case r.secure:
+		r.tls = tlsTo(d.dial.TLS, r.host)
+	case d.dial.TLS != nil:
+		err = fmt.Errorf("conn: address %q: it would not be encrypted, and there are settings for TLS: want one with TLS, as tls://HOST:PORT", address)
 	}
 	return r, err
 }
@@ -211,7 +245,16 @@ func (cl *Client) Conn() *Conn {
 	return cl.conn
 }
 
-// Up says whether there is a connection of which OnConnect has returned.
+// Protocol returns the ProtocolName of the connections.
+func (cl *Client) Protocol() string { return cl.dialer.cfg.ProtocolName }
+
+// Ready says that the protocol of c, the client's connection, has agreed on what it
+// has to: see DialConfig.Negotiates. It is called once, in a callback of c,
+// behind what is to be sent first; in OnAdopt too, if that was so already.
+func (cl *Client) Ready(c *Conn) { cl.started(c) }
+
+// Up says whether there is a connection of which OnConnect has returned, or
+// for which Ready was called.
 func (cl *Client) Up() bool {
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
@@ -317,7 +360,7 @@ func (cl *Client) Close(why error, last ...[]byte) (err error) {
 	if cl.up {
 		cl.endLocked(why)
 		cl.mu.Unlock()
-		return c.Close(why, last...)
+		return cl.bye(c, why, last)
 	}
 	for _, m := range last {
 		if e := cl.queueLocked(m); e != nil && err == nil {
@@ -328,6 +371,21 @@ func (cl *Client) Close(why error, last ...[]byte) (err error) {
 	cl.mu.Unlock()
 	// An error means that the loop turns no more, and nothing happens at all.
 	_ = cl.dialer.set.loop.Post(cl.stop)
+	return err
+}
+
+// bye closes the connection as Close says.
+func (cl *Client) bye(c *Conn, why error, last [][]byte) error {
+	told := len(last)
+	if f := c.cfg.Farewell; f != nil && cl.dialer.dial.Negotiates {
+		if m := f(c, why); m != nil {
+			last = append(last[:told:told], m)
+		}
+	}
+	err := c.Close(why, last...)
+	if told == 0 {
+		return nil
+	}
 	return err
 }
 
@@ -385,20 +443,23 @@ func (cl *Client) failed(err error) {
 }
 
 // arrived is given the descriptor of a connection that an attempt has made,
-// and the counts of its bytes.
-func (cl *Client) arrived(fd int, peer unix.Sockaddr, rx, tx uint64) {
+// the counts of its bytes, and what TLS was agreed on, nil if none.
+func (cl *Client) arrived(fd int, peer unix.Sockaddr, rx, tx uint64, tls *tlsrec.Result) {
 	cl.attempt = nil
 	s := cl.dialer.set
 	c, err := s.open(fd, peer, &cl.dialer.cfg)
 	if err != nil {
 		unix.Close(fd)
+		if tls != nil && tls.Conn != nil {
+			tls.Conn.Drop()
+		}
 		cl.down(err, 0)
 		return
 	}
 	delete(s.clients, cl)
 	c.rx.Store(rx)
 	c.tx.Store(tx)
-	if rx > 0 {
+	if rx > 0 && tls == nil {
 		c.partial = 0 // the deadline of the first byte does not hold: it was the proxy's
 	}
 	c.mu.Lock()
@@ -407,7 +468,12 @@ func (cl *Client) arrived(fd int, peer unix.Sockaddr, rx, tx uint64) {
 	cl.mu.Lock()
 	cl.conn, cl.since = c, s.loop.Now()
 	cl.mu.Unlock()
+	if tls != nil {
+		c.beginSecured(tls)
+		return
+	}
 	c.greet()
+	c.note()
 }
 
 // started sends what has waited for the connection: its first callback has
@@ -429,7 +495,7 @@ func (cl *Client) started(c *Conn) {
 	case now:
 		c.CloseNow(why)
 	case over:
-		_ = c.Close(why)
+		_ = cl.bye(c, why, nil)
 	}
 }
 
@@ -457,10 +523,14 @@ func (c *Conn) sendWaiting(cl *Client) (first bool) {
 // lost is told that OnClose has returned.
 func (cl *Client) lost(why error) {
 	cl.mu.Lock()
-	healthy := cl.dialer.set.loop.Now() - cl.since
+	healthy := max(cl.dialer.set.loop.Now()-cl.since, 1)
+	if cl.dialer.dial.Negotiates && !cl.up {
+		why = &ConnectError{Step: Negotiating, Address: cl.conn.Peer(), Target: cl.route.address, Err: cmp.Or(why, ErrClosed)}
+		healthy = 0
+	}
 	cl.conn, cl.up = nil, false
 	cl.mu.Unlock()
-	cl.down(why, max(healthy, 1))
+	cl.down(why, healthy)
 }
 
 // down is told that there is no connection now.
@@ -565,13 +635,17 @@ type dialed struct{ Handler }
 // OnConnect is called in the place of the application's.
 func (h dialed) OnConnect(c *Conn) {
 	h.Handler.OnConnect(c)
-	c.Client().started(c)
+	if cl := c.Client(); !cl.dialer.dial.Negotiates {
+		cl.started(c)
+	}
 }
 
 // OnAdopt is called in the place of the application's.
 func (h dialed) OnAdopt(c *Conn, why Reason) {
 	h.Handler.OnAdopt(c, why)
-	c.Client().started(c)
+	if cl := c.Client(); !cl.dialer.dial.Negotiates {
+		cl.started(c)
+	}
 }
 
 // OnClose is called in the place of the application's.
@@ -627,6 +701,20 @@ func (d *Dialer) encode(c *Conn) ([]byte, error) {
 }
 
 var errNotDialed = errors.New("conn: value of no outgoing connection")
+
+// appendAddress appends what encode would for an application without a value.
+func (d *Dialer) appendAddress(dst []byte, c *Conn) []byte {
+	return append(appendString(dst, c.Client().route.address), 0)
+}
+
+// overhead is how many bytes encode has beside the value; none of an accepted
+// connection, which has no Dialer.
+func (d *Dialer) overhead(c *Conn) int {
+	if d == nil {
+		return 0
+	}
+	return len(d.appendAddress(nil, c))
+}
 
 // decode is DecodeValue.
 func (d *Dialer) decode(c *Conn, b []byte) error {

@@ -32,6 +32,7 @@ type layer struct {
 	stepping  bool              // and a goroutine has it
 	tls       *tlsrec.Conn      // once open: this
 	legacy    *tlsrec.Legacy    // or this
+	tickets   *tlsrec.Tickets   // of an outgoing one whose sessions are kept; nil: no more of them are wanted
 	in        *buffer           // an incomplete record
 	quiet     bool              // no byte of a message has come
 	failed    bool              // there is nothing more to be sealed
@@ -39,6 +40,8 @@ type layer struct {
 	peerBye   bool              // legacy has the peer's close_notify
 	truncated bool              // the stream has ended, and not within TLS
 	bye       bool              // our close_notify is sealed
+
+	noted uint32 // Updates of the keys that are in the slab, if extra.noted
 
 	info *tlsrec.Info // set once, under mu
 
@@ -119,6 +122,9 @@ func recordComplete(in []byte) bool {
 // openRecords opens what is complete in data, which lies in the loop's buffer,
 // and keeps the rest.
 func (c *Conn) openRecords(l *layer, data []byte) {
+	if l.tickets != nil && !l.tickets.Feed(data) {
+		l.tickets = nil
+	}
 	used, plain, err := l.tls.OpenAll(data)
 	if err != nil {
 		used = len(data) // what comes behind is of no meaning
@@ -271,11 +277,13 @@ func (c *Conn) flushSealedLocked(l *layer) {
 	plain := l.tls != nil || l.legacy != nil
 	bye := c.state == Closing && !c.has(flagLate) && l.goodbye()
 	if queued := c.queuedLocked(); c.blocked || l.sealed.bytes == 0 && !bye && !l.pending() && (!plain || c.out.bytes == 0) {
+		c.noteUnsentLocked(l.sealed.bytes)
 		c.mu.Unlock()
 		c.count(queued)
 		return
 	}
 	if l.sealed.bytes > 0 {
+		c.noteUnsentLocked(l.sealed.bytes)
 		part := l.sealed.head.bytes()
 		c.mu.Unlock()
 		part = part[:min(len(part), reactor.MaxWrite)]
@@ -303,6 +311,7 @@ func (c *Conn) flushSealedLocked(l *layer) {
 	if l.failed {
 		c.takeLocked(c.out.bytes) // nobody will get it
 	}
+	c.noteUnsentLocked(len(records)) // which are numbered now
 	c.mu.Unlock()
 	n, ok := 0, true
 	if len(records) > 0 {

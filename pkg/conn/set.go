@@ -49,6 +49,9 @@ type Set struct {
 	counts     counts
 	arena      *arena // of Packets; nil: there are none
 	resolver   resolver
+	offered    state     // that is being adopted
+	adopted    []Adopted // for those that will be
+	frozen     []Frozen  // for those that will be frozen
 
 	// Guarded by mu.
 

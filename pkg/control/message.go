@@ -277,9 +277,10 @@ type Connection struct {
 	IdleMS     int64  `json:"idle_ms"` // since the last byte in or out
 	BytesIn    uint64 `json:"bytes_in"`
 	BytesOut   uint64 `json:"bytes_out"`
-	Buffered   int    `json:"buffered"` // bytes read that are no whole message yet
-	Queued     int    `json:"queued"`   // bytes that wait to be sent
-	Messages   int    `json:"messages"` // that wait for the pool
+	Buffered   int    `json:"buffered"`         // bytes read that are no whole message yet
+	Queued     int    `json:"queued"`           // bytes that wait to be sent
+	Messages   int    `json:"messages"`         // that wait for the pool
+	Mortal     string `json:"mortal,omitempty"` // why it ends if its worker is killed, even between two messages; empty: it need not
 }
 
 // SortConnections puts all into an order of Sorts.

@@ -189,6 +189,9 @@ type Drain struct {
 	Prompt bool `json:"prompt"`
 	// Grace is the time after which what is still open is closed.
 	Grace time.Duration `json:"grace"`
+	// Stays: the service does not end, so that peers are told to come back.
+	// Without it, a prompt drain that hands nothing over is a stop.
+	Stays bool `json:"stays,omitempty"`
 	// Hand says that the connections are to be handed over first; those that
 	// cannot be are drained.
 	Hand bool `json:"hand,omitempty"`

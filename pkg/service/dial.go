@@ -1,6 +1,7 @@
 package service
 
 import (
+	"crypto/tls"
 	"fmt"
 	"net"
 	"time"
@@ -19,7 +20,7 @@ type (
 )
 
 // Dialing is how outgoing connections are made and what happens on them: a
-// Dialer.
+// Dialer, or a WebSocketDialer.
 type Dialing interface {
 	dialing(address string) conn.DialConfig
 }
@@ -51,8 +52,15 @@ type Dialer[T any] struct {
 
 	// Proxy, if not empty, is asked for the connection, and looks up the name:
 	// socks5://[USER:PASSWORD@]HOST:PORT or http://[USER:PASSWORD@]HOST:PORT.
-	// Only for tcp://. The way to it is not encrypted.
+	// Only for tcp:// and tls://. The way to it is not encrypted; TLS is
+	// spoken with the far end, through it.
 	Proxy string
+
+	// TLS, if not nil, is for tls://, and has all addresses be of that: the
+	// authorities that are believed, certificates of one's own, ALPN and so on.
+	// Without a ServerName the address has it; with a ClientSessionCache
+	// sessions are resumed. It is not changed, and not to be changed.
+	TLS *tls.Config
 
 	Timeout   time.Duration // of an attempt, all of it; zero: 10 s
 	Reconnect bool          // tries again, after what fails or ends, until Client.Close
@@ -68,13 +76,23 @@ type Client[T any] struct{ client *conn.Client }
 // Send sends m as Conn.Send does. While there is no connection, but may be
 // one, m waits for it, and leaves behind what OnConnect sends; Limits.SendHard
 // bounds that. What was in the send queue of a connection that broke is lost.
-// It returns ErrClosed after Close, or once there will be no connection any
+// For a WebSocket m is a text, for which it may return ErrNotText, and
+// SendMessage sends others. It returns ErrClosed after Close, or once there will be no connection any
 // more, and a *MovedError if another worker has it.
 func (c Client[T]) Send(m []byte) error {
-	if c.client == nil {
+	return c.SendMessage(Message{Data: m})
+}
+
+// SendMessage is Send for a message that is not a text: for a WebSocket it is
+// a binary one if m says so. For others it is Send(m.Data).
+func (c Client[T]) SendMessage(m Message) error {
+	switch {
+	case c.client == nil:
 		return ErrClosed
+	case c.client.Protocol() != websocketName:
+		return c.client.Send(m.Data)
 	}
-	return c.client.Send(m)
+	return sendAs(m.kind(), m.Data, c.client.Send)
 }
 
 // Close ends the client for good: its connection, as by Conn.Close, and with it
@@ -82,6 +100,12 @@ func (c Client[T]) Send(m []byte) error {
 // leaves.
 func (c Client[T]) Close(why error, last ...[]byte) error {
 	switch {
+	case c.client != nil && c.client.Protocol() == websocketName:
+		messages, refused := texts(last)
+		if err := c.client.Close(why, messages...); err != nil {
+			return err
+		}
+		return refused
 	case c.client != nil:
 		return c.client.Close(why, last...)
 	case len(last) > 0:
@@ -151,9 +175,10 @@ func (c *Conn[T]) Client() (cl Client[T], ok bool) {
 // them: those that Dial makes by it go to another worker by hand-off, as
 // accepted ones do, unless they are Pinned. In connections and in logs their
 // listener is "dial:" and the name. address is where Dial connects to unless
-// it is told: tcp://HOST:PORT, udp://HOST:PORT, unix:///PATH or unix://@NAME;
-// it may be empty. It panics if the name is not usable or taken, or if address
-// or d is not usable.
+// it is told: tcp://HOST:PORT, tls://HOST:PORT, udp://HOST:PORT, unix:///PATH
+// or unix://@NAME; it may be empty. It panics if the name is not usable or
+// taken, or if address or d is not usable. The addresses of a WebSocketDialer
+// are its own.
 func (s *Service) Dial(name, address string, d Dialing) {
 	if err := checkListenerName(name); err != nil {
 		panic("service: dial: " + err.Error())
@@ -198,7 +223,7 @@ func (d Dialer[T]) dialing(address string) conn.DialConfig {
 	c := conn.DialConfig{
 		Config: conn.Config{
 			Protocol: d.Protocol, ProtocolName: protocolName(d.Protocol), Handler: h, Limits: d.Limits,
-			Inline: d.Inline, Pinned: d.Pinned, EncodeValue: h.encode, DecodeValue: h.decode,
+			TLS: d.TLS, Inline: d.Inline, Pinned: d.Pinned, EncodeValue: h.encode, DecodeValue: h.decode,
 		},
 		Address: address, Proxy: d.Proxy, Timeout: d.Timeout, Reconnect: d.Reconnect, Backoff: d.Backoff, Resolver: d.Resolver,
 	}

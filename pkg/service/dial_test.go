@@ -1,8 +1,10 @@
 package service
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"syscall"
@@ -12,10 +14,11 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/reactor"
 	"github.com/mainstay-go/mainstay/pkg/wire/text"
+	"github.com/mainstay-go/mainstay/test/certs"
 )
 
 // dialOn connects by a Dialer on a loop of its own, which ends with the test.
-func dialOn[T any](t *testing.T, d Dialer[T], address string, state any) Client[T] {
+func dialOn[T any](t *testing.T, d Dialing, address string, state any) Client[T] {
 	t.Helper()
 	loop, err := reactor.New(reactor.Options{})
 	if err != nil {
@@ -26,7 +29,12 @@ func dialOn[T any](t *testing.T, d Dialer[T], address string, state any) Client[
 	if err := c.Check(); err != nil {
 		t.Fatal(err)
 	}
-	c.Listener, c.Inline = "dial:test", true
+	c.Listener, c.Inline, c.Handshakes = "dial:test", true, conn.NewHandshakes(0)
+	pool := conn.NewPool(2)
+	c.Pool = pool
+	if _, raw := d.(Dialer[T]); raw {
+		c.Inline = true
+	}
 	dialer, err := set.NewDialer(c)
 	if err != nil {
 		t.Fatal(err)
@@ -42,6 +50,8 @@ func dialOn[T any](t *testing.T, d Dialer[T], address string, state any) Client[
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
+		c.Handshakes.Close()
+		pool.Close()
 		loop.Close()
 		if err := set.Close(); err != nil {
 			t.Error(err)
@@ -67,7 +77,7 @@ func TestDialedConnectionBeginsWithItsState(t *testing.T) {
 			told <- fmt.Sprint(cl.State().number, " ", cl.Up(), " ", errors.Is(why, ErrPeerClosed), " ", next < 0)
 		},
 	}
-	cl := dialOn(t, d, "tcp://"+far.Addr().String(), visit{6})
+	cl := dialOn[visit](t, d, "tcp://"+far.Addr().String(), visit{6})
 	for range 2 {
 		c, err := far.Accept()
 		if err != nil {
@@ -96,6 +106,44 @@ func TestDialedConnectionBeginsWithItsState(t *testing.T) {
 	}
 }
 
+func TestDialedConnectionSpeaksTLS(t *testing.T) {
+	made, err := certs.Make(time.Hour, "localhost")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := made.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	far, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	go func() {
+		c, err := far.Accept()
+		if err == nil {
+			io.Copy(c, c)
+			c.Close()
+		}
+	}()
+	told, over := make(chan string, 1), make(chan error, 1)
+	_, port, _ := net.SplitHostPort(far.Addr().String())
+	cl := dialOn[int](t, Dialer[int]{
+		Protocol: text.Protocol{}, TLS: &tls.Config{RootCAs: made.Pool()},
+		OnMessage: func(c *Conn[int], m []byte) { told <- c.TLS().ServerName + " " + string(m) },
+		OnDown:    func(_ Client[int], why error, _ time.Duration) { over <- why },
+	}, "tls://localhost:"+port, 0)
+	cl.Send([]byte("hello"))
+	if got := <-told; got != "localhost hello" {
+		t.Errorf("got %q", got)
+	}
+	cl.Close(nil)
+	if why := <-over; why != nil {
+		t.Errorf("OnDown: %v", why)
+	}
+}
+
 func TestStateOfAnotherTypeEndsTheConnection(t *testing.T) {
 	far, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -103,7 +151,7 @@ func TestStateOfAnotherTypeEndsTheConnection(t *testing.T) {
 	}
 	defer far.Close()
 	told := make(chan error, 1)
-	dialOn(t, Dialer[int]{
+	dialOn[int](t, Dialer[int]{
 		OnConnect: func(*Conn[int]) { t.Error("OnConnect") },
 		OnDown:    func(_ Client[int], why error, _ time.Duration) { told <- why },
 	}, "tcp://"+far.Addr().String(), "text")
@@ -119,7 +167,7 @@ func TestNobodyThereIsAConnectError(t *testing.T) {
 	}
 	far.Close()
 	told := make(chan error, 1)
-	cl := dialOn(t, Dialer[int]{OnDown: func(_ Client[int], why error, _ time.Duration) { told <- why }}, "tcp://"+far.Addr().String(), 0)
+	cl := dialOn[int](t, Dialer[int]{OnDown: func(_ Client[int], why error, _ time.Duration) { told <- why }}, "tcp://"+far.Addr().String(), 0)
 	why := <-told
 	if e, ok := errors.AsType[*ConnectError](why); !ok || e.Step != conn.Reaching || !errors.Is(why, syscall.ECONNREFUSED) {
 		t.Errorf("OnDown: %v", why)

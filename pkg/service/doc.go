@@ -40,6 +40,7 @@
 //	websocket.go WebSocket, and what Conn has for it
 //	events.go    what a connection of a Web can turn into; Events
 //	dial.go      Dialer, Client: connections to elsewhere
+//	websocketdial.go WebSocketDialer: WebSockets to elsewhere
 //	config.go    the keys of the configuration
 //	hook.go      a command as a setting
 //	tls.go       certificates, authorities, proxies

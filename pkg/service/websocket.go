@@ -174,6 +174,8 @@ func (c *Conn[T]) SendPrepared(p *Prepared) error {
 		return c.conn.Send(p.message.Data)
 	case p.plain == nil:
 		return ErrNotText
+	case c.web.client: // whose frames are masked, each in its own way
+		return c.send(p.message.kind(), p.message.Data)
 	}
 	if above := c.web.compressAbove; above > 0 && len(p.message.Data) >= above && c.session().Compressed() {
 		return c.conn.Send(p.packed())
@@ -226,12 +228,17 @@ const maxKept = 64 << 10
 
 // send sends a message of WebSocket.
 func (c *Conn[T]) send(kind websocket.Kind, data []byte) error {
+	return sendAs(kind, data, c.conn.Send)
+}
+
+// sendAs has a message sent with its kind in front.
+func sendAs(kind websocket.Kind, data []byte, send func([]byte) error) error {
 	if kind == websocket.Text && !utf8.Valid(data) {
 		return ErrNotText
 	}
 	b := withKind.Get().(*[]byte)
 	*b = append(append((*b)[:0], byte(kind)), data...)
-	err := c.conn.Send(*b)
+	err := send(*b)
 	if cap(*b) <= maxKept {
 		withKind.Put(b)
 	}
@@ -240,15 +247,21 @@ func (c *Conn[T]) send(kind websocket.Kind, data []byte) error {
 
 // closeMessages are what Close sends on a WebSocket: texts, and the close.
 func closeMessages(why error, last [][]byte) (all [][]byte, err error) {
-	for _, m := range last {
+	all, err = texts(last)
+	code, reason := closeCode(why)
+	return append(all, websocket.AppendClose(nil, code, reason)), err
+}
+
+// texts are messages with their kind in front; err says that some were none.
+func texts(messages [][]byte) (all [][]byte, err error) {
+	for _, m := range messages {
 		if !utf8.Valid(m) {
 			err = ErrNotText
 			continue
 		}
 		all = append(all, append([]byte{byte(websocket.Text)}, m...))
 	}
-	code, reason := closeCode(why)
-	return append(all, websocket.AppendClose(nil, code, reason)), err
+	return all, err
 }
 
 // closeCode is what the peer is told of why.
@@ -304,7 +317,42 @@ type web[T any] struct {
 
 // webConfig is what the methods of a Conn need of its WebSocket, whatever T
 // is.
-type webConfig struct{ compressAbove int }
+type webConfig struct {
+	compressAbove int
+	client        bool // of an outgoing connection
+}
+
+// websocketName is the ProtocolName.
+const websocketName = "websocket"
+
+// websocketLimits is what a session bears, and the connection that has it.
+// What is too long is the protocol's to say, with a code; the connection has
+// to bear a whole head, and a message with its kind.
+func websocketLimits(limits Limits, compressAbove int) (*websocket.Config, Limits) {
+	config := &websocket.Config{MaxMessage: limits.MaxMessage, CompressAbove: compressAbove}
+	if compressAbove <= 0 {
+		config.CompressAbove = -1
+	}
+	if limits.MaxMessage == 0 {
+		limits.MaxMessage = conn.DefaultMaxMessage
+	}
+	limits.MaxMessage = max(limits.MaxMessage, websocket.DefaultMaxHead) + 1
+	return config, limits
+}
+
+// probing is Config.Probe and what belongs to it.
+func probing(ping func(*conn.Conn), every, within time.Duration) (probe func(*conn.Conn), after, wait time.Duration) {
+	switch {
+	case every < 0:
+		return nil, 0, 0
+	case every == 0:
+		every = DefaultPingEvery
+	}
+	if within <= 0 {
+		within = DefaultPongWithin
+	}
+	return ping, every, within
+}
 
 func (p WebSocket[T]) listener(name string, set listenerConfig) (worker.Listener, error) {
 	h := &web[T]{WebSocket: p}
@@ -318,20 +366,10 @@ func (p WebSocket[T]) listener(name string, set listenerConfig) (worker.Listener
 	if err := h.check(); err != nil {
 		return worker.Listener{}, err
 	}
-	limits := set.limits(p.Limits)
-	config := &websocket.Config{MaxMessage: limits.MaxMessage, CompressAbove: h.CompressAbove}
-	if h.CompressAbove <= 0 {
-		config.CompressAbove = -1
-	}
-	// What is too long is the protocol's to say, with a code; the connection
-	// has to bear a whole head, and a message with its kind.
-	if limits.MaxMessage == 0 {
-		limits.MaxMessage = conn.DefaultMaxMessage
-	}
-	limits.MaxMessage = max(limits.MaxMessage, websocket.DefaultMaxHead) + 1
+	config, limits := websocketLimits(set.limits(p.Limits), h.CompressAbove)
 	c := &conn.Config{
 		NewSession:   func() wire.Session { return websocket.NewServer(config) },
-		ProtocolName: "websocket", Handler: h, Limits: limits, Inline: p.Inline, Pinned: p.Pinned,
+		ProtocolName: websocketName, Handler: h, Limits: limits, Inline: p.Inline, Pinned: p.Pinned,
 		EncodeValue: h.encode, DecodeValue: h.decode, Farewell: h.farewell,
 	}
 	every, within := p.PingEvery, p.PongWithin
@@ -341,15 +379,7 @@ func (p WebSocket[T]) listener(name string, set listenerConfig) (worker.Listener
 	if set.PongTimeout != 0 {
 		within = set.PongTimeout
 	}
-	if every == 0 {
-		every = DefaultPingEvery
-	}
-	if within <= 0 {
-		within = DefaultPongWithin
-	}
-	if every > 0 {
-		c.Probe, c.ProbeAfter, c.ProbeWait = h.ping, every, within
-	}
+	c.Probe, c.ProbeAfter, c.ProbeWait = probing(h.ping, every, within)
 	return set.serve(name, c)
 }
 

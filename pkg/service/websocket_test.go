@@ -39,6 +39,19 @@ type workers struct {
 
 func newWorkers(t *testing.T, p Protocol, set listenerConfig) *workers {
 	t.Helper()
+	return workersOf(t, func(*conn.Set, *conn.Pool) *conn.Config {
+		l, err := p.listener("main", set)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Conn.Listener = "main"
+		return l.Conn
+	})
+}
+
+// workersOf are two loops that serve what config says.
+func workersOf(t *testing.T, config func(*conn.Set, *conn.Pool) *conn.Config) *workers {
+	t.Helper()
 	table, err := rows.Create(1 << 10)
 	if err != nil {
 		t.Fatal(err)
@@ -47,22 +60,20 @@ func newWorkers(t *testing.T, p Protocol, set listenerConfig) *workers {
 	pool := conn.NewPool(4)
 	var ended [2]chan error
 	for i := range w.loops {
-		l, err := p.listener("main", set)
-		if err != nil {
-			t.Fatal(err)
-		}
-		w.confs[i] = l.Conn
-		w.confs[i].Pool, w.confs[i].Listener = pool, "main"
 		if w.loops[i], err = reactor.New(reactor.Options{}); err != nil {
 			t.Fatal(err)
 		}
 		w.sets[i] = conn.NewSet(w.loops[i], table.Allocator(uint64(i)+1))
+		w.confs[i] = config(w.sets[i], pool)
+		w.confs[i].Pool = pool
 		ended[i] = make(chan error, 1)
 		go func() { ended[i] <- w.loops[i].Run() }()
 	}
 	t.Cleanup(func() {
 		for i, loop := range w.loops {
-			loop.Post(func() { w.sets[i].Drain(conn.DrainPrompt, 0, loop.Stop) })
+			loop.Post(func() {
+				w.sets[i].Drain(conn.DrainPrompt, 0, func() { w.sets[i].DrainOutgoing(conn.DrainPrompt, 0, loop.Stop) })
+			})
 			if err := <-ended[i]; err != nil {
 				t.Error(err)
 			}
@@ -457,8 +468,9 @@ func TestWebSocketIsClosedWithACode(t *testing.T) {
 		{name: "a header and nothing more", limits: Limits{Message: 30 * time.Millisecond}, raw: []byte{0x82, 0x85, 0, 0, 0, 0}, code: 1008, reason: "message not completed in time", told: "not completed"},
 		{name: "not authenticated", limits: Limits{Auth: 30 * time.Millisecond}, code: 1008, reason: "not authenticated in time", told: "not authenticated"},
 		{name: "reload", server: func(s *conn.Set) { s.Drain(conn.DrainPatient, 30*time.Millisecond, nil) }, code: 1012, reason: "service restarts", told: "drained"},
-		{name: "stop", server: func(s *conn.Set) { s.Drain(conn.DrainPrompt, time.Hour, nil) }, code: 1001, reason: "service stops", told: "the service stops"},
-		{name: "stop inside of a message", raw: masked(0x01, "half"), server: func(s *conn.Set) { s.Drain(conn.DrainPrompt, 30*time.Millisecond, nil) }, code: 1001, reason: "service stops", told: "the service stops"},
+		{name: "worker is sent away", server: func(s *conn.Set) { s.Drain(conn.DrainPrompt, time.Hour, nil) }, code: 1012, reason: "service restarts", told: "drained"},
+		{name: "stop", server: func(s *conn.Set) { s.Drain(conn.DrainStop, time.Hour, nil) }, code: 1001, reason: "service stops", told: "the service stops"},
+		{name: "stop inside of a message", raw: masked(0x01, "half"), server: func(s *conn.Set) { s.Drain(conn.DrainStop, 30*time.Millisecond, nil) }, code: 1001, reason: "service stops", told: "the service stops"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			bothWays(t, func(t *testing.T, inline bool) {

@@ -71,7 +71,7 @@ func (s *Supervisor) lookAround() {
 	if s.conf.Cgroup == "" || s.lookingAround || s.phase == stopping {
 		return
 	}
-	s.lookingAround = true
+	s.lookingAround, s.lookedAround = true, time.Now()
 	known := map[int]bool{os.Getpid(): true}
 	for _, inc := range s.incarnations {
 		if inc.process != nil {

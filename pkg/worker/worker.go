@@ -146,7 +146,7 @@ type Worker struct {
 	loop       *reactor.Loop
 	set        *conn.Set
 	pool       *conn.Pool
-	handshakes *conn.Handshakes // nil: no listener has TLS
+	handshakes *conn.Handshakes
 	stderr     int
 	board      *scoreboard.Board
 	gates      map[string]*gate // by listener; nil: all are taken
@@ -222,7 +222,7 @@ func Run(in *link.Inherited, conf Config) error {
 	for again := false; ; again = true {
 		select {
 		case <-terminated:
-			w.leave(terms{prompt: true, grace: w.conf.StopGrace, hasten: again})
+			w.leave(terms{prompt: true, stop: true, grace: w.conf.StopGrace, hasten: again})
 		case err := <-looped:
 			w.bequeath()
 			return w.close(err)
@@ -531,7 +531,7 @@ func (w *Worker) told(message link.Message) {
 			}
 		})
 	case link.Drain:
-		w.leave(terms{prompt: m.Prompt, grace: m.Grace, hand: m.Hand, to: m.To})
+		w.leave(terms{prompt: m.Prompt, stop: m.Prompt && !m.Hand && !m.Stays, grace: m.Grace, hand: m.Hand, to: m.To})
 	case link.Peer:
 		fd := message.FD
 		message.FD = -1

@@ -4,11 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 
 	"github.com/mainstay-go/mainstay/pkg/wire"
+	"github.com/mainstay-go/mainstay/test/framing"
 )
 
 // errAny stands for an error that is not one of wire's.
@@ -45,47 +45,9 @@ var splits = []struct {
 	{name: "delimiter that is too long", p: Protocol{Delimiter: "0123456789abcdef0"}, in: "x", rest: "x", err: errAny},
 }
 
-// feed gives in to Split as it comes, step bytes at a time.
-func feed(p Protocol, in []byte, step int) (got []string, rest []byte, err error) {
-	var pending []byte
-	for len(in) > 0 {
-		n := min(step, len(in))
-		pending = append(pending, in[:n]...)
-		in = in[n:]
-		for {
-			advance, msg, ok, err := p.Split(pending, len(in) == 0)
-			if err != nil {
-				return got, append(pending, in...), err
-			}
-			if !ok {
-				break
-			}
-			got = append(got, string(msg))
-			pending = pending[advance:]
-		}
-	}
-	return got, pending, nil
-}
-
 func TestMessagesAreFoundHoweverTheyArrive(t *testing.T) {
 	for _, tt := range splits {
-		for _, step := range []int{1, 2, 3, 1 << 20} {
-			if step == 1 && len(tt.in) > 10000 {
-				continue
-			}
-			t.Run(fmt.Sprintf("%s/%d", tt.name, step), func(t *testing.T) {
-				got, rest, err := feed(tt.p, []byte(tt.in), step)
-				if !slices.Equal(got, tt.want) {
-					t.Errorf("messages %.100q, want %.100q", got, tt.want)
-				}
-				if string(rest) != tt.rest {
-					t.Errorf("rest %q, want %q", rest, tt.rest)
-				}
-				if (err != nil) != (tt.err != nil) || errors.Is(err, wire.ErrTooLong) != errors.Is(tt.err, wire.ErrTooLong) {
-					t.Errorf("error %v, want %v", err, tt.err)
-				}
-			})
-		}
+		framing.Found(t, tt.name, tt.p, tt.in, tt.want, tt.rest, tt.err)
 	}
 }
 
@@ -111,7 +73,7 @@ func TestMessageWithADelimiterIsRefused(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := tt.p.Append([]byte(">"), []byte(tt.msg))
-			if string(got) != tt.want || (err != nil) != (tt.err != nil) || errors.Is(err, wire.ErrTooLong) != errors.Is(tt.err, wire.ErrTooLong) {
+			if string(got) != tt.want || !framing.SameError(err, tt.err) {
 				t.Errorf("got %q, %v, want %q, %v", got, err, tt.want, tt.err)
 			}
 		})
@@ -132,32 +94,15 @@ func FuzzSplitFindsTheSameWholeAndByteByByte(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, in []byte, delimiter string, keep bool, limit, step int) {
-		if len(in) > 4096 {
-			return // quadratic
-		}
 		p := Protocol{Delimiter: delimiter, Keep: keep, MaxMessage: limit}
-		step = max(1, step%64)
-		whole, wholeRest, wholeErr := feed(p, in, max(1, len(in)))
-		parts, partsRest, partsErr := feed(p, in, step)
-		if !slices.Equal(whole, parts) || !bytes.Equal(wholeRest, partsRest) {
-			t.Fatalf("whole %q rest %q, in steps of %d %q rest %q", whole, wholeRest, step, parts, partsRest)
-		}
-		if (wholeErr == nil) != (partsErr == nil) {
-			t.Fatalf("whole %v, in steps of %d %v", wholeErr, step, partsErr)
-		}
+		whole, wholeRest, wholeErr := framing.Same(t, p, in, step)
 		if p.Validate() != nil {
 			return
 		}
 		if p.limit() >= 0 && wholeErr == nil && len(wholeRest) >= p.limit()+len(p.delimiter()) {
 			t.Fatalf("%d bytes are kept, limit %d", len(wholeRest), p.limit())
 		}
-		var again []byte
-		for _, m := range whole {
-			var err error
-			if again, err = p.Append(again, []byte(m)); err != nil {
-				t.Fatalf("Append(%q): %v", m, err)
-			}
-		}
+		again := framing.Encoded(t, p, whole)
 		if want := in[:len(in)-len(wholeRest)]; !bytes.Equal(again, want) {
 			t.Fatalf("encoded again %q, want %q", again, want)
 		}
@@ -179,18 +124,7 @@ func BenchmarkSplit(b *testing.B) {
 	for _, delimiter := range []string{"\n", Default} {
 		b.Run(fmt.Sprintf("%q", delimiter), func(b *testing.B) {
 			in := []byte(strings.Repeat(strings.Repeat("x", 60)+delimiter, 1000))
-			b.ReportAllocs()
-			var p wire.Protocol = Protocol{Delimiter: delimiter}
-			rest := in
-			for b.Loop() {
-				advance, _, ok, _ := p.Split(rest, false)
-				if !ok {
-					b.Fatal("no message")
-				}
-				if rest = rest[advance:]; len(rest) == 0 {
-					rest = in
-				}
-			}
+			framing.Scan(b, Protocol{Delimiter: delimiter}, in)
 		})
 	}
 }

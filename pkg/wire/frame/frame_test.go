@@ -4,11 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 
 	"github.com/mainstay-go/mainstay/pkg/wire"
+	"github.com/mainstay-go/mainstay/test/framing"
 )
 
 // errAny stands for an error that is not one of wire's.
@@ -43,44 +43,9 @@ var splits = []struct {
 	{name: "no limit", max: -1, in: "\xff\xff\xff\xff", rest: "\xff\xff\xff\xff"},
 }
 
-// feed gives in to Split as it comes, step bytes at a time.
-func feed(p Protocol, in []byte, step int) (got []string, rest []byte, err error) {
-	var pending []byte
-	for len(in) > 0 {
-		n := min(step, len(in))
-		pending = append(pending, in[:n]...)
-		in = in[n:]
-		for {
-			advance, msg, ok, err := p.Split(pending, len(in) == 0)
-			if err != nil {
-				return got, append(pending, in...), err
-			}
-			if !ok {
-				break
-			}
-			got = append(got, string(msg))
-			pending = pending[advance:]
-		}
-	}
-	return got, pending, nil
-}
-
 func TestFramesAreFoundHoweverTheyArrive(t *testing.T) {
 	for _, tt := range splits {
-		for _, step := range []int{1, 2, 3, 1 << 20} {
-			t.Run(fmt.Sprintf("%s/%d", tt.name, step), func(t *testing.T) {
-				got, rest, err := feed(Protocol{MaxMessage: tt.max}, []byte(tt.in), step)
-				if !slices.Equal(got, tt.want) {
-					t.Errorf("messages %q, want %q", got, tt.want)
-				}
-				if string(rest) != tt.rest {
-					t.Errorf("rest %q, want %q", rest, tt.rest)
-				}
-				if (err != nil) != (tt.err != nil) || errors.Is(err, wire.ErrTooLong) != errors.Is(tt.err, wire.ErrTooLong) {
-					t.Errorf("error %v, want %v", err, tt.err)
-				}
-			})
-		}
+		framing.Found(t, tt.name, Protocol{MaxMessage: tt.max}, tt.in, tt.want, tt.rest, tt.err)
 	}
 }
 
@@ -108,29 +73,12 @@ func FuzzSplitFindsTheSameWholeAndByteByByte(f *testing.F) {
 		f.Add([]byte(tt.in), tt.max, 1)
 	}
 	f.Fuzz(func(t *testing.T, in []byte, maxMessage, step int) {
-		if len(in) > 4096 {
-			return // quadratic
-		}
 		p := Protocol{MaxMessage: maxMessage}
-		step = max(1, step%64)
-		whole, wholeRest, wholeErr := feed(p, in, max(1, len(in)))
-		parts, partsRest, partsErr := feed(p, in, step)
-		if !slices.Equal(whole, parts) || !bytes.Equal(wholeRest, partsRest) {
-			t.Fatalf("whole %q rest %q, in steps of %d %q rest %q", whole, wholeRest, step, parts, partsRest)
-		}
-		if (wholeErr == nil) != (partsErr == nil) {
-			t.Fatalf("whole %v, in steps of %d %v", wholeErr, step, partsErr)
-		}
+		whole, wholeRest, wholeErr := framing.Same(t, p, in, step)
 		if wholeErr == nil && len(wholeRest) > p.limit()+headerSize {
 			t.Fatalf("%d bytes are kept, limit %d", len(wholeRest), p.limit())
 		}
-		var again []byte
-		for _, m := range whole {
-			var err error
-			if again, err = p.Append(again, []byte(m)); err != nil {
-				t.Fatalf("Append(%q): %v", m, err)
-			}
-		}
+		again := framing.Encoded(t, p, whole)
 		// There is one encoding of a message only.
 		if want := in[:len(in)-len(wholeRest)]; !bytes.Equal(again, want) {
 			t.Fatalf("encoded again %q, want %q", again, want)
@@ -147,18 +95,7 @@ func BenchmarkSplit(b *testing.B) {
 			}
 			in := []byte(strings.Repeat(string(one), 64<<10/size))
 			b.SetBytes(int64(size))
-			b.ReportAllocs()
-			var p wire.Protocol = Protocol{}
-			rest := in
-			for b.Loop() {
-				advance, _, ok, _ := p.Split(rest, false)
-				if !ok {
-					b.Fatal("no frame")
-				}
-				if rest = rest[advance:]; len(rest) == 0 {
-					rest = in
-				}
-			}
+			framing.Scan(b, Protocol{}, in)
 		})
 	}
 }

@@ -4,11 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 
 	"github.com/mainstay-go/mainstay/pkg/wire"
+	"github.com/mainstay-go/mainstay/test/framing"
 )
 
 // errAny stands for an error that is not one of wire's.
@@ -60,44 +60,9 @@ var splits = []struct {
 	{name: "body behind lost bytes", p: Protocol{Offset: 1, Body: true}, in: "x", rest: "x", err: errAny},
 }
 
-// feed gives in to Split as it comes, step bytes at a time.
-func feed(p Protocol, in []byte, step int) (got []string, rest []byte, err error) {
-	var pending []byte
-	for len(in) > 0 {
-		n := min(step, len(in))
-		pending = append(pending, in[:n]...)
-		in = in[n:]
-		for {
-			advance, msg, ok, err := p.Split(pending, len(in) == 0)
-			if err != nil {
-				return got, append(pending, in...), err
-			}
-			if !ok {
-				break
-			}
-			got = append(got, string(msg))
-			pending = pending[advance:]
-		}
-	}
-	return got, pending, nil
-}
-
 func TestPackagesAreFoundHoweverTheyArrive(t *testing.T) {
 	for _, tt := range splits {
-		for _, step := range []int{1, 2, 3, 1 << 20} {
-			t.Run(fmt.Sprintf("%s/%d", tt.name, step), func(t *testing.T) {
-				got, rest, err := feed(tt.p, []byte(tt.in), step)
-				if !slices.Equal(got, tt.want) {
-					t.Errorf("messages %q, want %q", got, tt.want)
-				}
-				if string(rest) != tt.rest {
-					t.Errorf("rest %q, want %q", rest, tt.rest)
-				}
-				if (err != nil) != (tt.err != nil) || errors.Is(err, wire.ErrTooLong) != errors.Is(tt.err, wire.ErrTooLong) {
-					t.Errorf("error %v, want %v", err, tt.err)
-				}
-			})
-		}
+		framing.Found(t, tt.name, tt.p, tt.in, tt.want, tt.rest, tt.err)
 	}
 }
 
@@ -125,7 +90,7 @@ func TestLengthIsWrittenAsItIsRead(t *testing.T) {
 			before := strings.Clone(tt.msg)
 			msg := []byte(tt.msg)
 			got, err := tt.p.Append([]byte(">"), msg)
-			if string(got) != tt.want || (err != nil) != (tt.err != nil) || errors.Is(err, wire.ErrTooLong) != errors.Is(tt.err, wire.ErrTooLong) {
+			if string(got) != tt.want || !framing.SameError(err, tt.err) {
 				t.Errorf("got %q, %v, want %q, %v", got, err, tt.want, tt.err)
 			}
 			if string(msg) != before {
@@ -140,19 +105,8 @@ func FuzzSplitFindsTheSameWholeAndByteByByte(f *testing.F) {
 		f.Add([]byte(tt.in), tt.p.Size, tt.p.LittleEndian, tt.p.Offset, tt.p.BodyOffset, tt.p.Body, tt.p.MaxMessage, 1)
 	}
 	f.Fuzz(func(t *testing.T, in []byte, size int, little bool, offset, bodyOffset int, body bool, limit, step int) {
-		if len(in) > 4096 {
-			return // quadratic
-		}
 		p := Protocol{Size: size, LittleEndian: little, Offset: offset, BodyOffset: bodyOffset, Body: body, MaxMessage: limit}
-		step = max(1, step%64)
-		whole, wholeRest, wholeErr := feed(p, in, max(1, len(in)))
-		parts, partsRest, partsErr := feed(p, in, step)
-		if !slices.Equal(whole, parts) || !bytes.Equal(wholeRest, partsRest) {
-			t.Fatalf("whole %q rest %q, in steps of %d %q rest %q", whole, wholeRest, step, parts, partsRest)
-		}
-		if (wholeErr == nil) != (partsErr == nil) {
-			t.Fatalf("whole %v, in steps of %d %v", wholeErr, step, partsErr)
-		}
+		whole, wholeRest, wholeErr := framing.Same(t, p, in, step)
 		if p.Validate() != nil {
 			if len(in) > 0 && wholeErr == nil {
 				t.Fatal("settings that are refused are used")
@@ -162,16 +116,7 @@ func FuzzSplitFindsTheSameWholeAndByteByByte(f *testing.F) {
 		if most := p.limit() + p.Offset + p.size(); wholeErr == nil && len(wholeRest) > most {
 			t.Fatalf("%d bytes are kept, limit %d", len(wholeRest), most)
 		}
-		var again []byte
-		for _, m := range whole {
-			if len(m) > p.limit() {
-				t.Fatalf("message of %d bytes, limit %d", len(m), p.limit())
-			}
-			var err error
-			if again, err = p.Append(again, []byte(m)); err != nil {
-				t.Fatalf("Append(%q): %v", m, err)
-			}
-		}
+		again := framing.Encoded(t, p, whole)
 		// There is one encoding of a message only.
 		if want := in[:len(in)-len(wholeRest)]; !bytes.Equal(again, want) {
 			t.Fatalf("encoded again %q, want %q", again, want)
@@ -184,19 +129,7 @@ func BenchmarkSplit(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	in := bytes.Repeat(one, 1024)
-	b.ReportAllocs()
-	var p wire.Protocol = Protocol{Body: true}
-	rest := in
-	for b.Loop() {
-		advance, _, ok, _ := p.Split(rest, false)
-		if !ok {
-			b.Fatal("no package")
-		}
-		if rest = rest[advance:]; len(rest) == 0 {
-			rest = in
-		}
-	}
+	framing.Scan(b, Protocol{Body: true}, bytes.Repeat(one, 1024))
 }
 
 func ExampleProtocol() {

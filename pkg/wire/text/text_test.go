@@ -4,11 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 
 	"github.com/mainstay-go/mainstay/pkg/wire"
+	"github.com/mainstay-go/mainstay/test/framing"
 )
 
 // splits is the table of the tests and the seed of the fuzz target.
@@ -37,47 +37,9 @@ var splits = []struct {
 	{name: "no limit", max: -1, in: strings.Repeat("x", DefaultMaxLine+1) + "\n", want: []string{strings.Repeat("x", DefaultMaxLine+1)}},
 }
 
-// feed gives in to Split as it comes, step bytes at a time.
-func feed(p Protocol, in []byte, step int) (got []string, rest []byte, err error) {
-	var pending []byte
-	for len(in) > 0 {
-		n := min(step, len(in))
-		pending = append(pending, in[:n]...)
-		in = in[n:]
-		for {
-			advance, msg, ok, err := p.Split(pending, len(in) == 0)
-			if err != nil {
-				return got, append(pending, in...), err
-			}
-			if !ok {
-				break
-			}
-			got = append(got, string(msg))
-			pending = pending[advance:]
-		}
-	}
-	return got, pending, nil
-}
-
 func TestLinesAreFoundHoweverTheyArrive(t *testing.T) {
 	for _, tt := range splits {
-		for _, step := range []int{1, 2, 3, 1 << 20} {
-			if step < 1<<20 && len(tt.in) > 1000 {
-				continue // quadratic, and the small ones show it
-			}
-			t.Run(fmt.Sprintf("%s/%d", tt.name, step), func(t *testing.T) {
-				got, rest, err := feed(Protocol{MaxLine: tt.max}, []byte(tt.in), step)
-				if !slices.Equal(got, tt.want) {
-					t.Errorf("messages %q, want %q", got, tt.want)
-				}
-				if string(rest) != tt.rest {
-					t.Errorf("rest %q, want %q", rest, tt.rest)
-				}
-				if !errors.Is(err, tt.err) {
-					t.Errorf("error %v, want %v", err, tt.err)
-				}
-			})
-		}
+		framing.Found(t, tt.name, Protocol{MaxLine: tt.max}, tt.in, tt.want, tt.rest, tt.err)
 	}
 }
 
@@ -111,19 +73,8 @@ func FuzzSplitFindsTheSameWholeAndByteByByte(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, in []byte, maxLine, step int) {
-		if len(in) > 4096 {
-			return // quadratic
-		}
 		p := Protocol{MaxLine: maxLine}
-		step = max(1, step%64)
-		whole, wholeRest, wholeErr := feed(p, in, max(1, len(in)))
-		parts, partsRest, partsErr := feed(p, in, step)
-		if !slices.Equal(whole, parts) || !bytes.Equal(wholeRest, partsRest) {
-			t.Fatalf("whole %q rest %q, in steps of %d %q rest %q", whole, wholeRest, step, parts, partsRest)
-		}
-		if (wholeErr == nil) != (partsErr == nil) {
-			t.Fatalf("whole %v, in steps of %d %v", wholeErr, step, partsErr)
-		}
+		whole, wholeRest, wholeErr := framing.Same(t, p, in, step)
 		if p.limit() >= 0 && wholeErr == nil && len(wholeRest) > p.limit()+1 {
 			t.Fatalf("%d bytes are kept, limit %d", len(wholeRest), p.limit())
 		}
@@ -148,18 +99,7 @@ func BenchmarkSplit(b *testing.B) {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
 			in := bytes.Repeat(append(bytes.Repeat([]byte{'x'}, size-1), '\n'), 64<<10/size)
 			b.SetBytes(int64(size))
-			b.ReportAllocs()
-			var p wire.Protocol = Protocol{}
-			rest := in
-			for b.Loop() {
-				advance, _, ok, _ := p.Split(rest, false)
-				if !ok {
-					b.Fatal("no line")
-				}
-				if rest = rest[advance:]; len(rest) == 0 {
-					rest = in
-				}
-			}
+			framing.Scan(b, Protocol{}, in)
 		})
 	}
 }
