@@ -181,8 +181,8 @@ func findStrangers(cgroup, service, address string, known map[int]bool) ([]sight
 			continue
 		}
 		parent, started, ok := origin(pid)
-		if !ok && !errors.Is(unix.Kill(pid, 0), unix.EPERM) {
-			continue // gone since; otherwise another user's, which ProtectProc= hides
+		if !ok && errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+			continue // gone since; otherwise another's, which ProtectProc= hides
 		}
 		parents[pid] = parent
 		all = append(all, sighting{pid: pid, started: started})

@@ -169,7 +169,7 @@ func strangerIsNamedAndDoesNotOutliveTheStop(t *testing.T, m *machine) {
 	s.start()
 	st := s.awaitStatus(10*time.Second, allReady(2))
 	// Somebody has left a process there: what a worker that died had started.
-	out := s.must(t, "sh", "-c", `u=$(stat -c %u /proc/$2); setpriv --reuid $u --clear-groups sleep 600 >/dev/null 2>&1 </dev/null & p=$!
+	out := s.must(t, "sh", "-c", `u=$(stat -c %u /proc/$2); setpriv --reuid $u --regid $(stat -c %g /proc/$2) --clear-groups sleep 600 >/dev/null 2>&1 </dev/null & p=$!
 for d in /sys/fs/cgroup/unified /sys/fs/cgroup/systemd /sys/fs/cgroup; do
 	if [ -e "$d$1/cgroup.procs" ]; then echo $p >"$d$1/cgroup.procs"; fi
 done
