@@ -72,6 +72,16 @@ func (h *Handler) Running() (running, waiting int) {
 	return h.pool.running - h.pool.idle, len(h.pool.queue) - h.pool.head
 }
 
+// Longest returns for how long that request has been worked on which has waited
+// longest for the beginning of its answer, or since a part of its body was read;
+// zero if there is none, and always with Inline. Any goroutine may call it.
+func (h *Handler) Longest() time.Duration {
+	if since := h.pool.oldest(); since != 0 {
+		return h.clock() - since
+	}
+	return 0
+}
+
 // clock is the time of all deadlines: monotonic, and cheaper than the day's.
 func (h *Handler) clock() time.Duration { return time.Since(h.start) }
 

@@ -442,7 +442,7 @@ func (p *peer) enqueue(t *turn, x *exchange) {
 func (p *peer) serveInline(t *turn, x *exchange) {
 	t.done++
 	x.response.turn = t
-	closing := x.serve()
+	closing := x.serve(nil)
 	x.response.turn = nil
 	if x.body != nil {
 		x.body.abandon()
@@ -463,7 +463,7 @@ func (p *peer) serveInline(t *turn, x *exchange) {
 
 // run answers up to n requests and says whether there may be more. It runs on
 // a goroutine of the pool.
-func (p *peer) run(n int) (more bool) {
+func (p *peer) run(r *runner, n int) (more bool) {
 	for range n {
 		p.mu.Lock()
 		if len(p.queue) == 0 || p.closing {
@@ -480,7 +480,7 @@ func (p *peer) run(n int) (more bool) {
 					p.answered(x, true) // runtime.Goexit
 				}
 			}()
-			closing := x.serve()
+			closing := x.serve(r)
 			returned = true
 			p.answered(x, closing)
 		}()

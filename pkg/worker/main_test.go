@@ -306,6 +306,11 @@ func serveTest(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path == "/panic" {
 		panic("asked for")
 	}
+	if r.URL.Path == "/late" { // it has the whole body before it begins to answer
+		body, _ := io.ReadAll(r.Body)
+		w.Write(body)
+		return
+	}
 	http.NewResponseController(w).EnableFullDuplex()
 	w.Header().Set("X-Worker", "yes")
 	w.WriteHeader(http.StatusOK)
