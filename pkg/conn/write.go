@@ -68,7 +68,10 @@ func (c *Conn) borrowLocked(m []byte) bool {
 	s := c.set
 	// Nobody has a valid message in the loop's buffer but the callbacks that
 	// the loop runs, and whoever they wait for: so reading current is no race.
-	if !c.cfg.raw || c.cfg.packets || c.out.bytes != 0 || c.has(flagLate) || !s.loop.Holds(m) || s.current != c || len(m) == 0 || len(m) > c.cfg.Limits.SendHard || c.layered() != nil {
+	if !c.cfg.raw || c.cfg.packets || c.out.bytes != 0 || c.has(flagLate) || !s.loop.Holds(m) || s.current != c || len(m) == 0 || len(m) > c.cfg.Limits.SendHard {
+		return false
+	}
+	if l := c.layered(); l != nil && (l.tls == nil || l.sealed.bytes != 0) {
 		return false
 	}
 	s.direct = m

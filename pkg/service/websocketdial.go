@@ -87,7 +87,7 @@ func (d WebSocketDialer[T]) dialing(address string) conn.DialConfig {
 	config, limits := websocketLimits(d.Limits, d.CompressAbove)
 	c := conn.DialConfig{
 		Config: conn.Config{
-			TLS:        d.TLS,
+			TLS:          d.TLS,
 			NewSession:   func() wire.Session { return websocket.NewClient(config) },
 			ProtocolName: websocketName, Handler: h, Limits: limits, Inline: d.Inline, Pinned: d.Pinned,
 			EncodeValue: h.encode, DecodeValue: h.decode, Farewell: h.farewell,

@@ -10,6 +10,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash"
+	"slices"
 
 	"golang.org/x/crypto/chacha20poly1305"
 )
@@ -150,15 +151,21 @@ func (h *half) open(record []byte) ([]byte, error) {
 // seal appends one record with at most MaxPlaintext bytes.
 func (h *half) seal(dst []byte, typ contentType, plaintext []byte) []byte {
 	at := len(dst)
-	n := len(plaintext) + 1 + tagSize
-	dst = append(dst, byte(typeApplicationData), 3, 3, byte(n>>8), byte(n))
-	dst = append(dst, plaintext...)
-	dst = append(dst, byte(typ))
-	h.setNonce()
-	header, inner := dst[at:at+headerSize], dst[at+headerSize:]
-	dst = h.aead.Seal(dst[:at+headerSize], h.keys.nonce[:], inner, header)
-	h.seq++
+	dst = slices.Grow(dst, len(plaintext)+Overhead)[:at+len(plaintext)+Overhead]
+	copy(dst[at+headerSize:], plaintext)
+	h.sealWithin(dst[at:], typ)
 	return dst
+}
+
+// sealWithin makes a record of b, whose plaintext stands in its place.
+func (h *half) sealWithin(b []byte, typ contentType) {
+	n := len(b) - headerSize
+	inner := b[headerSize : len(b)-tagSize]
+	b[0], b[1], b[2], b[3], b[4] = byte(typeApplicationData), 3, 3, byte(n>>8), byte(n)
+	inner[len(inner)-1] = byte(typ)
+	h.setNonce()
+	h.aead.Seal(inner[:0], h.keys.nonce[:], inner, b[:headerSize])
+	h.seq++
 }
 
 // drop makes the secrets unreadable. The AEAD is left to the garbage
