@@ -34,6 +34,7 @@ type layer struct {
 	legacy    *tlsrec.Legacy    // or this
 	tickets   *tlsrec.Tickets   // of an outgoing one whose sessions are kept; nil: no more of them are wanted
 	in        *buffer           // an incomplete record
+	warm      bool              // tls is in set.warm
 	quiet     bool              // no byte of a message has come
 	failed    bool              // there is nothing more to be sealed
 	owes      bool              // legacy has something to send
@@ -123,6 +124,7 @@ func (c *Conn) openRecords(l *layer, data []byte) {
 	if l.tickets != nil && !l.tickets.Feed(data) {
 		l.tickets = nil
 	}
+	c.warm(l)
 	used, plain, err := l.tls.OpenAll(data)
 	if err != nil {
 		used = len(data) // what comes behind is of no meaning
@@ -295,6 +297,7 @@ func (c *Conn) flushSealedLocked(l *layer) {
 	c.mu.Unlock()
 	// Only the loop takes bytes out, and Send only adds behind them.
 	s := c.set
+	c.warm(l)
 	records := c.sealDirect(l, text, bye)
 	if records == nil {
 		var err error

@@ -49,6 +49,8 @@ type Set struct {
 	counts     counts
 	arena      *arena // of Packets; nil: there are none
 	resolver   resolver
+	warm       []*Conn        // with TLS, that were not idle for long when that was looked at last
+	cooling    *reactor.Timer // to look again; nil: there is none
 
 	// Guarded by mu.
 

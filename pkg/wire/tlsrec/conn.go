@@ -343,6 +343,10 @@ func (c *Conn) End(rest int) error {
 // PeerClosed reports whether the peer's close_notify has come.
 func (c *Conn) PeerClosed() bool { return c.flags&flagPeerClosed != 0 }
 
+// Cool gives up what Open and Seal make again when they are called next, in
+// about a microsecond for each direction: with AES three quarters of what a Conn takes.
+func (c *Conn) Cool() { c.in.aead, c.out.aead = nil, nil }
+
 var errDropped = errors.New("tlsrec: connection was dropped")
 
 // Drop ends the connection, for this process: its secrets are overwritten.
