@@ -51,13 +51,21 @@ type stored struct {
 
 func startManager(t *testing.T, workers int) *manager {
 	t.Helper()
-	dir := t.TempDir()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &manager{dir: dir, program: self, notify: dir + "/notify.sock", quit: make(chan struct{})}
+	return startManagerOf(t, workers, self)
+}
+
+// startManagerOf has a manager start a program that is this one, built in
+// another way.
+func startManagerOf(t *testing.T, workers int, program string) *manager {
+	t.Helper()
+	dir := t.TempDir()
+	m := &manager{dir: dir, program: program, notify: dir + "/notify.sock", quit: make(chan struct{})}
 	m.survival = &survival{&chaos{t: t, workers: workers}}
+	var err error
 	if m.client, err = control.NewClient("unix://" + dir + "/c.sock"); err != nil {
 		t.Fatal(err)
 	}
@@ -367,6 +375,11 @@ func (m *manager) everyVerbWorks() {
 func (m *manager) wantStored() {
 	m.t.Helper()
 	want := 3 + 2 + 5*m.workers
+	if st, err := m.status(); err != nil {
+		m.t.Error(err)
+	} else if st.LastGood != nil {
+		want += 2
+	}
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for deadline := time.Now().Add(20 * time.Second); ; <-tick.C {

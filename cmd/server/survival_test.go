@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 
 	"github.com/mainstay-go/mainstay/pkg/control"
 	"github.com/mainstay-go/mainstay/pkg/service"
+	"github.com/mainstay-go/mainstay/test/certs"
 	"github.com/mainstay-go/mainstay/test/talk"
 )
 
@@ -79,8 +82,48 @@ func onMortal(c *service.Conn[mortal], m []byte) {
 // survival is such a service.
 type survival struct{ *chaos }
 
+// certificate is what the listeners with TLS have, for localhost.
+var certificate = sync.OnceValues(func() (certs.Certificate, error) { return certs.Make(24*time.Hour, "localhost") })
+
+// withTLS writes the certificate into a folder, and returns the settings of a
+// listener that has it.
+func withTLS(t *testing.T, dir, listener string) string {
+	t.Helper()
+	c, err := certificate()
+	if err == nil {
+		err = errors.Join(os.WriteFile(dir+"/cert.pem", c.Cert, 0o600), os.WriteFile(dir+"/key.pem", c.Key, 0o600))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("[listener.%s.tls]\ncert = %q\nkey = %q\n", listener, dir+"/cert.pem", dir+"/key.pem")
+}
+
+// greet does what a client of a listener has to do before it speaks: behind
+// TLS and PROXY, or behind TLS.
+func greet(conn net.Conn, listener string) (net.Conn, error) {
+	if listener == "passed" {
+		if _, err := io.WriteString(conn, "PROXY TCP4 192.0.2.1 198.51.100.1 1000 443\r\n"); err != nil {
+			return conn, err
+		}
+	}
+	if listener != "passed" && listener != "secure" {
+		return conn, nil
+	}
+	c, err := certificate()
+	if err != nil {
+		return conn, err
+	}
+	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	secure := tls.Client(conn, &tls.Config{RootCAs: c.Pool(), ServerName: "localhost", MinVersion: tls.VersionTLS13})
+	err = secure.Handshake()
+	conn.SetDeadline(time.Time{})
+	return secure, err
+}
+
 func startSurvival(t *testing.T, workers int) *survival {
 	t.Helper()
+	dir := t.TempDir()
 	c := startService(t, workers, withMortals, `
 handler_timeout = "700ms"
 hang_timeout = "3s"`, `
@@ -92,7 +135,15 @@ serve = "mortal-inline"
 [listener.local]
 address = "unix://%[1]s/local.sock"
 serve = "mortal"
-`)
+[listener.secure]
+address = "tcp://127.0.0.1:0"
+serve = "mortal"
+`+withTLS(t, dir, "secure")+`
+[listener.passed]
+address = "tcp://127.0.0.1:0"
+serve = "mortal"
+proxy_protocol = ["127.0.0.0/8"]
+`+withTLS(t, dir, "passed"))
 	return &survival{c}
 }
 
@@ -104,7 +155,16 @@ func (s *survival) dial(name string) (net.Conn, error) {
 	}
 	for _, l := range st.Listeners {
 		if network, address, ok := strings.Cut(l.Address, "://"); ok && l.Name == name {
-			return net.Dial(network, address)
+			conn, err := net.Dial(network, address)
+			if err != nil {
+				return nil, err
+			}
+			greeted, err := greet(conn, name)
+			if err != nil {
+				conn.Close()
+				return nil, err
+			}
+			return greeted, nil
 		}
 	}
 	return nil, fmt.Errorf("no listener %q", name)
@@ -174,7 +234,7 @@ func TestConnectionsAtABoundaryOutliveTheDeathOfTheirWorker(t *testing.T) {
 	s := startSurvival(t, 3)
 	s.well()
 	before := s.descriptors()
-	for _, listener := range []string{"mortal", "inline", "local"} {
+	for _, listener := range []string{"mortal", "inline", "local", "secure", "passed"} {
 		for _, death := range []string{"exit", "panic", "segv", "abort", "memory", "hang"} {
 			t.Run(listener+"/"+death, func(t *testing.T) {
 				s.t = t
@@ -274,16 +334,18 @@ func TestClientsOutliveFiftyKills(t *testing.T) {
 	s.well()
 	before := s.descriptors()
 	var sleepers []*talker
-	for range idle {
-		c := s.connect("mortal")
+	for i := range idle {
+		c := s.connect([]string{"mortal", "secure", "passed"}[i%3])
 		if _, _, err := c.ask("hello"); err != nil {
 			t.Fatal(err)
 		}
 		sleepers = append(sleepers, c)
 	}
 	stop := make(chan struct{})
-	verdict := make(chan string, 1)
-	go func() { verdict <- s.busy(100, stop) }()
+	verdict := make(chan string, 2)
+	for _, listener := range []string{"mortal", "secure"} {
+		go func() { verdict <- s.busy(listener, 50, stop) }()
+	}
 	for range kills {
 		st := s.well()
 		w := st.Pools[0].Workers[rand.IntN(s.workers)]
@@ -300,6 +362,7 @@ func TestClientsOutliveFiftyKills(t *testing.T) {
 		})
 	}
 	close(stop)
+	t.Log(<-verdict)
 	t.Log(<-verdict)
 	answered := map[int]int{}
 	for i, c := range sleepers {
@@ -319,14 +382,14 @@ func TestClientsOutliveFiftyKills(t *testing.T) {
 
 // busy has clients talk, each of which connects anew when it has lost its
 // connection; none may wait in silence or be answered wrongly.
-func (s *survival) busy(clients int, stop <-chan struct{}) string {
+func (s *survival) busy(listener string, clients int, stop <-chan struct{}) string {
 	groups := make(chan talk.Report, clients)
 	for range clients {
 		go func() {
 			var sum talk.Report
 			defer func() { groups <- sum }()
 			for {
-				g, err := talk.Start(func() (net.Conn, error) { return s.dial("mortal") }, talk.Options{Pause: 5 * time.Millisecond, Limit: 10 * time.Second})
+				g, err := talk.Start(func() (net.Conn, error) { return s.dial(listener) }, talk.Options{Pause: 5 * time.Millisecond, Limit: 10 * time.Second})
 				if err != nil {
 					if errors.Is(err, os.ErrDeadlineExceeded) {
 						s.t.Errorf("a busy client: %v", err)
@@ -375,5 +438,5 @@ func (s *survival) busy(clients int, stop <-chan struct{}) string {
 		sum.Changes += r.Changes
 		sum.Longest = max(sum.Longest, r.Longest)
 	}
-	return fmt.Sprintf("busy clients: %d lines answered, %d connections lost, %d moved, %d answers wrong, longest wait %v", sum.Answered, sum.Lost, sum.Changes, sum.Wrong, sum.Longest)
+	return fmt.Sprintf("busy clients of %s: %d lines answered, %d connections lost, %d moved, %d answers wrong, longest wait %v", listener, sum.Answered, sum.Lost, sum.Changes, sum.Wrong, sum.Longest)
 }

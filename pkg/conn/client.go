@@ -473,6 +473,7 @@ func (cl *Client) arrived(fd int, peer unix.Sockaddr, rx, tx uint64, tls *tlsrec
 		return
 	}
 	c.greet()
+	c.note()
 }
 
 // started sends what has waited for the connection: its first callback has
@@ -700,6 +701,20 @@ func (d *Dialer) encode(c *Conn) ([]byte, error) {
 }
 
 var errNotDialed = errors.New("conn: value of no outgoing connection")
+
+// appendAddress appends what encode would for an application without a value.
+func (d *Dialer) appendAddress(dst []byte, c *Conn) []byte {
+	return append(appendString(dst, c.Client().route.address), 0)
+}
+
+// overhead is how many bytes encode has beside the value; none of an accepted
+// connection, which has no Dialer.
+func (d *Dialer) overhead(c *Conn) int {
+	if d == nil {
+		return 0
+	}
+	return len(d.appendAddress(nil, c))
+}
 
 // decode is DecodeValue.
 func (d *Dialer) decode(c *Conn, b []byte) error {

@@ -19,6 +19,10 @@ const (
 	// DrainPrompt closes at once the connections at a message boundary, and
 	// the others as soon as they get there.
 	DrainPrompt
+
+	// DrainStop is DrainPrompt for a service that ends: the connections end
+	// with ErrStopping, so that their peers are not asked to come back.
+	DrainStop
 )
 
 // drainSteps is into how many steps the second half of a patient grace is
@@ -41,7 +45,7 @@ type drain struct {
 }
 
 // Drain ends all connections that were accepted, and those that are accepted meanwhile, with
-// ErrDrained, or ErrStopping if it is prompt, in the given way; what is left after grace is closed at once,
+// ErrDrained, in the given way; what is left after grace is closed at once,
 // wherever it is. A connection is at a message boundary if the peer has sent
 // nothing that is not handled, no callback runs or waits for the Pool, and
 // all replies have left. done, which may be nil, is called on the loop when
@@ -92,12 +96,14 @@ func (s *Set) startDrain(running **drain, outgoing bool, mode DrainMode, grace t
 	if done != nil {
 		d.done = append(d.done, done)
 	}
-	// A patient drain whose grace is cut short is no end of the service, and
-	// outgoing connections, drained last, are drained promptly at a reload too.
-	if mode == DrainPrompt && !outgoing && (d.why == nil || grace > 0) {
+	switch {
+	case mode == DrainStop && !outgoing:
 		d.why = ErrStopping
-	} else if d.why == nil {
+	case d.why == nil:
 		d.why = ErrDrained
+	}
+	if mode == DrainStop {
+		mode = DrainPrompt
 	}
 	d.mode = mode
 	d.start = s.loop.Clock()

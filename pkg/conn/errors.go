@@ -59,7 +59,7 @@ var (
 	// ErrDrained ends a connection that Set.Drain closed.
 	ErrDrained = errors.New("conn: drained")
 
-	// ErrStopping is the ErrDrained of a prompt drain: of a service that stops.
+	// ErrStopping is the ErrDrained of DrainStop: of a service that stops.
 	ErrStopping = fmt.Errorf("%w: the service stops", ErrDrained)
 )
 

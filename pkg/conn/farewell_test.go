@@ -114,7 +114,7 @@ func TestConnectionInsideAMessageOfItsSessionIsNotAtABoundary(t *testing.T) {
 	client, c := r.pair(cfg)
 	write(t, client, "(half")
 	r.until("it is read", func() bool { return c.BytesIn() == 5 })
-	r.do(func() { r.set.Drain(DrainPrompt, time.Hour, nil) })
+	r.do(func() { r.set.Drain(DrainStop, time.Hour, nil) })
 	write(t, client, " message)")
 	if got, want := expectEnd(t, client), "(half message)bye: "+ErrStopping.Error(); got != want {
 		t.Errorf("got %q, want %q", got, want)
@@ -140,6 +140,15 @@ func TestFarewellIsSentBeforeAnEndThatNobodyHasAskedFor(t *testing.T) {
 		}, want: "bye: " + ErrDrained.Error()},
 		{name: "end of the grace inside of a message", client: "(half", server: func(r *rig, _ *Conn) {
 			r.set.Drain(DrainPrompt, 50*time.Millisecond, nil)
+		}, want: "bye: " + ErrDrained.Error()},
+		{name: "stop", server: func(r *rig, _ *Conn) { r.set.Drain(DrainStop, time.Hour, nil) }, want: "bye: " + ErrStopping.Error()},
+		{name: "patient drain that becomes a stop", server: func(r *rig, _ *Conn) {
+			r.set.Drain(DrainPatient, time.Hour, nil)
+			r.set.Drain(DrainStop, time.Hour, nil)
+		}, want: "bye: " + ErrStopping.Error()},
+		{name: "stop that is hastened", client: "(half", server: func(r *rig, _ *Conn) {
+			r.set.Drain(DrainStop, time.Hour, nil)
+			r.set.Drain(DrainPrompt, 0, nil)
 		}, want: "bye: " + ErrStopping.Error()},
 		{name: "Close", server: func(_ *rig, c *Conn) { c.Close(nil) }, want: ""},
 		{name: "CloseNow", server: func(_ *rig, c *Conn) { c.CloseNow(nil) }, want: ""},

@@ -42,6 +42,8 @@ type layer struct {
 	truncated bool              // the stream has ended, and not within TLS
 	bye       bool              // our close_notify is sealed
 
+	noted uint32 // Updates of the keys that are in the slab, if extra.noted
+
 	info *tlsrec.Info // set once, under mu
 
 	// Guarded by the connection's mu.
@@ -277,11 +279,13 @@ func (c *Conn) flushSealedLocked(l *layer) {
 	plain := l.tls != nil || l.legacy != nil
 	bye := c.state == Closing && !c.has(flagLate) && l.goodbye()
 	if queued := c.queuedLocked(); c.blocked || l.sealed.bytes == 0 && !bye && !l.pending() && (!plain || c.out.bytes == 0) {
+		c.noteUnsentLocked(l.sealed.bytes)
 		c.mu.Unlock()
 		c.count(queued)
 		return
 	}
 	if l.sealed.bytes > 0 {
+		c.noteUnsentLocked(l.sealed.bytes)
 		part := l.sealed.head.bytes()
 		c.mu.Unlock()
 		part = part[:min(len(part), reactor.MaxWrite)]
@@ -314,6 +318,7 @@ func (c *Conn) flushSealedLocked(l *layer) {
 	if l.failed {
 		c.takeLocked(c.out.bytes) // nobody will get it
 	}
+	c.noteUnsentLocked(len(records)) // which are numbered now
 	c.mu.Unlock()
 	n, ok := 0, true
 	if len(records) > 0 {

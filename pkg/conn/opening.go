@@ -180,7 +180,9 @@ func (c *Conn) takeHeader(l *layer) bool {
 		return false
 	}
 	o := originOf(c.in.bytes()[:n], h)
-	c.extra.Load().origin.Store(o)
+	x := c.extra.Load()
+	x.origin.Store(o)
+	x.noted = false
 	if c.in.off += n; len(c.in.bytes()) == 0 {
 		c.in.free()
 		c.in = nil
@@ -287,6 +289,7 @@ func (c *Conn) handshaken(l *layer, r tlsrec.Result) {
 	}
 	c.mu.Lock()
 	l.info = &r.Info
+	c.extra.Load().noted = false
 	c.mu.Unlock()
 	l.stage, l.tls, l.legacy, l.quiet = stageOpen, r.Conn, r.Legacy, true
 	c.partial = c.set.loop.Now()

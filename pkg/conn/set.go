@@ -51,6 +51,9 @@ type Set struct {
 	resolver   resolver
 	warm       []*Conn        // with TLS, that were not idle for long when that was looked at last
 	cooling    *reactor.Timer // to look again; nil: there is none
+	offered    state          // that is being adopted
+	adopted    []Adopted      // for those that will be
+	frozen     []Frozen       // for those that will be frozen
 
 	// Guarded by mu.
 
@@ -216,7 +219,7 @@ func (c *Conn) takeRow(alloc *rows.Allocator) error {
 	}
 	c.id = id
 	row.Cookie.Store(cookie)
-	c.tellRow(row)
+	c.tellRow(row, false)
 	return nil
 }
 

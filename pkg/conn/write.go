@@ -83,11 +83,10 @@ func (c *Conn) borrowLocked(m []byte) bool {
 func (c *Conn) enqueueLocked(m []byte) error {
 	q := &c.out
 	if c.has(flagLate) {
-		x := c.extra.Load()
-		if x.session != nil {
+		if c.cfg.NewSession != nil {
 			return c.postponeLocked(m)
 		}
-		q = &x.late
+		q = &c.extraLocked().late
 	}
 	return c.encodeLocked(q, m, c.cfg.Limits.SendHard)
 }
@@ -156,8 +155,8 @@ func (c *Conn) protocol() wire.Protocol {
 
 // queuedLocked returns how many bytes wait to be sent. It needs mu.
 func (c *Conn) queuedLocked() int {
-	if c.has(flagLate) {
-		return c.unsentLocked() + c.extra.Load().late.bytes
+	if x := c.extra.Load(); x != nil && c.has(flagLate) {
+		return c.unsentLocked() + x.late.bytes
 	}
 	return c.unsentLocked()
 }
@@ -199,13 +198,14 @@ func (c *Conn) takeTellFull() bool {
 	return due
 }
 
-// flushLocked writes once, if there is something and the kernel takes it. It
-// needs mu and lets go of it. Loop only.
+// flushLocked brings the journal up to date, and writes once, if there is
+// something and the kernel takes it. It needs mu and lets go of it. Loop only.
 func (c *Conn) flushLocked() {
 	if l := c.layered(); l != nil {
 		c.flushSealedLocked(l)
 		return
 	}
+	c.noteUnsentLocked(c.out.bytes)
 	queued := c.out.bytes
 	if c.cfg.packets {
 		c.mu.Unlock()

@@ -46,6 +46,9 @@ func NewClient(address string) (*Client, error) {
 	}, nil
 }
 
+// Address is the URL that the client was made for.
+func (c *Client) Address() string { return "unix://" + c.path }
+
 // Status asks how the service is.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var st Status
@@ -139,7 +142,19 @@ func (c *Client) Stop(ctx context.Context) (Done, error) {
 // returns nil when the new generation serves, otherwise the reason why it
 // does not.
 func (c *Client) Reload(ctx context.Context, r ReloadRequest, step func(string)) error {
-	body, err := c.do(ctx, http.MethodPost, "/v1/reload", r)
+	return c.follow(ctx, "/v1/reload", r, step)
+}
+
+// Rollback returns to the last good release and passes its steps on to step as
+// they come. It returns nil when that serves, otherwise the reason why it does
+// not, or that there is none.
+func (c *Client) Rollback(ctx context.Context, step func(string)) error {
+	return c.follow(ctx, "/v1/rollback", struct{}{}, step)
+}
+
+// follow asks for something that lasts.
+func (c *Client) follow(ctx context.Context, path string, r any, step func(string)) error {
+	body, err := c.do(ctx, http.MethodPost, path, r)
 	if err != nil {
 		return err
 	}
@@ -148,7 +163,7 @@ func (c *Client) Reload(ctx context.Context, r ReloadRequest, step func(string))
 	for {
 		var p Progress
 		if err := d.Decode(&p); err != nil {
-			return fmt.Errorf("control: %s: reload: the supervisor ended before its verdict: %w", c.path, err)
+			return fmt.Errorf("control: %s: %s: the supervisor ended before its verdict: %w", c.path, path, err)
 		}
 		switch {
 		case !p.Done:

@@ -8,6 +8,7 @@
 //	                      the asker leaves; ?follow=false: the former only
 //	POST /v1/reload       ReloadRequest; a stream of Progress, one JSON object
 //	                      a line, the last one has Done
+//	POST /v1/rollback     as reload, without a body
 //	POST /v1/scale        ScaleRequest; Done
 //	POST /v1/recycle      SlotRequest; Done
 //	POST /v1/drain        SlotRequest; Done
@@ -42,6 +43,7 @@ const (
 	StateDegraded  = "degraded"  // some slot has none, or the last reload was rolled back half-way
 	StateReloading = "reloading" // a reload is under way
 	StateStopping  = "stopping"  // the service drains
+	StateOrphaned  = "orphaned"  // there is no supervisor, and workers serve on: told by the command line, not by a server
 )
 
 // Status is how the service is at one moment.
@@ -56,12 +58,35 @@ type Status struct {
 	Listeners   []Listener `json:"listeners"`
 	Pools       []Pool     `json:"pools"`
 	LastReload  *Reload    `json:"last_reload,omitempty"`
-	Connections int64      `json:"connections"` // of all workers
+	Release     Release    `json:"release"`             // what the workers run
+	LastGood    *Release   `json:"last_good,omitempty"` // to which rollback returns; nil: there is none
+	Connections int64      `json:"connections"`         // of all workers
+
+	Strangers []Stranger `json:"strangers,omitempty"` // processes in the unit's cgroup that nobody supervises
 
 	// Of the connections of workers that died, since the supervisor's start.
 
 	Kept uint64 `json:"connections_kept"` // other workers have them
 	Torn uint64 `json:"connections_torn"` // ended with their worker, because something was under way
+}
+
+// Release is a program and a configuration as they were when a generation was
+// made of them. Both are held open, whatever becomes of the files.
+type Release struct {
+	Generation uint64 `json:"generation"`
+	Build      string `json:"build,omitempty"`    // as its workers said
+	Executable string `json:"executable"`         // the path of its program
+	Replaced   bool   `json:"replaced,omitempty"` // another file is there now, or none
+}
+
+// Stranger is a process in the unit's cgroup that is neither the supervisor, nor
+// a worker of it or a worker's keeper, nor started by one of those.
+type Stranger struct {
+	PID     int    `json:"pid"`
+	Name    string `json:"name"`
+	Kind    string `json:"kind"`    // worker or keeper, of an earlier supervisor; other
+	AgeMS   int64  `json:"age_ms"`  // since it was seen first
+	Account string `json:"account"` // what it is, and what will become of it
 }
 
 // Listener is a socket the service listens on.
@@ -106,6 +131,7 @@ type Worker struct {
 	LongestStallUS uint64 `json:"longest_stall_us"` // the longest time that one it gave stood still
 	HeartbeatAgeMS int64  `json:"heartbeat_age_ms"` // -1: no heartbeat yet
 	RSSBytes       int64  `json:"rss_bytes"`
+	CPUMS          int64  `json:"cpu_ms"`            // processor time since its start
 	Handler        string `json:"handler,omitempty"` // listener of the callback that runs on the loop
 	HandlerMS      int64  `json:"handler_ms,omitempty"`
 	Respawns       uint64 `json:"respawns"`             // of the slot: deaths that were not asked for
@@ -121,6 +147,7 @@ type Worker struct {
 type Reload struct {
 	Generation uint64 `json:"generation"` // the one that was to be
 	OK         bool   `json:"ok"`
+	Back       bool   `json:"back,omitempty"` // a rollback that somebody asked for
 	Reason     string `json:"reason,omitempty"`
 	At         string `json:"at"` // RFC 3339
 	TookMS     int64  `json:"took_ms"`
@@ -230,9 +257,10 @@ type Connection struct {
 	IdleMS     int64  `json:"idle_ms"` // since the last byte in or out
 	BytesIn    uint64 `json:"bytes_in"`
 	BytesOut   uint64 `json:"bytes_out"`
-	Buffered   int    `json:"buffered"` // bytes read that are no whole message yet
-	Queued     int    `json:"queued"`   // bytes that wait to be sent
-	Messages   int    `json:"messages"` // that wait for the pool
+	Buffered   int    `json:"buffered"`         // bytes read that are no whole message yet
+	Queued     int    `json:"queued"`           // bytes that wait to be sent
+	Messages   int    `json:"messages"`         // that wait for the pool
+	Mortal     string `json:"mortal,omitempty"` // why it ends if its worker is killed, even between two messages; empty: it need not
 }
 
 // SortConnections puts all into an order of Sorts.

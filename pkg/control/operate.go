@@ -36,6 +36,14 @@ type Operator interface {
 	Events(ctx context.Context, follow bool, tell func(Event)) error
 }
 
+// Reverter is a Backend that remembers the release before the one that runs.
+type Reverter interface {
+	// Rollback returns to the last good release and tells its steps; the error
+	// says why there is none, or why the other one serves on. It goes on when
+	// ctx ends.
+	Rollback(ctx context.Context, step func(string)) error
+}
+
 // ConnectionLister is a Backend that can list its workers' connections.
 type ConnectionLister interface {
 	// Connections lists them; those of a worker that does not answer are

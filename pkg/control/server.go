@@ -143,6 +143,7 @@ func NewServer(backend Backend) *Server {
 	mux.HandleFunc("POST /v1/move", moves(s, Mover.Move))
 	mux.HandleFunc("POST /v1/rebalance", moves(s, Mover.Rebalance))
 	mux.HandleFunc("POST /v1/reload", s.reload)
+	mux.HandleFunc("POST /v1/rollback", s.rollback)
 	mux.HandleFunc("POST /v1/scale", s.scale)
 	mux.HandleFunc("POST /v1/stop", s.stop)
 	if m, ok := backend.(Monitor); ok {
@@ -225,7 +226,22 @@ func (s *Server) reload(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, err)
 		return
 	}
-	// A reload lasts longer than any write deadline.
+	stream(w, "reloaded", func(step func(string)) error { return s.backend.Reload(r.Context(), req, step) })
+}
+
+func (s *Server) rollback(w http.ResponseWriter, r *http.Request) {
+	back, ok := s.backend.(Reverter)
+	if !ok {
+		refuse(w, http.StatusNotImplemented, errNotHere)
+		return
+	}
+	stream(w, "rolled back", func(step func(string)) error { return back.Rollback(r.Context(), step) })
+}
+
+// stream answers with the steps of something that lasts, and then with done or
+// why it failed.
+func stream(w http.ResponseWriter, done string, do func(step func(string)) error) {
+	// It lasts longer than any write deadline.
 	ctl := http.NewResponseController(w)
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	var mu sync.Mutex
@@ -238,12 +254,11 @@ func (s *Server) reload(w http.ResponseWriter, r *http.Request) {
 			ctl.Flush()
 		}
 	}
-	err = s.backend.Reload(r.Context(), req, func(step string) { tell(Progress{Message: step}) })
-	if err != nil {
+	if err := do(func(step string) { tell(Progress{Message: step}) }); err != nil {
 		tell(Progress{Message: err.Error(), Done: true})
 		return
 	}
-	tell(Progress{Message: "reloaded", Done: true, OK: true})
+	tell(Progress{Message: done, Done: true, OK: true})
 }
 
 func (s *Server) scale(w http.ResponseWriter, r *http.Request) {

@@ -13,6 +13,7 @@ const (
 	WorkerHung          = "7693bff0e92a45ed919acc6a5d695cf1" // a worker did not turn any more and is killed
 	ReloadDone          = "8eeffdb708e9407585963098e01d3dcb" // a new generation serves
 	ReloadRolledBack    = "85e6a5a4994f48b9b01842780ed01009" // a reload failed and the old generation serves
+	RolledBack          = "5fb1c2a4cf7a4f0c9d2b8e3b6a07d914" // somebody has returned to the last good release
 	ServiceDegraded     = "8751320c8f58411bbe3b8cd5e54a9974" // some worker is missing, or not of the generation that serves
 	ServiceWell         = "f29ae1e83a264b338d15701e5d8a63ab" // all workers are there again
 	ListenerPaused      = "caa3f05455ab420483e51e41494dfe3f" // a worker cannot accept connections for now

@@ -62,18 +62,43 @@
 package link
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// Contract is the version of this contract. A worker of another version is
-// refused, and with it the reload that brought it.
-const Contract = 1
+// Contract is the version of this contract. Neighbours understand one another:
+// a supervisor has workers of its own version and of the one before, so that a
+// restart into new code adopts those that serve, and a worker serves a supervisor
+// of its own version and of the one before, so that a reload brings new code
+// under an old supervisor. What is said between them is the lower of the two,
+// Identity.Contract, which the worker repeats in Hello.
+//
+// So a version that only adds counts one up: fields in messages and in the
+// Identity, which the other side skips, words at the end of a seat of the
+// scoreboard, messages that may be skipped. Whatever else changes (the table of
+// descriptors, the layout of a shared table, a message that must be understood)
+// counts two up, and no worker is adopted then.
+//
+//	1  the first
+//	2  Identity.Control
+const Contract = 2
+
+// OrphanGrace is how long a worker serves on without a supervisor before it
+// finishes its connections and exits: longer than any restart, and than a look
+// with a debugger.
+const OrphanGrace = 120 * time.Second
+
+// Speaks says whether this side understands another one of that contract.
+func Speaks(contract int) bool { return contract == Contract || contract == Contract-1 }
 
 // Env is the environment variable that makes a process a worker.
 const Env = "MAINSTAY_WORKER"
@@ -95,7 +120,7 @@ const MaxConfig = 1 << 20
 
 // Identity says which worker a process is.
 type Identity struct {
-	Contract    int    `json:"contract"`    // Contract of the supervisor
+	Contract    int    `json:"contract"`    // that is spoken
 	Service     string `json:"service"`     // name of the service
 	Pool        string `json:"pool"`        // name of the pool
 	Slot        int    `json:"slot"`        // place in the pool, from 0
@@ -108,6 +133,9 @@ type Identity struct {
 	Keeper bool `json:"keeper"`
 	// Listeners are the sockets from FDListeners on.
 	Listeners []Listener `json:"listeners"`
+	// Control is where the supervisor is asked, a URL: by it the workers of a
+	// service are found that has no supervisor any more.
+	Control string `json:"control,omitempty"`
 	// Predecessor says how the process died that had the slot before; nil if
 	// there was none or if it was asked to leave.
 	Predecessor *Death `json:"predecessor,omitempty"`
@@ -154,12 +182,43 @@ func ParseIdentity(text string) (Identity, error) {
 		return Identity{}, fmt.Errorf("link: %s=%q: %w", Env, text, err)
 	}
 	switch {
-	case id.Contract != Contract:
-		return Identity{}, fmt.Errorf("link: %s: contract %d, want %d", Env, id.Contract, Contract)
+	case !Speaks(id.Contract):
+		return Identity{}, fmt.Errorf("link: %s: contract %d, want %d or %d", Env, id.Contract, Contract-1, Contract)
 	case id.Pool == "" || id.Slot < 0 || id.Incarnation == 0 || id.Generation == 0 || id.Epoch == 0 || id.Seat < 0:
 		return Identity{}, fmt.Errorf("link: %s=%q: incomplete", Env, text)
 	}
 	return id, nil
+}
+
+// maxEnviron is how much of a process' environment is read, in bytes.
+const maxEnviron = 1 << 20
+
+// IdentityOf returns the Identity with which the process of this number was
+// started. A worker's keeper has its worker's. The error matches fs.ErrNotExist
+// if there is no such process, or if it is no worker, and fs.ErrPermission if it
+// may not be looked at. The contract is whatever it says.
+func IdentityOf(pid int) (Identity, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/environ", pid))
+	if err != nil {
+		return Identity{}, fmt.Errorf("link: %w", err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxEnviron))
+	if err != nil {
+		return Identity{}, fmt.Errorf("link: %w", err) // gone since, or not ours
+	}
+	for v := range bytes.SplitSeq(text, []byte{0}) {
+		value, ok := bytes.CutPrefix(v, []byte(Env+"="))
+		if !ok {
+			continue
+		}
+		var id Identity
+		if err := json.Unmarshal(value, &id); err != nil {
+			return Identity{}, fmt.Errorf("link: process %d: %s: %w", pid, Env, err)
+		}
+		return id, nil
+	}
+	return Identity{}, fmt.Errorf("link: process %d: no worker: %w", pid, fs.ErrNotExist)
 }
 
 // Files is what a worker's descriptors are to be made from.

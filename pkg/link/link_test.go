@@ -141,8 +141,8 @@ func TestBrokenInheritanceIsNamed(t *testing.T) {
 		want  string
 	}{
 		{"no JSON", Env + "=nonsense", nil, `MAINSTAY_WORKER="nonsense"`},
-		{"other contract", Env + `={"contract":99}`, nil, "contract 99, want 1"},
-		{"incomplete", Env + `={"contract":1,"pool":"worker"}`, nil, "incomplete"},
+		{"other contract", Env + `={"contract":99}`, nil, "contract 99, want 1 or 2"},
+		{"incomplete", Env + `={"contract":2,"pool":"worker"}`, nil, "incomplete"},
 		{"listener missing", someone.Environ(nil)[0], func(f []*os.File) []*os.File { return f[:6] }, "fd 9"},
 		{"no listener", someone.Environ(nil)[0], func(f []*os.File) []*os.File { f[6] = f[1]; return f }, `listener "echo": fd 9 is no listening and no datagram socket`},
 		{"no control socket", someone.Environ(nil)[0], func(f []*os.File) []*os.File { f[0] = f[6]; return f }, "fd 3 is no control socket"},

@@ -52,7 +52,7 @@ const (
 // Hello is a worker's first message. The descriptor that comes along is the
 // sending end of its inbox, a SOCK_SEQPACKET socket, for its peers.
 type Hello struct {
-	Contract    int    `json:"contract"`
+	Contract    int    `json:"contract"` // that is spoken, as in the Identity
 	Incarnation uint64 `json:"incarnation"`
 	Generation  uint64 `json:"generation"`
 	Build       string `json:"build"` // what was built, for people: version and VCS revision
@@ -189,6 +189,9 @@ type Drain struct {
 	Prompt bool `json:"prompt"`
 	// Grace is the time after which what is still open is closed.
 	Grace time.Duration `json:"grace"`
+	// Stays: the service does not end, so that peers are told to come back.
+	// Without it, a prompt drain that hands nothing over is a stop.
+	Stays bool `json:"stays,omitempty"`
 	// Hand says that the connections are to be handed over first; those that
 	// cannot be are drained.
 	Hand bool `json:"hand,omitempty"`

@@ -74,7 +74,7 @@ Exit codes: 0 done, 1 refused or failed (the reason is on standard error),
 	root.CompletionOptions.DisableDefaultCmd = true // completionCommand says it in our words
 	root.SetHelpCommand(helpCommand(root))
 	root.AddCommand(
-		s.runCommand(), s.stopCommand(), s.reloadCommand(),
+		s.runCommand(), s.stopCommand(), s.reloadCommand(), s.rollbackCommand(),
 		s.statusCommand(), s.connectionsCommand(), s.eventsCommand(),
 		s.scaleCommand(), s.recycleCommand(), s.drainCommand(), s.resumeCommand(),
 		s.moveCommand(), s.rebalanceCommand(),
@@ -174,6 +174,9 @@ func (s *Service) ask(cmd *cobra.Command, do func(ctx context.Context, c *contro
 		ctx, cancel := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 		defer cancel()
 		err = do(ctx, c, args)
+		if _, ok := errors.AsType[*exitError](err); ok {
+			return err
+		}
 		switch {
 		case err == nil:
 			return nil
@@ -246,6 +249,31 @@ Otherwise the environment of the command does not matter.`, s.prefix()),
 			return err
 		}
 		fmt.Fprintln(out, "reloaded")
+		return nil
+	})
+}
+
+func (s *Service) rollbackCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "rollback",
+		Short: "Return to the last good program and configuration",
+		Long: `Replace the workers, one by one as reload does, by those of the release that
+served before this one: its program and its configuration, certificates
+included, as they were then, whatever became of the files since. status shows
+which one that is. Show the steps, and wait for the end. If those workers do not
+become ready, the newer ones serve on, or come back.
+
+A release that was returned from is not returned to: a second rollback is
+refused. The files on disk are left alone, and the next reload or restart goes
+forward to them.`,
+		Args: cobra.NoArgs,
+	}
+	return s.ask(cmd, func(ctx context.Context, c *control.Client, _ []string) error {
+		out := cmd.OutOrStdout()
+		if err := c.Rollback(ctx, func(step string) { fmt.Fprintln(out, step) }); err != nil {
+			return err
+		}
+		fmt.Fprintln(out, "rolled back")
 		return nil
 	})
 }

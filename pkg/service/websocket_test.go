@@ -468,8 +468,9 @@ func TestWebSocketIsClosedWithACode(t *testing.T) {
 		{name: "a header and nothing more", limits: Limits{Message: 30 * time.Millisecond}, raw: []byte{0x82, 0x85, 0, 0, 0, 0}, code: 1008, reason: "message not completed in time", told: "not completed"},
 		{name: "not authenticated", limits: Limits{Auth: 30 * time.Millisecond}, code: 1008, reason: "not authenticated in time", told: "not authenticated"},
 		{name: "reload", server: func(s *conn.Set) { s.Drain(conn.DrainPatient, 30*time.Millisecond, nil) }, code: 1012, reason: "service restarts", told: "drained"},
-		{name: "stop", server: func(s *conn.Set) { s.Drain(conn.DrainPrompt, time.Hour, nil) }, code: 1001, reason: "service stops", told: "the service stops"},
-		{name: "stop inside of a message", raw: masked(0x01, "half"), server: func(s *conn.Set) { s.Drain(conn.DrainPrompt, 30*time.Millisecond, nil) }, code: 1001, reason: "service stops", told: "the service stops"},
+		{name: "worker is sent away", server: func(s *conn.Set) { s.Drain(conn.DrainPrompt, time.Hour, nil) }, code: 1012, reason: "service restarts", told: "drained"},
+		{name: "stop", server: func(s *conn.Set) { s.Drain(conn.DrainStop, time.Hour, nil) }, code: 1001, reason: "service stops", told: "the service stops"},
+		{name: "stop inside of a message", raw: masked(0x01, "half"), server: func(s *conn.Set) { s.Drain(conn.DrainStop, 30*time.Millisecond, nil) }, code: 1001, reason: "service stops", told: "the service stops"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			bothWays(t, func(t *testing.T, inline bool) {

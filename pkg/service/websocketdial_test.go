@@ -229,9 +229,7 @@ func raw(t *testing.T, answer func(c net.Conn, r *http.Request)) (address string
 			}
 			c.SetDeadline(time.Now().Add(patience))
 			in := bufio.NewReader(c)
-			if r, err := http.ReadRequest(in); err != nil {
-				t.Errorf("request: %v", err)
-			} else {
+			if r, err := http.ReadRequest(in); err == nil { // or the client has ended before
 				answer(c, r)
 				io.Copy(io.Discard, in)
 			}

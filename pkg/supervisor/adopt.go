@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mainstay-go/mainstay/pkg/activation"
+	"github.com/mainstay-go/mainstay/pkg/failpoint"
 	"github.com/mainstay-go/mainstay/pkg/link"
 	"github.com/mainstay-go/mainstay/pkg/rows"
 	"github.com/mainstay-go/mainstay/pkg/scoreboard"
@@ -30,9 +31,10 @@ import (
 //	                       was asked for by a restart begins
 //
 // A worker that was not ready yet is killed: nobody has been told of it. One
-// of which something is missing, or all, if the tables or the contract are of
-// another version, are let go: their control socket is closed, and so they
-// drain.
+// of which something is missing, or that speaks a contract older than the one
+// before ours, is let go: its control socket is closed, and so it drains. So are
+// all, if the shared tables are of another version, or the supervisor was of such
+// a contract.
 
 // remains are the descriptors of a worker that outlive its supervisor; -1:
 // none.
@@ -150,8 +152,8 @@ func readPast(stored []activation.Stored, service string) (_ *past, err error) {
 	}
 	delete(single, storedState)
 	switch st := &p.state; {
-	case st.Contract != link.Contract:
-		return nil, fmt.Errorf("supervisor: stored state: workers of contract %d, want %d", st.Contract, link.Contract)
+	case !link.Speaks(st.Contract):
+		return nil, fmt.Errorf("supervisor: stored state: workers of contract %d, want %d or %d", st.Contract, link.Contract-1, link.Contract)
 	case st.Service != service:
 		return nil, fmt.Errorf("supervisor: stored state: of service %q, not %q", st.Service, service)
 	}
@@ -170,11 +172,14 @@ func readPast(stored []activation.Stored, service string) (_ *past, err error) {
 	}
 	delete(single, storedRows)
 	for _, saved := range p.state.Releases {
+		saved.Contract = cmp.Or(saved.Contract, p.state.Contract)
 		r, err := adoptRelease(saved, many)
-		if err != nil {
+		switch {
+		case err == nil:
+			p.releases[saved.Generation] = r
+		case saved.Generation == p.state.Current:
 			return nil, err
 		}
-		p.releases[saved.Generation] = r
 	}
 	if p.releases[p.state.Current] == nil {
 		return nil, fmt.Errorf("supervisor: stored state: no release of generation %d", p.state.Current)
@@ -190,6 +195,7 @@ func readPast(stored []activation.Stored, service string) (_ *past, err error) {
 		}
 		delete(many, kind)
 	}
+	failpoint.Here("adopt.taken")
 	return p, nil
 }
 
@@ -203,7 +209,7 @@ func Recall(stored []activation.Stored) (memo []byte, ok bool) {
 			continue
 		}
 		_, state, err := openStateFile(d.FD)
-		if err != nil || state.Contract != link.Contract || len(state.Workers) == 0 {
+		if err != nil || !link.Speaks(state.Contract) || len(state.Workers) == 0 {
 			return nil, false
 		}
 		for _, r := range state.Releases {
@@ -226,13 +232,14 @@ func adoptRelease(saved savedRelease, stored map[string]map[uint64]int) (*releas
 		return nil, err
 	}
 	delete(stored[storedConfig], saved.Generation)
-	return &release{generation: saved.Generation, settings: saved.Settings, exe: e, config: os.NewFile(uintptr(config), "config")}, nil
+	return &release{generation: saved.Generation, build: saved.Build, contract: saved.Contract, settings: saved.Settings, exe: e, config: os.NewFile(uintptr(config), "config")}, nil
 }
 
 // adoptPast rebuilds the tables from what an earlier supervisor has left, and
 // goes on where that one ended.
 func (s *Supervisor) adoptPast(p *past) {
 	st := &p.state
+	failpoint.Here("adopt.fenced")
 	for i, saved := range st.Slots {
 		sl := s.pool.add()
 		sl.index = i
@@ -249,6 +256,7 @@ func (s *Supervisor) adoptPast(p *past) {
 		r := p.workers[saved.Incarnation]
 		delete(p.workers, saved.Incarnation)
 		if err := s.adoptWorker(saved, r, p); err != nil {
+			s.tellSlot(EventLetGo, fmt.Sprintf("pid %d finishes its connections: %v", saved.PID, err), &slot{pool: s.pool, index: saved.Slot, release: s.current})
 			s.log.Warn("worker not adopted: it drains", zap.Uint64("incarnation", saved.Incarnation), zap.Int("worker_pid", saved.PID), zap.Error(err))
 			s.store.removeWorker(saved.Incarnation)
 		}
@@ -258,6 +266,7 @@ func (s *Supervisor) adoptPast(p *past) {
 		s.store.removeWorker(n)
 	}
 	p.workers = nil
+	failpoint.Here("adopt.rebuilt")
 	s.takeSeats()
 	if lost := s.rows.Reclaim(harvesterNumber(st.Epoch)); lost > 0 {
 		s.log.Warn("connections of a dead worker lost with the supervisor", zap.Int("connections", lost))
@@ -265,7 +274,9 @@ func (s *Supervisor) adoptPast(p *past) {
 	for _, sl := range s.pool.slots {
 		s.placeAdopted(sl)
 	}
+	failpoint.Here("adopt.greet")
 	s.greetAdopted()
+	failpoint.Here("adopt.greeted")
 	adopted := len(s.incarnations)
 	s.tell(EventAdopted, fmt.Sprintf("%d workers of the supervisor before", adopted), nil)
 	s.log.Info("workers adopted", zap.Int("workers", adopted), zap.Uint64("epoch", s.epoch), zap.Duration("took", time.Since(s.began)))
@@ -287,6 +298,7 @@ func (s *Supervisor) adoptPast(p *past) {
 	case st.Restarting, s.refused != nil, !slices.Equal(st.Listeners, s.listeners()):
 		s.requestReload(&reloadRequest{})
 	}
+	failpoint.Here("adopt.settled")
 	s.sweepReleases()
 }
 
@@ -300,13 +312,18 @@ func (s *Supervisor) adoptWorker(saved savedWorker, r *remains, p *past) error {
 		r.close()
 		return errors.New("its control socket or its pidfd is not stored")
 	}
+	contract := cmp.Or(saved.Contract, p.state.Contract)
+	if !link.Speaks(contract) {
+		r.close()
+		return fmt.Errorf("it speaks contract %d, want %d or %d", contract, link.Contract-1, link.Contract)
+	}
 	if saved.Seat < 0 || saved.Seat >= s.board.Seats() || s.board.Seat(saved.Seat).Incarnation.Load() != saved.Incarnation {
 		r.close()
 		return fmt.Errorf("seat %d is not its own", saved.Seat)
 	}
 	inc := &incarnation{
 		number: saved.Incarnation, seatNo: saved.Seat, seat: s.board.Seat(saved.Seat), release: p.releases[saved.Generation],
-		inbox: r.inbox, born: time.Unix(0, saved.BornNS), build: saved.Build, unready: saved.Unready, protection: saved.Protection,
+		inbox: r.inbox, born: time.Unix(0, saved.BornNS), build: saved.Build, contract: contract, unready: saved.Unready, protection: saved.Protection,
 		readyMono: time.Duration(saved.ReadyMonoNS), adopted: true,
 	}
 	if inc.release == nil {
@@ -333,6 +350,7 @@ func (s *Supervisor) adoptWorker(saved savedWorker, r *remains, p *past) error {
 		r.close()
 		return err
 	}
+	failpoint.Here("adopt.worker")
 	inc.process = process
 	s.incarnations[inc.number] = inc
 	sl := inc.slot
@@ -399,6 +417,7 @@ func (s *Supervisor) inheritHarvest(dead *incarnation) {
 	}
 	kept := s.harvester.search(&harvest{keeper: dead.keeper})
 	for _, f := range all {
+		failpoint.Here("adopt.inherit")
 		if _, its := kept[f.row.Cookie.Load()]; its {
 			f.row.Move(f.id, old, dead.number)
 		}
@@ -438,6 +457,7 @@ func (s *Supervisor) greetAdopted() {
 			continue
 		}
 		s.send(inc, m)
+		failpoint.Here("adopt.told")
 		if inc.state == ready {
 			s.send(inc, link.Accept{})
 			s.send(inc, link.Rearm{})
@@ -458,7 +478,7 @@ func (s *Supervisor) rollBackAdopted(saved *savedReload, p *past) {
 	if from == nil || to == nil {
 		return
 	}
-	s.job = &reload{began: s.began, from: from, to: to, begun: make(map[*slot]beginning)}
+	s.job = &reload{began: s.began, from: from, to: to, back: saved.Back, begun: make(map[*slot]beginning)}
 	for _, i := range saved.Extra {
 		if i >= 0 && i < len(s.pool.slots) {
 			s.job.extra = append(s.job.extra, s.pool.slots[i])

@@ -25,6 +25,9 @@ const (
 	EventReloadBegun       = "reload-begun"
 	EventReloadDone        = "reload-done"
 	EventReloadFailed      = "reload-failed"
+	EventRollbackBegun     = "rollback-begun"
+	EventRollbackDone      = "rollback-done"
+	EventRollbackFailed    = "rollback-failed"
 	EventScaled            = "scaled"
 	EventRecycling         = "recycling"
 	EventHeld              = "held"
@@ -32,6 +35,8 @@ const (
 	EventServiceReady      = "service-ready"
 	EventServiceStopping   = "service-stopping"
 	EventAdopted           = "adopted"
+	EventLetGo             = "let-go"
+	EventStranger          = "stranger"
 )
 
 const (

@@ -75,7 +75,7 @@ func (s *Supervisor) sendDrain(inc *incarnation, grace time.Duration) {
 	}
 	h := &inc.handover
 	h.open, h.adrift, h.heir = false, false, nil
-	m := link.Drain{Prompt: inc.terms.prompt, Grace: grace}
+	m := link.Drain{Prompt: inc.terms.prompt, Stays: inc.terms.prompt && s.phase != stopping, Grace: grace}
 	if inc.terms.hand && inc.isPeer() {
 		if inc.terms.heir != nil {
 			h.heir = inc.terms.heir

@@ -250,8 +250,8 @@ func TestEndOfTheServiceHandsNothingOver(t *testing.T) {
 		}
 		w.expectDrain(w.process(1), false, 0)
 		w.expectDrain(w.process(2), false, 0)
-		if d := w.lastWord(w.process(1)); !d.Prompt || d.Grace != quick.StopGrace {
-			t.Errorf("told %+v, want a prompt drain", d)
+		if d := w.lastWord(w.process(1)); !d.Prompt || d.Stays || d.Grace != quick.StopGrace {
+			t.Errorf("told %+v, want a prompt drain of a service that ends", d)
 		}
 	})
 }
@@ -291,6 +291,9 @@ func TestWorkerOnTrialHandsBackWhenItIsNotWantedAnyMore(t *testing.T) {
 					t.Errorf("verdict %v", err)
 				}
 				w.expectDrain(w.process(3), true, 1)
+				if d := w.lastWord(w.process(3)); !d.Prompt || !d.Stays {
+					t.Errorf("told %+v, want a prompt drain of a service that stays", d)
+				}
 				if n := w.seatOf(w.process(1)).Connections.Load(); n != 5 {
 					t.Errorf("%d connections came back, want 5", n)
 				}

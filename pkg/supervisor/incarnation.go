@@ -70,6 +70,7 @@ type incarnation struct {
 	state     state
 	process   process // nil if the spawn failed
 	build     string  // its own word
+	contract  int     // that it speaks
 	reason    string  // why it fails: its own word, or ours
 	exit      Exit    // once gone
 	readyAt   time.Time

@@ -79,10 +79,11 @@ type tally struct {
 // books are the figures that outlive workers. The supervisor's goroutine owns
 // them.
 type books struct {
-	tallies map[tallyKey]*tally
-	reloads map[string]uint64 // by result
-	kept    uint64            // connections that have outlived their workers
-	torn    map[string]uint64 // and those that have not, by reason
+	tallies   map[tallyKey]*tally
+	reloads   map[string]uint64 // by result
+	rollbacks map[string]uint64 // that somebody asked for, by result
+	kept      uint64            // connections that have outlived their workers
+	torn      map[string]uint64 // and those that have not, by reason
 }
 
 func (s *Supervisor) tally(sl *slot) *tally {
@@ -154,6 +155,10 @@ const (
 
 var reloadResults = []string{reloadDone, reloadRolledBack, reloadRefused, reloadCut}
 
+// rollbackResults are those of a rollback that somebody asked for: nothing has
+// to be read for it, so none is refused once it has begun.
+var rollbackResults = []string{reloadDone, reloadRolledBack, reloadCut}
+
 func (s *Supervisor) countReload(r *reload, err error) {
 	result := reloadRolledBack
 	switch {
@@ -165,9 +170,13 @@ func (s *Supervisor) countReload(r *reload, err error) {
 		result = reloadRefused
 	}
 	if s.books.reloads == nil {
-		s.books.reloads = make(map[string]uint64)
+		s.books.reloads, s.books.rollbacks = make(map[string]uint64), make(map[string]uint64)
 	}
-	s.books.reloads[result]++
+	if r.back {
+		s.books.rollbacks[result]++
+	} else {
+		s.books.reloads[result]++
+	}
 }
 
 // takeLegacy reads what a worker has left behind; fd is closed.
@@ -197,11 +206,12 @@ func (metricsRequest) isMessage() {}
 
 // figures is a copy of what the supervisor's goroutine knows.
 type figures struct {
-	snapshot snapshot
-	places   []placeFigures // by pool and slot
-	reloads  map[string]uint64
-	kept     uint64
-	torn     map[string]uint64
+	snapshot  snapshot
+	places    []placeFigures // by pool and slot
+	reloads   map[string]uint64
+	rollbacks map[string]uint64
+	kept      uint64
+	torn      map[string]uint64
 }
 
 // placeFigures are those of all workers that a place has or has had.
@@ -231,7 +241,7 @@ func (s *Supervisor) figures(m metricsRequest) figures {
 			inc.app = families
 		}
 	}
-	f := figures{snapshot: s.snapshot(), reloads: maps.Clone(s.books.reloads), kept: s.books.kept, torn: maps.Clone(s.books.torn)}
+	f := figures{snapshot: s.snapshot(), reloads: maps.Clone(s.books.reloads), rollbacks: maps.Clone(s.books.rollbacks), kept: s.books.kept, torn: maps.Clone(s.books.torn)}
 	living := slices.Collect(s.living())
 	slices.Reverse(living)
 	for _, sl := range s.pool.slots {
@@ -467,6 +477,9 @@ func (s *Supervisor) writeService(p *page, f figures) {
 	p.gauge("mainstay_generation", "The generation that serves; it counts reloads.", float64(st.Generation))
 	for _, result := range reloadResults {
 		p.counter("mainstay_reloads_total", "Reloads, by how they ended.", float64(f.reloads[result]), "result", result)
+	}
+	for _, result := range rollbackResults {
+		p.counter("mainstay_rollbacks_total", "Returns to the last good release that somebody asked for, by how they ended.", float64(f.rollbacks[result]), "result", result)
 	}
 	p.counter("mainstay_connections_kept_total", "Connections that have outlived their worker.", float64(f.kept))
 	for _, why := range tornReasons {

@@ -75,11 +75,13 @@ func (s *Supervisor) greeted(inc *incarnation, m link.Hello, inbox int) {
 		unix.Close(inbox) // said twice, or too late
 	}
 	inc.build = m.Build
-	if m.Contract != link.Contract || m.Incarnation != inc.number {
-		inc.reason = fmt.Sprintf("said hello as incarnation %d of contract %d, want %d of %d", m.Incarnation, m.Contract, inc.number, link.Contract)
+	inc.release.build = m.Build
+	if !link.Speaks(m.Contract) || m.Incarnation != inc.number {
+		inc.reason = fmt.Sprintf("said hello as incarnation %d of contract %d, want %d of %d or %d", m.Incarnation, m.Contract, inc.number, link.Contract-1, link.Contract)
 		s.happen(inc, unsettling)
 		return
 	}
+	inc.contract, inc.release.contract = m.Contract, m.Contract
 	s.happen(inc, saidHello)
 }
 

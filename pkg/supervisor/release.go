@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -91,6 +92,8 @@ func (s Settings) withDefaults() (Settings, error) {
 // became of the files.
 type release struct {
 	generation uint64
+	build      string // as a worker of it said; empty: none has yet
+	contract   int    // that its workers speak; 0: none has said so yet
 	settings   Settings
 	exe        executable
 	config     *os.File
@@ -145,22 +148,21 @@ const (
 func Descriptors(listeners int, settings Settings) int {
 	processes := 2*settings.Workers + settings.Parallel
 	low := listeners + processes*descriptorsPerWorker + descriptorsAside
-	return max(low, highFD) + (settings.MaxOld+3)*descriptorsPerRelease
+	return max(low, highFD) + (settings.MaxOld+4)*descriptorsPerRelease
 }
 
 // Storage is how many descriptors a supervisor with these settings has in the
 // service manager's store in a reload, when every slot has an old worker and a
 // new one.
 func Storage(settings Settings) int {
-	return 3 + (2*settings.Workers+settings.Parallel)*len(ofWorker) + (settings.MaxOld+3)*descriptorsPerRelease
+	return 3 + (2*settings.Workers+settings.Parallel)*len(ofWorker) + (settings.MaxOld+4)*descriptorsPerRelease
 }
 
 // name returns what to execute: the path while it still names the same file,
 // which also serves scripts and gives the process its name, else the open
 // descriptor.
 func (e executable) name() string {
-	var st unix.Stat_t
-	if unix.Stat(e.path, &st) == nil && st.Dev == e.dev && st.Ino == e.ino {
+	if !e.replaced() {
 		return e.path
 	}
 	return fmt.Sprintf("/proc/self/fd/%d", e.file.Fd())
@@ -206,3 +208,7 @@ func (r *release) close() {
 	r.exe.close()
 	r.config.Close()
 }
+
+// speaks returns the contract in which a worker of the release is spoken to: that
+// of its workers before, and ours if there was none.
+func (r *release) speaks() int { return cmp.Or(r.contract, link.Contract) }

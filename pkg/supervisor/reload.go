@@ -32,6 +32,7 @@ type reload struct {
 	env      map[string]string // with which the new configuration was read
 	begun    map[*slot]beginning
 	givers   []*incarnation // that were told to hand over
+	back     bool           // to the last good release: a rollback that somebody asked for
 }
 
 // reloadRequest is somebody who waits for a verdict.
@@ -39,6 +40,7 @@ type reloadRequest struct {
 	env     map[string]string
 	step    chan string // buffered; steps that do not fit are left out; nil: nobody waits
 	verdict chan error  // buffered for one; nil: nobody waits
+	back    bool        // to the last good release
 }
 
 // judge gives the verdict.
@@ -78,6 +80,11 @@ func (s *Supervisor) Reload(ctx context.Context, r control.ReloadRequest, step f
 	if r.Detach {
 		return nil
 	}
+	return s.follow(ctx, q, step)
+}
+
+// follow passes on the steps of what was asked for until there is a verdict.
+func (s *Supervisor) follow(ctx context.Context, q *reloadRequest, step func(string)) error {
 	for {
 		select {
 		case text := <-q.step:
@@ -101,6 +108,8 @@ func (s *Supervisor) requestReload(q *reloadRequest) {
 	switch {
 	case s.phase == stopping:
 		q.judge(errStopping)
+	case q.back:
+		s.beginRollback(q)
 	case s.phase == booting, s.job != nil:
 		s.enqueue(q)
 	default:
@@ -170,15 +179,20 @@ func (s *Supervisor) beginRolling(m released) {
 		s.finish(m.err)
 		return
 	}
-	r.to = m.release
-	s.storeRelease(r.to)
-	s.unsaved = true
+	s.storeRelease(m.release)
 	s.releases = append(s.releases, m.release)
-	if s.onlyHeld(m.release.settings.Workers) {
+	s.rollTo(m.release, m.env)
+}
+
+// rollTo begins to replace the workers by those of a release.
+func (s *Supervisor) rollTo(to *release, env map[string]string) {
+	r := s.job
+	r.to, r.env = to, env
+	s.unsaved = true
+	if s.onlyHeld(to.settings.Workers) {
 		s.finish(errOnlyHeld)
 		return
 	}
-	r.env = m.env
 	for _, note := range r.to.settings.Notes {
 		r.tell("%s", note)
 	}
@@ -239,6 +253,7 @@ func (s *Supervisor) commit() {
 		s.occur(sl, dismiss)
 	}
 	r.givers = append(r.givers, surplus...)
+	s.remember(r)
 	s.current, s.env = r.to, r.env
 	s.current.settings.apply()
 	if len(surplus) == 0 {
@@ -351,13 +366,17 @@ func (s *Supervisor) conclude(err error) {
 	s.unsaved = true
 	s.countReload(r, err)
 	took := time.Since(r.began)
-	s.lastReload = &control.Reload{Generation: s.generations, OK: err == nil, At: r.began.UTC().Format(time.RFC3339), TookMS: took.Milliseconds()}
+	s.lastReload = &control.Reload{Generation: s.generations, OK: err == nil, Back: r.back, At: r.began.UTC().Format(time.RFC3339), TookMS: took.Milliseconds()}
 	if r.to != nil {
 		s.lastReload.Generation = r.to.generation
 	}
 	r.sum(s.lastReload)
 	if err != nil {
 		s.lastReload.Reason = err.Error()
+	}
+	if r.back {
+		s.tellRollback(r, err, took)
+	} else if err != nil {
 		s.tell(EventReloadFailed, fmt.Sprintf("generation %d: %v", s.lastReload.Generation, err), nil)
 		s.log.Error("reload failed, the old generation serves", journal.ID(journal.ReloadRolledBack), zap.Uint64("generation", s.lastReload.Generation), zap.Error(err), zap.Duration("took", took))
 	} else {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mainstay-go/mainstay/pkg/control"
+	"github.com/mainstay-go/mainstay/pkg/failpoint"
 	"github.com/mainstay-go/mainstay/pkg/link"
 )
 
@@ -21,13 +22,14 @@ import (
 // meaning of one has changed.
 type savedState struct {
 	Format   int    `json:"format"`
-	Contract int    `json:"contract"` // with the workers
+	Contract int    `json:"contract"` // of this supervisor
 	Service  string `json:"service"`
 
 	Epoch       uint64            `json:"epoch"`
 	Incarnation uint64            `json:"incarnation"` // the last number given
 	Generation  uint64            `json:"generation"`  // the last number given
 	Current     uint64            `json:"current"`     // the generation that serves
+	Good        uint64            `json:"good,omitempty"`
 	Stopping    bool              `json:"stopping,omitempty"`
 	Restarting  bool              `json:"restarting,omitempty"` // it left so that another takes over
 	Env         map[string]string `json:"env,omitempty"`
@@ -43,10 +45,13 @@ type savedReload struct {
 	From  uint64 `json:"from"`
 	To    uint64 `json:"to"`
 	Extra []int  `json:"extra,omitempty"` // slots that only the new release has
+	Back  bool   `json:"back,omitempty"`  // it is a rollback
 }
 
 type savedRelease struct {
 	Generation uint64   `json:"generation"`
+	Build      string   `json:"build,omitempty"`
+	Contract   int      `json:"contract,omitempty"` // that its workers speak; 0: the supervisor's
 	Path       string   `json:"path"`
 	Settings   Settings `json:"settings"`
 }
@@ -75,6 +80,7 @@ type savedWorker struct {
 	Seat        int    `json:"seat"`
 	Generation  uint64 `json:"generation"`
 	Build       string `json:"build,omitempty"`
+	Contract    int    `json:"contract,omitempty"` // that it speaks; 0: the supervisor's
 	State       string `json:"state"`
 	Role        string `json:"role"`
 	Unready     string `json:"unready,omitempty"`
@@ -199,14 +205,17 @@ func (s *Supervisor) state() savedState {
 		Current: s.current.generation, Stopping: s.phase == stopping, Restarting: s.restarting, Env: s.env,
 		LastReload: s.lastReload, Listeners: s.listeners(),
 	}
+	if s.good != nil {
+		st.Good = s.good.generation
+	}
 	if r := s.job; r != nil && r.to != nil {
-		st.Reload = &savedReload{From: r.from.generation, To: r.to.generation}
+		st.Reload = &savedReload{From: r.from.generation, To: r.to.generation, Back: r.back}
 		for _, sl := range r.extra {
 			st.Reload.Extra = append(st.Reload.Extra, sl.index)
 		}
 	}
 	for _, r := range s.releases {
-		st.Releases = append(st.Releases, savedRelease{r.generation, r.exe.path, r.settings})
+		st.Releases = append(st.Releases, savedRelease{Generation: r.generation, Build: r.build, Contract: r.contract, Path: r.exe.path, Settings: r.settings})
 	}
 	for _, sl := range s.pool.slots {
 		release := sl.release
@@ -227,7 +236,7 @@ func (s *Supervisor) state() savedState {
 func (inc *incarnation) saved() savedWorker {
 	w := savedWorker{
 		Incarnation: inc.number, PID: inc.pid(), Protection: inc.protection, Slot: inc.slot.index, Seat: inc.seatNo,
-		Generation: inc.release.generation, Build: inc.build, State: inc.state.String(), Role: roleDraining, Unready: inc.unready,
+		Generation: inc.release.generation, Build: inc.build, Contract: inc.contract, State: inc.state.String(), Role: roleDraining, Unready: inc.unready,
 		BornNS: inc.born.UnixNano(), ReadyMonoNS: int64(inc.readyMono), Prompt: inc.terms.prompt, Hand: inc.terms.hand,
 	}
 	switch inc {
@@ -263,7 +272,9 @@ func (s *Supervisor) save() {
 		return
 	}
 	s.unsaved = false
+	failpoint.Here("saved.write")
 	if err := s.saved.write(s.state()); err != nil {
 		s.log.Error("state not saved: the next supervisor finds an old one", zap.Error(err))
 	}
+	failpoint.Here("saved.written")
 }

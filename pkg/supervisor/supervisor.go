@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -42,6 +43,14 @@ type Config struct {
 	// then stand for the supervisor's own environment. It is called from one
 	// goroutine at a time.
 	Load func(env map[string]string) (Settings, error)
+
+	// Control is where this supervisor is asked, a URL; empty: nowhere. Its
+	// workers remember it, so that they are found when it is dead.
+	Control string
+
+	// Cgroup is the folder of the cgroup whose processes are all the service's:
+	// it is looked through for strangers; empty: it is not.
+	Cgroup string
 
 	// RuntimeDir is where an orderly end of the service leaves its mark for
 	// Reap; empty: nowhere.
@@ -121,39 +130,46 @@ type Supervisor struct {
 
 	// Owned by Run's goroutine.
 
-	phase        phase
-	verdict      error // what Run will return
-	pool         *pool
-	current      *release // the generation that serves
-	releases     []*release
-	incarnations map[uint64]*incarnation
-	freeSeats    []int
-	lastNumber   uint64 // of incarnations
-	generations  uint64 // the last number given
-	env          map[string]string
-	job          *reload
-	queued       []*reloadRequest
-	lastReload   *control.Reload
-	saved        *stateFile
-	unsaved      bool     // something has changed
-	restarting   bool     // this process ends for another
-	agenda       []func() // what follows from the message that is being handled
-	epilogue     []func() // what follows when the agenda is empty
-	farewells    []*farewell
-	lastJob      *reload // the reload that lastReload is about
-	lastLine     string  // STATUS= as sent
-	oomKills     uint64
-	hastened     bool
-	questions    map[uint64]*question
-	lastQuestion uint64
-	chronicle    chronicle
-	lookDue      time.Time // when the workers are looked at next
-	books        books
-	hooks        *hooks
-	harvester    *harvester // nil: connections do not outlive their workers
-	unprotected  string     // why not
-	balance      balance
-	degraded     bool // and the log knows
+	phase         phase
+	verdict       error // what Run will return
+	pool          *pool
+	current       *release // the generation that serves
+	good          *release // what served before it and differs from it; nil: there is none, or it was returned to
+	releases      []*release
+	incarnations  map[uint64]*incarnation
+	freeSeats     []int
+	lastNumber    uint64 // of incarnations
+	generations   uint64 // the last number given
+	env           map[string]string
+	job           *reload
+	queued        []*reloadRequest
+	lastReload    *control.Reload
+	saved         *stateFile
+	unsaved       bool     // something has changed
+	restarting    bool     // this process ends for another
+	agenda        []func() // what follows from the message that is being handled
+	epilogue      []func() // what follows when the agenda is empty
+	farewells     []*farewell
+	lastJob       *reload // the reload that lastReload is about
+	lastLine      string  // STATUS= as sent
+	oomKills      uint64
+	hastened      bool
+	questions     map[uint64]*question
+	lastQuestion  uint64
+	chronicle     chronicle
+	alarm         alarm     // for look; made by Run
+	lookDue       time.Time // when the workers are judged next
+	lifeDue       time.Time // when it is shown next that there is a supervisor
+	books         books
+	hooks         *hooks
+	harvester     *harvester // nil: connections do not outlive their workers
+	unprotected   string     // why not
+	balance       balance
+	degraded      bool              // and the log knows
+	strangers     map[int]*stranger // by pid
+	lookingAround bool
+
+	looks sync.WaitGroup // for strangers
 
 	scraper   *scraper
 	balancing chan struct{} // holds a token while connections are being rebalanced
@@ -201,6 +217,7 @@ func newSupervisor(conf Config, l launcher, makeRelease func(uint64, Settings, s
 	}
 	p, err := readPast(conf.Stored, conf.Name)
 	if err != nil && !errors.Is(err, errNoPast) {
+		s.tell(EventLetGo, fmt.Sprintf("workers of the supervisor before finish their connections, new ones serve: %v", err), nil)
 		s.log.Error("workers of the supervisor before are not adopted: they drain", zap.Error(err))
 	}
 	settings, loadErr := conf.Load(nil)
@@ -263,9 +280,11 @@ func (s *Supervisor) succeed(p *past, refused error) {
 	s.epoch, s.generations, s.lastNumber = st.Epoch+1, st.Generation, st.Incarnation
 	s.lastQuestion = s.epoch << 32 // no answer to a question of before is taken for one of ours
 	s.env, s.lastReload = st.Env, st.LastReload
-	s.current = p.releases[st.Current]
+	s.current, s.good = p.releases[st.Current], p.releases[st.Good]
 	for _, saved := range st.Releases {
-		s.releases = append(s.releases, p.releases[saved.Generation])
+		if r := p.releases[saved.Generation]; r != nil {
+			s.releases = append(s.releases, r)
+		}
 	}
 }
 
@@ -454,8 +473,14 @@ func (s *Supervisor) ask(ctx context.Context, m message) error {
 // ready; in both cases no worker is left. After the signal of a restart
 // (SIGRTMIN+1) it returns nil at once, and the workers serve on until the next
 // supervisor adopts them; without a service manager to keep what that needs
-// they drain. It may be called once.
+// they drain. It fails at once if the system has no timerfd to give: EMFILE,
+// ENFILE, ENOMEM. It may be called once.
 func (s *Supervisor) Run(ctx context.Context) error {
+	alarm, err := newKernelAlarm()
+	if err != nil {
+		return err
+	}
+	s.alarm = alarm
 	s.unmark()
 	signals, unwatch := watchSignals()
 	defer unwatch()
@@ -473,7 +498,12 @@ func (s *Supervisor) Run(ctx context.Context) error {
 }
 
 func (s *Supervisor) run(ctx context.Context) error {
+	if s.alarm == nil {
+		s.alarm = timerAlarm{time.NewTimer(beatEvery)}
+	}
+	defer s.alarm.close()
 	defer s.hooks.close()
+	defer s.looks.Wait()
 	if s.harvester != nil {
 		defer s.harvester.close()
 	}
@@ -496,26 +526,21 @@ func (s *Supervisor) run(ctx context.Context) error {
 			s.occur(sl, fill)
 		}
 	}
+	s.lookAround()
 	s.extendTimeout(s.current.settings.StartTimeout)
-	var beat <-chan time.Time
-	if d := s.conf.Notify.WatchdogInterval(); d > 0 {
-		t := time.NewTicker(d / 2)
-		defer t.Stop()
-		beat = t.C
-	}
 	ending := ctx.Done()
 	interval := s.current.settings.Health.judgeInterval()
-	judge := time.NewTimer(s.lookAgain(interval))
-	defer judge.Stop()
-	pulse := time.NewTicker(beatEvery)
-	defer pulse.Stop()
+	s.lookAgain(interval)
+	s.showLife()
+	s.setAlarm()
 	for {
 		s.settleAgenda()
 		s.save()
 		s.rebalanceAfterChange()
 		if d := s.current.settings.Health.judgeInterval(); d != interval { // a reload has changed it
 			interval = d
-			judge.Reset(s.lookAgain(d))
+			s.lookAgain(d)
+			s.setAlarm()
 		}
 		s.showStatus()
 		s.watchHealth()
@@ -528,21 +553,47 @@ func (s *Supervisor) run(ctx context.Context) error {
 			if s.handle(m) {
 				return s.verdict
 			}
-		case <-beat:
-			s.notified("watchdog", s.conf.Notify.Watchdog())
-		case <-judge.C:
-			judge.Reset(s.judgeWorkers())
-		case <-pulse.C:
-			s.beat()
-			for inc := range s.living() {
-				s.checkSharing(inc)
-			}
+		case <-s.alarm.rings():
+			s.look()
+			s.setAlarm()
 		case <-ending:
 			ending = nil
 			s.stop()
 		}
 	}
 }
+
+// look does all that has to be done from time to time, at once, so that an idle
+// supervisor wakes up as seldom as the most frequent of it needs: it shows that
+// there is a supervisor, and judges the workers if that is due.
+func (s *Supervisor) look() {
+	s.showLife()
+	s.lookAround()
+	for inc := range s.living() {
+		s.checkSharing(inc)
+	}
+	if time.Until(s.lookDue) <= 0 {
+		s.lookAgain(s.judgeWorkers())
+	}
+}
+
+// showLife tells the keepers, the workers and systemd's watchdog that there is
+// a supervisor.
+func (s *Supervisor) showLife() {
+	s.beat()
+	next := beatEvery
+	if d := s.conf.Notify.WatchdogInterval(); d > 0 {
+		s.notified("watchdog", s.conf.Notify.Watchdog())
+		next = min(next, d/2)
+	}
+	s.lifeDue = time.Now().Add(next)
+}
+
+// lookAgain has the workers judged in d.
+func (s *Supervisor) lookAgain(d time.Duration) { s.lookDue = time.Now().Add(d) }
+
+// setAlarm sets the alarm to the next look.
+func (s *Supervisor) setAlarm() { s.alarm.set(min(time.Until(s.lookDue), time.Until(s.lifeDue))) }
 
 // settleAgenda does what has followed from a message, and what follows from
 // that.
@@ -590,6 +641,8 @@ func (s *Supervisor) handle(m message) (leave bool) {
 		s.buried(m)
 	case harvested:
 		s.tellHarvest(m)
+	case strangersSeen:
+		s.noteStrangers(m)
 	case incarnationTimeout:
 		if m.turn == m.inc.turn {
 			s.happen(m.inc, timeout)
@@ -717,7 +770,7 @@ func (s *Supervisor) launch(inc *incarnation) (process, error) {
 func (s *Supervisor) orderFor(inc *incarnation) order {
 	sl := inc.slot
 	id := link.Identity{
-		Contract: link.Contract, Service: s.conf.Name, Pool: sl.pool.name, Slot: sl.index,
+		Contract: inc.release.speaks(), Control: s.conf.Control, Service: s.conf.Name, Pool: sl.pool.name, Slot: sl.index,
 		Incarnation: inc.number, Generation: inc.release.generation, Epoch: s.epoch, Seat: inc.seatNo,
 		Predecessor: sl.predecessor, Keeper: s.harvester != nil,
 	}
@@ -777,7 +830,7 @@ func (s *Supervisor) vacate(inc *incarnation) {
 // sweepReleases closes what nobody will run any more.
 func (s *Supervisor) sweepReleases() {
 	s.releases = slices.DeleteFunc(s.releases, func(r *release) bool {
-		if r == s.current || s.job != nil && (r == s.job.from || r == s.job.to) {
+		if r == s.current || r == s.good || s.job != nil && (r == s.job.from || r == s.job.to) {
 			return false
 		}
 		for _, sl := range s.pool.slots {

@@ -24,6 +24,7 @@ const (
 // terms say how to drain.
 type terms struct {
 	prompt bool          // close connections between two messages
+	stop   bool          // the service ends; goes with prompt
 	grace  time.Duration // for all of it
 	hasten bool          // the grace is over
 	hand   bool          // hand the connections over first
@@ -140,6 +141,9 @@ func (d *drain) on(t terms) {
 	mode := conn.DrainPatient
 	if t.prompt && !t.hand {
 		mode = conn.DrainPrompt
+	}
+	if t.stop {
+		mode = conn.DrainStop
 	}
 	w.set.Drain(mode, t.grace, func() { d.conns = true; d.progress() })
 	if d.again != nil {

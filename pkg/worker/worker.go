@@ -120,7 +120,7 @@ type Application interface {
 const (
 	defaultGrace          = 30 * time.Second
 	defaultStopGrace      = 10 * time.Second
-	defaultOrphanGrace    = 120 * time.Second // longer than any restart, and than a look with a debugger
+	defaultOrphanGrace    = link.OrphanGrace
 	defaultPoolSize       = 256
 	defaultMaxDescriptors = 64 << 10
 
@@ -224,7 +224,7 @@ func Run(in *link.Inherited, conf Config) error {
 	for again := false; ; again = true {
 		select {
 		case <-terminated:
-			w.leave(terms{prompt: true, grace: w.conf.StopGrace, hasten: again})
+			w.leave(terms{prompt: true, stop: true, grace: w.conf.StopGrace, hasten: again})
 		case err := <-looped:
 			w.bequeath()
 			return w.close(err)
@@ -298,7 +298,7 @@ func prepare(in *link.Inherited, conf Config) (_ *Worker, err error) {
 	w.Tell("move", w.tellMove)
 	w.Tell("give", w.tellGive)
 	w.enter(link.StateStarting)
-	hello := link.Hello{Contract: link.Contract, Incarnation: in.Incarnation, Generation: in.Generation, Build: w.conf.Build}
+	hello := link.Hello{Contract: in.Contract, Incarnation: in.Incarnation, Generation: in.Generation, Build: w.conf.Build}
 	if err := w.control.SendFile(hello, inbox); err != nil {
 		return nil, fmt.Errorf("worker: %w", err)
 	}
@@ -533,7 +533,7 @@ func (w *Worker) told(message link.Message) {
 			}
 		})
 	case link.Drain:
-		w.leave(terms{prompt: m.Prompt, grace: m.Grace, hand: m.Hand, to: m.To})
+		w.leave(terms{prompt: m.Prompt, stop: m.Prompt && !m.Hand && !m.Stays, grace: m.Grace, hand: m.Hand, to: m.To})
 	case link.Peer:
 		fd := message.FD
 		message.FD = -1

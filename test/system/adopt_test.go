@@ -55,7 +55,11 @@ func sameWorkers(t *testing.T, before, after control.Status) {
 // rest, and nothing of workers that are gone.
 func (s *service) storesOnly(n int) {
 	s.t.Helper()
-	want := strconv.Itoa(3 + 2 + 5*n)
+	releases := 1
+	if s.status().LastGood != nil {
+		releases = 2
+	}
+	want := strconv.Itoa(3 + 2*releases + 5*n)
 	eventually(s.t, 15*time.Second, func() error {
 		if got := s.show(s.t, s.unit, "NFileDescriptorStore"); got != want {
 			return fmt.Errorf("%s descriptors are stored, want %s", got, want)

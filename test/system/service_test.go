@@ -115,7 +115,7 @@ func (s *service) explain() {
 	for _, args := range [][]string{
 		{"systemctl", "status", "--no-pager", "--full", "--lines=0", s.prefix + "*"},
 		{s.program, "status", "--json", "--control", s.controlURL},
-		{"journalctl", "--no-pager", "--output=short-precise", s.since},
+		{"journalctl", "--no-pager", "--output=short-precise", "--lines=2000", s.since},
 	} {
 		r, err := s.try(args...)
 		s.t.Logf("%s: %d %v\n%s%s", strings.Join(args, " "), r.code, err, r.stdout, r.stderr)

@@ -42,6 +42,8 @@ var tests = []struct {
 	{"OpenConnectionsOutliveRestartsInARow", openConnectionsOutliveRestartsInARow},
 	{"RestartIntoSomethingBrokenLeavesTheWorkersAlone", restartIntoSomethingBrokenLeavesTheWorkersAlone},
 
+	{"EverythingAtOnceInAnyOrder", everythingAtOnceInAnyOrder},
+
 	{"StopLeavesNoProcess", stopLeavesNoProcess},
 	{"StopTakesWorkersOfAnEarlierSupervisorAlong", stopTakesWorkersOfAnEarlierSupervisorAlong},
 	{"StopByTheCommandLineStaysStopped", stopByTheCommandLineStaysStopped},

@@ -1,19 +1,28 @@
 // Package talk has clients for tests of what happens to open connections:
 // each sends numbered lines on its own clock and wants each of them answered,
-// once, whole and in order, on the one connection it has.
+// once, whole and in order, on the one connection it has. Between two of them
+// it listens, so that the end of a connection on which nothing was under way
+// is told from that of one that waited for an answer.
 //
 // The server answers a line with that line, behind a name of itself and a
 // space if it likes: so it is seen who serves a connection, and that it moves.
+// Behind its name it may tell the client's port, which is checked. Numbers
+// count from 0 on each connection, so that a server that keeps count of them
+// sees what it has missed.
+//
+// Start reading at Start, then client.talk; tongue.go has the protocols.
 package talk
 
 import (
 	"bufio"
 	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -28,6 +37,11 @@ type Options struct {
 	Pause   time.Duration // on average, between an answer and the next line; zero: none
 	Size    int           // of a line, about, in bytes; zero: 32
 	Limit   time.Duration // within which an answer must come; zero: 30 s
+	Tongue  Tongue        // zero: Lines
+
+	// Again has a client that has lost its connection make another and begin
+	// anew; otherwise it ends.
+	Again bool
 }
 
 // Group is a number of clients that talk.
@@ -37,44 +51,70 @@ type Group struct {
 	once     sync.Once
 	awake    chan struct{}
 	waking   sync.Once
+	dial     func() (net.Conn, error)
+	talking  []*client
 	clients  sync.WaitGroup
 
 	mu     sync.Mutex
 	report Report
 	waits  []time.Duration // the longest of each client that has ended
-	open   map[net.Conn]bool
 }
 
 // Report is what the clients have seen.
 type Report struct {
 	Clients  int
 	Answered int            // lines
-	Lost     int            // clients whose connection ended
+	Lost     int            // connections that ended
 	Wrong    int            // answers that were not the one to come
+	Refused  int            // connections that could not be made
 	First    error          // the first thing that went wrong
+	Losses   []Loss         // the first of them, maxLosses at most
 	Servers  map[string]int // answers, by the name of who gave them
 	Changes  int            // how often a connection was answered by another than before
 	Longest  time.Duration  // from a line to its answer
 	P50, P99 time.Duration  // of the longest wait of each client
 }
 
+// maxLosses bounds Report.Losses.
+const maxLosses = 10000
+
+// Loss is the end of a connection.
+type Loss struct {
+	At     time.Time
+	Client int
+	Port   int    // the client's
+	Line   int    // the one that was not answered, or would have been the next
+	Server string // who has answered last
+	Busy   bool   // a line had been sent and its answer was not complete
+	Err    error
+}
+
+// String tells it in one line.
+func (l Loss) String() string {
+	state := "at rest"
+	if l.Busy {
+		state = "in the middle of an answer"
+	}
+	return fmt.Sprintf("%s client %d, port %d, line %d, last served by %s, %s: %v", l.At.UTC().Format("15:04:05.000000"), l.Client, l.Port, l.Line, l.Server, state, l.Err)
+}
+
 // String tells all of it in one line.
 func (r Report) String() string {
-	return fmt.Sprintf("%d clients, %d lines answered by %d servers, %d changes of server, %d lost, %d wrong; longest wait %v, of each client p50 %v, p99 %v; first: %v",
-		r.Clients, r.Answered, len(r.Servers), r.Changes, r.Lost, r.Wrong, r.Longest, r.P50, r.P99, r.First)
+	return fmt.Sprintf("%d clients, %d lines answered by %d servers, %d changes of server, %d lost, %d wrong, %d refused; longest wait %v, of each client p50 %v, p99 %v; first: %v",
+		r.Clients, r.Answered, len(r.Servers), r.Changes, r.Lost, r.Wrong, r.Refused, r.Longest, r.P50, r.P99, r.First)
 }
 
 // Err says what went wrong, nil if nothing did.
 func (r Report) Err() error {
-	if r.Lost+r.Wrong == 0 {
+	if r.Lost+r.Wrong+r.Refused == 0 {
 		return nil
 	}
-	return fmt.Errorf("%d connections lost, %d wrong answers, first: %w", r.Lost, r.Wrong, r.First)
+	return fmt.Errorf("%d connections lost, %d wrong answers, %d connections refused, first: %w", r.Lost, r.Wrong, r.Refused, r.First)
 }
 
 // Start connects the clients, one after the other, by dial, and has them
 // talk. It returns when each has got one answer, or the first error. The
-// caller calls Stop.
+// caller calls Stop. With Options.Again, dial is called by the clients, too.
 func Start(dial func() (net.Conn, error), o Options) (*Group, error) {
 	if o.Clients == 0 {
 		o.Clients = 1
@@ -85,19 +125,18 @@ func Start(dial func() (net.Conn, error), o Options) (*Group, error) {
 	if o.Limit == 0 {
 		o.Limit = 30 * time.Second
 	}
-	g := &Group{options: o, stopping: make(chan struct{}), awake: make(chan struct{}), open: make(map[net.Conn]bool)}
+	g := &Group{options: o, dial: dial, stopping: make(chan struct{}), awake: make(chan struct{})}
 	g.report.Servers = make(map[string]int)
 	for i := range o.Clients {
-		conn, err := dial()
-		if err != nil {
+		c := &client{group: g, number: i}
+		if err := c.connect(); err != nil {
 			g.Stop()
 			return nil, fmt.Errorf("talk: client %d: %w", i, err)
 		}
+		g.talking = append(g.talking, c)
 		g.mu.Lock()
-		g.open[conn] = true
 		g.report.Clients++
 		g.mu.Unlock()
-		c := &client{group: g, conn: conn, in: bufio.NewReader(conn), number: i}
 		if err := c.say(0); err != nil {
 			g.Stop()
 			return nil, fmt.Errorf("talk: client %d: first line: %w", i, err)
@@ -110,6 +149,7 @@ func Start(dial func() (net.Conn, error), o Options) (*Group, error) {
 // Wake has each client that pauses say its next line at once, and end.
 func (g *Group) Wake() {
 	g.waking.Do(func() { close(g.awake) })
+	g.rouse()
 	g.clients.Wait()
 }
 
@@ -117,13 +157,13 @@ func (g *Group) Wake() {
 // connections and returns what was seen. It may be called again.
 func (g *Group) Stop() Report {
 	g.once.Do(func() { close(g.stopping) })
+	g.rouse()
 	g.clients.Wait()
+	for _, c := range g.talking {
+		c.conn.Close()
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for c := range g.open {
-		c.Close()
-	}
-	clear(g.open)
 	if waits := g.waits; len(waits) > 0 {
 		slices.Sort(waits)
 		g.report.P50, g.report.P99 = waits[len(waits)/2], waits[len(waits)*99/100]
@@ -131,15 +171,24 @@ func (g *Group) Stop() Report {
 	return g.report
 }
 
+// rouse ends the pause of every client.
+func (g *Group) rouse() {
+	for _, c := range g.talking {
+		c.mu.Lock()
+		if c.pausing {
+			c.conn.SetReadDeadline(time.Now())
+		}
+		c.mu.Unlock()
+	}
+}
+
 // Report returns what was seen so far.
 func (g *Group) Report() Report {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	r := g.report
-	r.Servers = make(map[string]int, len(g.report.Servers))
-	for k, v := range g.report.Servers {
-		r.Servers[k] = v
-	}
+	r.Servers = maps.Clone(g.report.Servers)
+	r.Losses = slices.Clone(g.report.Losses)
 	return r
 }
 
@@ -147,9 +196,31 @@ type client struct {
 	group   *Group
 	conn    net.Conn
 	in      *bufio.Reader
+	port    int // ours; 0: it has none
 	number  int
 	server  string
 	longest time.Duration
+
+	mu      sync.Mutex // guards pausing, and conn while it is true
+	pausing bool
+}
+
+// connect makes a connection, in the client's tongue.
+func (c *client) connect() error {
+	conn, err := c.group.dial()
+	if err != nil {
+		return err
+	}
+	c.conn, c.in, c.port = conn, bufio.NewReader(conn), 0
+	if a, ok := conn.LocalAddr().(*net.TCPAddr); ok {
+		c.port = a.Port
+	}
+	conn.SetDeadline(time.Now().Add(c.group.options.Limit))
+	if err := c.group.options.Tongue.greet(c.conn, c.in); err != nil {
+		conn.Close()
+		return err
+	}
+	return nil
 }
 
 // talk goes on until the group stops.
@@ -160,40 +231,133 @@ func (c *client) talk() {
 		g.waits = append(g.waits, c.longest)
 		g.mu.Unlock()
 	}()
-	timer := time.NewTimer(0)
-	defer timer.Stop()
 	for n := 1; ; n++ {
-		pause := time.Duration(0)
-		if g.options.Pause > 0 {
-			pause = g.options.Pause/2 + rand.N(g.options.Pause)
-		}
-		timer.Reset(pause)
-		last := false
-		select {
-		case <-g.stopping:
+		last, stop, err := c.pause()
+		if stop {
 			return
-		case <-g.awake:
-			last = true
-		case <-timer.C:
 		}
-		if err := c.say(n); err != nil {
-			g.mu.Lock()
-			if errors.Is(err, errWrong) {
-				g.report.Wrong++
-			} else {
-				g.report.Lost++
+		busy := err == nil
+		if busy {
+			err = c.say(n)
+		}
+		if err != nil {
+			c.lost(n, busy, err)
+			if !g.options.Again || !c.again() {
+				return
 			}
-			if g.report.First == nil {
-				g.report.First = fmt.Errorf("client %d (%v), line %d: %w", c.number, c.conn.LocalAddr(), n, err)
-			}
-			g.mu.Unlock()
-			return
+			n = 0
+			continue
 		}
 		if last {
 			return
 		}
 	}
 }
+
+// over says whether the group stops.
+func (g *Group) over() bool {
+	select {
+	case <-g.stopping:
+		return true
+	default:
+		return false
+	}
+}
+
+// pause listens until it is time for the next line. The error is the end of
+// the connection.
+func (c *client) pause() (last, stop bool, err error) {
+	g := c.group
+	d := time.Duration(0)
+	if g.options.Pause > 0 {
+		d = g.options.Pause/2 + rand.N(g.options.Pause)
+	}
+	c.mu.Lock()
+	c.pausing = true
+	c.conn.SetReadDeadline(time.Now().Add(d))
+	c.mu.Unlock()
+	woken := func() bool {
+		select {
+		case <-g.stopping:
+			stop = true
+		case <-g.awake:
+			last = true
+		default:
+			return false
+		}
+		return true
+	}
+	if !woken() { // otherwise it may have been before there was a deadline to change
+		var b []byte
+		switch b, err = c.in.Peek(1); {
+		case err == nil && g.options.Tongue == WebSocket && b[0] == closeFrame:
+			err = errGoodbye
+		case err == nil:
+			err = fmt.Errorf("%w: %q, and nothing was asked", errWrong, b)
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			err = nil
+		}
+		woken()
+	}
+	c.mu.Lock()
+	c.pausing = false
+	c.mu.Unlock()
+	return last, stop, err
+}
+
+// lost takes note of the end of a connection, or of a wrong answer on it.
+func (c *client) lost(n int, busy bool, err error) {
+	g := c.group
+	l := Loss{time.Now(), c.number, c.port, n, c.server, busy, err}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if errors.Is(err, errWrong) {
+		g.report.Wrong++
+	} else {
+		g.report.Lost++
+	}
+	if g.report.First == nil {
+		g.report.First = fmt.Errorf("%s: %w", l, err)
+	}
+	if len(g.report.Losses) < maxLosses {
+		g.report.Losses = append(g.report.Losses, l)
+	}
+}
+
+// again makes another connection and says the first line on it. It returns
+// false if the group stops.
+func (c *client) again() bool {
+	g := c.group
+	for {
+		c.conn.Close()
+		if g.over() {
+			return false
+		}
+		if err := c.connect(); err != nil {
+			g.mu.Lock()
+			g.report.Refused++
+			if g.report.First == nil {
+				g.report.First = fmt.Errorf("client %d: %w", c.number, err)
+			}
+			g.mu.Unlock()
+			select {
+			case <-g.stopping:
+				return false
+			case <-time.After(redialPause):
+			}
+			continue
+		}
+		c.server = ""
+		err := c.say(0)
+		if err == nil {
+			return true
+		}
+		c.lost(0, true, err)
+	}
+}
+
+// redialPause is between two attempts to make a connection.
+const redialPause = 100 * time.Millisecond
 
 var errWrong = errors.New("wrong answer")
 
@@ -204,17 +368,18 @@ func (c *client) say(n int) error {
 	line += strings.Repeat("x", max(0, g.options.Size-len(line)))
 	begun := time.Now()
 	c.conn.SetDeadline(begun.Add(g.options.Limit))
-	if _, err := io.WriteString(c.conn, line+"\n"); err != nil {
-		return err
-	}
-	answer, err := c.in.ReadString('\n')
+	answer, err := g.options.Tongue.ask(c.conn, c.in, line)
 	if err != nil {
 		return err
 	}
 	took := time.Since(begun)
-	server, ok := strings.CutSuffix(strings.TrimSuffix(answer, "\n"), line)
+	name, ok := strings.CutSuffix(answer, line)
 	if !ok {
 		return fmt.Errorf("%w: to %.60q: %.60q", errWrong, line, answer)
+	}
+	server, port, told := strings.Cut(strings.TrimSuffix(name, " "), " ")
+	if told && port != strconv.Itoa(c.port) {
+		return fmt.Errorf("%w: to %.60q: port %q, want %d", errWrong, line, port, c.port)
 	}
 	c.longest = max(c.longest, took)
 	g.mu.Lock()

@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"github.com/mainstay-go/mainstay/pkg/wire"
-	"github.com/mainstay-go/mainstay/pkg/wire/wiretest"
+	"github.com/mainstay-go/mainstay/test/framing"
 )
 
 // errAny stands for an error that is not one of wire's.
@@ -47,7 +47,7 @@ var splits = []struct {
 
 func TestMessagesAreFoundHoweverTheyArrive(t *testing.T) {
 	for _, tt := range splits {
-		wiretest.Found(t, tt.name, tt.p, tt.in, tt.want, tt.rest, tt.err)
+		framing.Found(t, tt.name, tt.p, tt.in, tt.want, tt.rest, tt.err)
 	}
 }
 
@@ -73,7 +73,7 @@ func TestMessageWithADelimiterIsRefused(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := tt.p.Append([]byte(">"), []byte(tt.msg))
-			if string(got) != tt.want || !wiretest.SameError(err, tt.err) {
+			if string(got) != tt.want || !framing.SameError(err, tt.err) {
 				t.Errorf("got %q, %v, want %q, %v", got, err, tt.want, tt.err)
 			}
 		})
@@ -95,14 +95,14 @@ func FuzzSplitFindsTheSameWholeAndByteByByte(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, in []byte, delimiter string, keep bool, limit, step int) {
 		p := Protocol{Delimiter: delimiter, Keep: keep, MaxMessage: limit}
-		whole, wholeRest, wholeErr := wiretest.Same(t, p, in, step)
+		whole, wholeRest, wholeErr := framing.Same(t, p, in, step)
 		if p.Validate() != nil {
 			return
 		}
 		if p.limit() >= 0 && wholeErr == nil && len(wholeRest) >= p.limit()+len(p.delimiter()) {
 			t.Fatalf("%d bytes are kept, limit %d", len(wholeRest), p.limit())
 		}
-		again := wiretest.Encoded(t, p, whole)
+		again := framing.Encoded(t, p, whole)
 		if want := in[:len(in)-len(wholeRest)]; !bytes.Equal(again, want) {
 			t.Fatalf("encoded again %q, want %q", again, want)
 		}
@@ -124,7 +124,7 @@ func BenchmarkSplit(b *testing.B) {
 	for _, delimiter := range []string{"\n", Default} {
 		b.Run(fmt.Sprintf("%q", delimiter), func(b *testing.B) {
 			in := []byte(strings.Repeat(strings.Repeat("x", 60)+delimiter, 1000))
-			wiretest.Scan(b, Protocol{Delimiter: delimiter}, in)
+			framing.Scan(b, Protocol{Delimiter: delimiter}, in)
 		})
 	}
 }

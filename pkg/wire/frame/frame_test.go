@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"github.com/mainstay-go/mainstay/pkg/wire"
-	"github.com/mainstay-go/mainstay/pkg/wire/wiretest"
+	"github.com/mainstay-go/mainstay/test/framing"
 )
 
 // errAny stands for an error that is not one of wire's.
@@ -45,7 +45,7 @@ var splits = []struct {
 
 func TestFramesAreFoundHoweverTheyArrive(t *testing.T) {
 	for _, tt := range splits {
-		wiretest.Found(t, tt.name, Protocol{MaxMessage: tt.max}, tt.in, tt.want, tt.rest, tt.err)
+		framing.Found(t, tt.name, Protocol{MaxMessage: tt.max}, tt.in, tt.want, tt.rest, tt.err)
 	}
 }
 
@@ -74,11 +74,11 @@ func FuzzSplitFindsTheSameWholeAndByteByByte(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, in []byte, maxMessage, step int) {
 		p := Protocol{MaxMessage: maxMessage}
-		whole, wholeRest, wholeErr := wiretest.Same(t, p, in, step)
+		whole, wholeRest, wholeErr := framing.Same(t, p, in, step)
 		if wholeErr == nil && len(wholeRest) > p.limit()+headerSize {
 			t.Fatalf("%d bytes are kept, limit %d", len(wholeRest), p.limit())
 		}
-		again := wiretest.Encoded(t, p, whole)
+		again := framing.Encoded(t, p, whole)
 		// There is one encoding of a message only.
 		if want := in[:len(in)-len(wholeRest)]; !bytes.Equal(again, want) {
 			t.Fatalf("encoded again %q, want %q", again, want)
@@ -95,7 +95,7 @@ func BenchmarkSplit(b *testing.B) {
 			}
 			in := []byte(strings.Repeat(string(one), 64<<10/size))
 			b.SetBytes(int64(size))
-			wiretest.Scan(b, Protocol{}, in)
+			framing.Scan(b, Protocol{}, in)
 		})
 	}
 }

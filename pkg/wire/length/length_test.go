@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"github.com/mainstay-go/mainstay/pkg/wire"
-	"github.com/mainstay-go/mainstay/pkg/wire/wiretest"
+	"github.com/mainstay-go/mainstay/test/framing"
 )
 
 // errAny stands for an error that is not one of wire's.
@@ -62,7 +62,7 @@ var splits = []struct {
 
 func TestPackagesAreFoundHoweverTheyArrive(t *testing.T) {
 	for _, tt := range splits {
-		wiretest.Found(t, tt.name, tt.p, tt.in, tt.want, tt.rest, tt.err)
+		framing.Found(t, tt.name, tt.p, tt.in, tt.want, tt.rest, tt.err)
 	}
 }
 
@@ -90,7 +90,7 @@ func TestLengthIsWrittenAsItIsRead(t *testing.T) {
 			before := strings.Clone(tt.msg)
 			msg := []byte(tt.msg)
 			got, err := tt.p.Append([]byte(">"), msg)
-			if string(got) != tt.want || !wiretest.SameError(err, tt.err) {
+			if string(got) != tt.want || !framing.SameError(err, tt.err) {
 				t.Errorf("got %q, %v, want %q, %v", got, err, tt.want, tt.err)
 			}
 			if string(msg) != before {
@@ -106,7 +106,7 @@ func FuzzSplitFindsTheSameWholeAndByteByByte(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, in []byte, size int, little bool, offset, bodyOffset int, body bool, limit, step int) {
 		p := Protocol{Size: size, LittleEndian: little, Offset: offset, BodyOffset: bodyOffset, Body: body, MaxMessage: limit}
-		whole, wholeRest, wholeErr := wiretest.Same(t, p, in, step)
+		whole, wholeRest, wholeErr := framing.Same(t, p, in, step)
 		if p.Validate() != nil {
 			if len(in) > 0 && wholeErr == nil {
 				t.Fatal("settings that are refused are used")
@@ -116,7 +116,7 @@ func FuzzSplitFindsTheSameWholeAndByteByByte(f *testing.F) {
 		if most := p.limit() + p.Offset + p.size(); wholeErr == nil && len(wholeRest) > most {
 			t.Fatalf("%d bytes are kept, limit %d", len(wholeRest), most)
 		}
-		again := wiretest.Encoded(t, p, whole)
+		again := framing.Encoded(t, p, whole)
 		// There is one encoding of a message only.
 		if want := in[:len(in)-len(wholeRest)]; !bytes.Equal(again, want) {
 			t.Fatalf("encoded again %q, want %q", again, want)
@@ -129,7 +129,7 @@ func BenchmarkSplit(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	wiretest.Scan(b, Protocol{Body: true}, bytes.Repeat(one, 1024))
+	framing.Scan(b, Protocol{Body: true}, bytes.Repeat(one, 1024))
 }
 
 func ExampleProtocol() {

@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"github.com/mainstay-go/mainstay/pkg/wire"
-	"github.com/mainstay-go/mainstay/pkg/wire/wiretest"
+	"github.com/mainstay-go/mainstay/test/framing"
 )
 
 // splits is the table of the tests and the seed of the fuzz target.
@@ -39,7 +39,7 @@ var splits = []struct {
 
 func TestLinesAreFoundHoweverTheyArrive(t *testing.T) {
 	for _, tt := range splits {
-		wiretest.Found(t, tt.name, Protocol{MaxLine: tt.max}, tt.in, tt.want, tt.rest, tt.err)
+		framing.Found(t, tt.name, Protocol{MaxLine: tt.max}, tt.in, tt.want, tt.rest, tt.err)
 	}
 }
 
@@ -74,7 +74,7 @@ func FuzzSplitFindsTheSameWholeAndByteByByte(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, in []byte, maxLine, step int) {
 		p := Protocol{MaxLine: maxLine}
-		whole, wholeRest, wholeErr := wiretest.Same(t, p, in, step)
+		whole, wholeRest, wholeErr := framing.Same(t, p, in, step)
 		if p.limit() >= 0 && wholeErr == nil && len(wholeRest) > p.limit()+1 {
 			t.Fatalf("%d bytes are kept, limit %d", len(wholeRest), p.limit())
 		}
@@ -99,7 +99,7 @@ func BenchmarkSplit(b *testing.B) {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
 			in := bytes.Repeat(append(bytes.Repeat([]byte{'x'}, size-1), '\n'), 64<<10/size)
 			b.SetBytes(int64(size))
-			wiretest.Scan(b, Protocol{}, in)
+			framing.Scan(b, Protocol{}, in)
 		})
 	}
 }

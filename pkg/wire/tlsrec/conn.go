@@ -62,6 +62,8 @@ type Conn struct {
 	headLen uint8
 	head    [keyUpdateSize]byte
 	skip    uint32 // bytes of a NewSessionTicket that are still to come
+
+	updates uint32 // how often keys have changed
 }
 
 type flags uint8

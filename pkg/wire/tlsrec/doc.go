@@ -17,6 +17,7 @@
 //	           message.go    the handshake messages that may come later: KeyUpdate, NewSessionTicket
 //	           alert.go      alerts and the errors that carry them
 //	move       state.go      Conn to bytes and back
+//	survive    keys.go       the part of them that seldom changes, and the numbers that change with each record
 //
 // Invariants: everything is a function over bytes that are given, nothing
 // here knows a descriptor or reads a clock, and the record layer starts no

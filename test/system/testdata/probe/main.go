@@ -1,9 +1,9 @@
 // Command probe is the service of the tests on real systemd that need more
 // than one program: it tells a version, counts the starts of its workers, logs
 // as many lines as a line "log N" asks for, answers who talks to it with its
-// pid and the line, is ready or not when a line "ready"
-// or "unready" says so, and its workers misbehave if they
-// are built or told so.
+// pid, their port and the line, and wants their numbers complete, is ready or
+// not when a line "ready" or "unready" says so, and its workers misbehave if
+// they are built or told so.
 //
 //	go build -ldflags "-X main.version=2 -X main.behaviour=exit"
 package main
@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -34,6 +35,29 @@ var (
 const lastWord = "probe: this is my last word"
 
 type none struct{}
+
+// listener is the state of a connection: the number that comes next. It is
+// saved, so that no kind of death makes it forget one.
+type listener struct{ Next int }
+
+// answer is what a numbered line is answered with.
+func answer(c *service.Conn[listener], line []byte) []byte {
+	var client, n int
+	if _, err := fmt.Sscanf(string(line), talk.Prefix+"%d %d", &client, &n); err != nil || n != c.State.Next {
+		return fmt.Appendf(nil, "wrong: number %d was to come (%v): %s", c.State.Next, err, line)
+	}
+	c.State.Next++
+	if err := c.Save(); err != nil {
+		return fmt.Appendf(nil, "wrong: not saved: %v", err)
+	}
+	return append(stamp(c.Peer()), line...)
+}
+
+// stamp names this process and the port of a peer.
+func stamp(peer string) []byte {
+	_, port, _ := strings.Cut(peer, ":")
+	return fmt.Appendf(nil, "%d %s ", os.Getpid(), port)
+}
 
 func main() {
 	if link.IsWorker() {
@@ -63,11 +87,11 @@ func main() {
 		OnMessage: func(c *service.Conn[none], m []byte) { c.Send(m) },
 		Inline:    true,
 	})
-	s.Listen("text-echo", "", service.Text[none]{
-		OnMessage: func(c *service.Conn[none], line []byte) {
+	s.Listen("text-echo", "", service.Text[listener]{
+		OnMessage: func(c *service.Conn[listener], line []byte) {
 			lines.Inc()
 			if bytes.HasPrefix(line, []byte(talk.Prefix)) {
-				c.Send(fmt.Appendf(nil, "%d %s", os.Getpid(), line))
+				c.Send(answer(c, line))
 				return
 			}
 			switch string(line) {
@@ -85,6 +109,20 @@ func main() {
 			c.Send([]byte(version))
 		},
 	})
+	s.Kind("ws-numbers", service.WebSocket[listener]{
+		Inline: true,
+		OnMessage: func(c *service.Conn[listener], m service.Message) {
+			c.Send(answer(c, m.Data))
+		},
+	})
+	s.Kind("http-numbers", service.Web{Inline: true, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		line, err := io.ReadAll(r.Body)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		w.Write(append(stamp(r.RemoteAddr), line...))
+	})})
 	s.HTTP("nethttp-hello", "", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.WriteString(w, version)
 	}))

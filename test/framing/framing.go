@@ -1,8 +1,8 @@
-// Package wiretest holds what the tests of every framing share: a stream is
+// Package framing holds what the tests of every framing share: a stream is
 // given to a protocol as a connection would, cut into reads of any size, and
 // what is found must not depend on the cuts. Only tests import it; start at
 // Found.
-package wiretest
+package framing
 
 import (
 	"bytes"
