@@ -29,7 +29,7 @@ func (s *Set) cool() {
 		l := c.layered()
 		switch {
 		case c.state == Closed || l == nil || l.tls == nil:
-		case c.has(flagFrozen) || now-max(c.lastIn, c.lastOut) < coolAfter:
+		case c.has(flagFrozen) || c.lastIn.later(c.lastOut).until(now) < coolAfter:
 			kept = append(kept, c)
 		default:
 			l.tls.Cool()

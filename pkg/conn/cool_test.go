@@ -23,14 +23,14 @@ func TestKeysOfIdleConnectionsAreCooledAndMadeAgain(t *testing.T) {
 				if len(r.set.warm) != 2 || r.set.cooling == nil {
 					t.Errorf("%d connections are warm, timer %v, want 2 and one", len(r.set.warm), r.set.cooling)
 				}
-				c.lastIn -= coolAfter
-				c.lastOut -= coolAfter
+				c.lastIn -= ticksAt(coolAfter)
+				c.lastOut -= ticksAt(coolAfter)
 				r.set.cool()
 				if len(r.set.warm) != 1 || c.layered().warm || r.set.cooling == nil {
 					t.Errorf("%d connections are warm, this one %v, want another one", len(r.set.warm), c.layered().warm)
 				}
-				r.set.warm[0].lastIn -= coolAfter
-				r.set.warm[0].lastOut -= coolAfter
+				r.set.warm[0].lastIn -= ticksAt(coolAfter)
+				r.set.warm[0].lastOut -= ticksAt(coolAfter)
 				r.set.cool()
 				if len(r.set.warm) != 0 || r.set.cooling != nil {
 					t.Errorf("%d connections are warm, timer %v, want none", len(r.set.warm), r.set.cooling)

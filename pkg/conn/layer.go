@@ -212,9 +212,10 @@ func (c *Conn) unfinished(l *layer) {
 	case l.in == nil:
 		c.partial = 0
 	case c.partial == 0:
-		c.partial = c.set.loop.Now()
+		now := c.set.loop.Now()
+		c.partial = someTicks(now)
 		if limit := c.cfg.Limits.Message; limit >= 0 {
-			c.expireBy(c.partial + limit)
+			c.expireBy(now + limit)
 		}
 	}
 }
