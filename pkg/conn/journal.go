@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"math"
 	"os"
 	"time"
 
@@ -558,6 +559,12 @@ func NotedIn(row *rows.Row) Noted {
 		AtRest: bits&noteAtRest != 0, Counted: what&whatCounted != 0,
 		Read: rx, Written: tx,
 	}
+}
+
+// NoteFD writes down that the connection, whose owner the caller has become,
+// has that descriptor here: what NotedIn returns from now on.
+func NoteFD(row *rows.Row, fd int) {
+	row.Where.Store(row.Where.Load()&^math.MaxUint32 | uint64(uint32(fd)))
 }
 
 // Resting appends to dst what Frozen.Capture would have for a connection that
