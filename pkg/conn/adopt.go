@@ -293,10 +293,10 @@ func (a *Adopted) Serve(why Reason, waitForTail bool) {
 	loop := s.loop
 	now := loop.Now()
 	c.opened = ticksAt(now - st.opened)
-	c.lastIn, c.lastOut = now-st.lastIn, now-st.lastOut
-	c.progress = now - st.progress
+	c.lastIn, c.lastOut = ticksAt(now-st.lastIn), ticksAt(now-st.lastOut)
+	c.progress = ticksAt(now - st.progress)
 	if st.partial != 0 {
-		c.partial = now - st.partial
+		c.partial = someTicks(now - st.partial)
 	}
 	s.add(c)
 	c.token, _ = loop.Add(int(c.fd), 0, (*watcher)(c)) // it is not told to epoll yet, so nothing can fail

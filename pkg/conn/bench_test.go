@@ -68,7 +68,7 @@ func TestInlineMessagesCostNoAllocation(t *testing.T) {
 func TestIdleConnectionIsSmall(t *testing.T) {
 	const (
 		conns = 4000
-		want  = 384
+		want  = 272
 	)
 	r := newRig(t)
 	cfg := r.config(echoHandler{}, true)

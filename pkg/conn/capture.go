@@ -138,7 +138,7 @@ func (f *Frozen) Capture(dst []byte) ([]byte, error) {
 	c := f.conn
 	s := state{
 		listener: c.cfg.Listener, protocol: c.cfg.ProtocolName, peer: c.peer,
-		opened: c.opened.until(c.set.loop.Clock()), lastIn: f.at - c.lastIn, lastOut: f.at - c.lastOut,
+		opened: c.opened.until(c.set.loop.Clock()), lastIn: c.lastIn.until(f.at), lastOut: c.lastOut.until(f.at),
 		rx: c.rx.Load(), tx: c.tx.Load(),
 	}
 	var err error
@@ -154,7 +154,7 @@ func (f *Frozen) Capture(dst []byte) ([]byte, error) {
 		s.partner = uint64(f.partner.ID())
 	}
 	if c.partial != 0 {
-		s.partial = max(f.at-c.partial, 1)
+		s.partial = max(c.partial.until(f.at), 1)
 	}
 	if c.in != nil {
 		s.in = c.in.bytes()
@@ -169,7 +169,7 @@ func (f *Frozen) Capture(dst []byte) ([]byte, error) {
 	set(stateEOF, c.eof)
 	if c.blocked {
 		s.flags |= stateBlocked
-		s.progress = f.at - c.progress
+		s.progress = c.progress.until(f.at)
 	}
 
 	c.mu.Lock()

@@ -87,8 +87,9 @@ func (c *Conn) startClosing() {
 	}
 	c.endPipe(c.reason())
 	if limit := c.cfg.Limits.Close; limit >= 0 {
-		c.progress = c.set.loop.Now()
-		c.expireBy(c.progress + limit)
+		now := c.set.loop.Now()
+		c.progress = ticksAt(now)
+		c.expireBy(now + limit)
 	}
 }
 
@@ -165,7 +166,6 @@ func (c *Conn) release(why error) {
 		c.set.freezeLater(c.extra.Load().frozen)
 	}
 	loop := c.set.loop
-	loop.Disarm(&c.deadline)
 	// Before the close: epoll watches the open file, which another process
 	// may hold too, not the descriptor. An error here is that of a
 	// descriptor which is closed a line further down.

@@ -3,7 +3,6 @@ package conn
 import (
 	"time"
 
-	"github.com/mainstay-go/mainstay/pkg/reactor"
 	"github.com/mainstay-go/mainstay/pkg/rows"
 	"golang.org/x/sys/unix"
 )
@@ -143,7 +142,7 @@ func (f *Frozen) noteLocked() {
 func (f *Frozen) begin() {
 	c := f.conn
 	f.since = c.set.loop.Now()
-	f.reading = c.events&reactor.Readable != 0
+	f.reading = c.watched&watchInput != 0
 	c.mu.Lock()
 	f.noteLocked()
 	c.flags.And(^flagLeaving)
@@ -297,16 +296,16 @@ func (f *Frozen) stopped() {
 	loop := c.set.loop
 	f.at = loop.Now()
 	if f.reading {
-		c.lastIn = min(c.lastIn+f.at-f.since, f.at)
+		c.lastIn = c.lastIn.moved(f.at-f.since, f.at)
 		if c.partial != 0 {
-			c.partial = min(c.partial+f.at-f.since, f.at)
+			c.partial = c.partial.moved(f.at-f.since, f.at)
 		}
 	}
 	if l := c.layered(); l != nil && l.stage == stagePlace {
 		l.stage = stageHello // for whoever goes on
 	}
 	_ = loop.Modify(c.token, 0) // it fails only for what epoll does not have
-	loop.Disarm(&c.deadline)
+	loop.Disarm(c.token)
 	c.stopTimers()
 	f.row = c.set.alloc.Table().Row(c.id)
 }
@@ -335,12 +334,11 @@ func (f *Frozen) Since() time.Duration { return f.since }
 func (f *Frozen) Thaw() {
 	c := f.conn
 	loop := c.set.loop
-	stood := loop.Now() - f.at
-	c.lastIn += stood
-	c.lastOut += stood
-	c.progress += stood
+	now := loop.Now()
+	stood := now - f.at
+	c.lastIn, c.lastOut, c.progress = c.lastIn.moved(stood, now), c.lastOut.moved(stood, now), c.progress.moved(stood, now)
 	if c.partial != 0 {
-		c.partial += stood
+		c.partial = c.partial.moved(stood, now)
 	}
 	c.extra.Load().frozen = nil
 	c.mu.Lock()
@@ -394,14 +392,14 @@ func (f *Frozen) Left(slot int) (tail []byte) {
 // goOn has a connection served that stood still. reading says that it was
 // read before: then the peer's deadlines go on, and do not start anew.
 func (c *Conn) goOn(reading bool) {
-	c.hup, c.peerGone, c.events = false, false, 0
+	c.hup, c.peerGone, c.watched = false, false, 0
 	if reading {
-		c.events = reactor.Readable | reactor.PeerClosed
+		c.watched = watchInput
 	}
 	if c.blocked {
-		c.events |= reactor.Writable
+		c.watched |= watchOutput
 	}
-	if err := c.set.loop.Modify(c.token, c.events); err != nil {
+	if err := c.set.loop.Modify(c.token, c.watched.events()); err != nil {
 		c.release(err)
 		return
 	}

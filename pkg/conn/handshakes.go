@@ -19,6 +19,7 @@ type Handshakes struct {
 	most, goroutines int
 
 	done, resumed, failed atomic.Uint64
+	cooled                func(n int) // nil: nobody wants to know
 
 	// Guarded by mu.
 
@@ -46,6 +47,12 @@ func NewHandshakes(most int) *Handshakes {
 	}
 	return &Handshakes{most: most, goroutines: max(1, runtime.GOMAXPROCS(0)-1)}
 }
+
+// OnCooled has f told on the loop that n connections with TLS have become
+// idle: what their handshakes have left, and some of their keys' memory, is
+// garbage, of which there is several times as much as they still take. To be called before the first
+// handshake.
+func (h *Handshakes) OnCooled(f func(n int)) { h.cooled = f }
 
 // HandshakeFigures are the counts of a Handshakes.
 type HandshakeFigures struct {

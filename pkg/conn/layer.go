@@ -34,6 +34,7 @@ type layer struct {
 	legacy    *tlsrec.Legacy    // or this
 	tickets   *tlsrec.Tickets   // of an outgoing one whose sessions are kept; nil: no more of them are wanted
 	in        *buffer           // an incomplete record
+	warm      bool              // tls is in set.warm
 	quiet     bool              // no byte of a message has come
 	failed    bool              // there is nothing more to be sealed
 	owes      bool              // legacy has something to send
@@ -125,6 +126,7 @@ func (c *Conn) openRecords(l *layer, data []byte) {
 	if l.tickets != nil && !l.tickets.Feed(data) {
 		l.tickets = nil
 	}
+	c.warm(l)
 	used, plain, err := l.tls.OpenAll(data)
 	if err != nil {
 		used = len(data) // what comes behind is of no meaning
@@ -210,9 +212,10 @@ func (c *Conn) unfinished(l *layer) {
 	case l.in == nil:
 		c.partial = 0
 	case c.partial == 0:
-		c.partial = c.set.loop.Now()
+		now := c.set.loop.Now()
+		c.partial = someTicks(now)
 		if limit := c.cfg.Limits.Message; limit >= 0 {
-			c.expireBy(c.partial + limit)
+			c.expireBy(now + limit)
 		}
 	}
 }
@@ -299,12 +302,17 @@ func (c *Conn) flushSealedLocked(l *layer) {
 	c.mu.Unlock()
 	// Only the loop takes bytes out, and Send only adds behind them.
 	s := c.set
-	records, err := l.seal(s.sealed[:0], text, bye)
-	if err != nil && !l.failed {
-		c.tlsFailed(l, err)
-	}
-	if s.sealed = records; cap(records) > 2*sealMost {
-		s.sealed = nil // made by a long handshake, or by crypto/tls
+	c.warm(l)
+	records := c.sealDirect(l, text, bye)
+	if records == nil {
+		var err error
+		records, err = l.seal(s.sealed[:0], text, bye)
+		if err != nil && !l.failed {
+			c.tlsFailed(l, err)
+		}
+		if s.sealed = records; cap(records) > 2*sealMost {
+			s.sealed = nil // made by a long handshake, or by crypto/tls
+		}
 	}
 	c.mu.Lock()
 	c.takeLocked(len(text))
@@ -335,17 +343,39 @@ func (c *Conn) put(b []byte) (n int, ok bool) {
 	return n, true
 }
 
+// sealDirect makes one record where the text lies, if that is in the loop's
+// buffer, of which nothing else is needed any more. Otherwise it returns nil.
+func (c *Conn) sealDirect(l *layer, text []byte, bye bool) []byte {
+	loop := c.set.loop
+	if bye || l.tls == nil || len(text) == 0 || !loop.Holds(text) {
+		return nil
+	}
+	record := loop.Around(text, tlsrec.RecordHead, tlsrec.RecordTail)
+	if record == nil || !l.tls.SealWithin(record) {
+		return nil
+	}
+	return record
+}
+
 // plainLocked returns the start of the send queue in one piece, so that many
 // messages make few records. It needs mu.
 func (c *Conn) plainLocked() []byte {
-	head := c.out.head
-	if head == nil {
-		return nil
+	var direct []byte
+	if c.set.current == c {
+		direct = c.set.direct
 	}
-	if part := head.bytes(); head.next == nil || len(part) >= sealMost {
+	head := c.out.head
+	switch {
+	case head == nil && direct == nil:
+		return nil
+	case head == nil || len(direct) >= sealMost:
+		return direct[:min(len(direct), sealMost)]
+	case len(direct) > 0:
+	case head.next == nil || len(head.bytes()) >= sealMost:
+		part := head.bytes()
 		return part[:min(len(part), sealMost)]
 	}
-	text := c.set.plain[:0]
+	text := append(c.set.plain[:0], direct...)
 	for b := head; b != nil && len(text) < sealMost; b = b.next {
 		part := b.bytes()
 		text = append(text, part[:min(len(part), sealMost-len(text))]...)

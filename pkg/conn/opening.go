@@ -292,8 +292,9 @@ func (c *Conn) handshaken(l *layer, r tlsrec.Result) {
 	c.extra.Load().noted = false
 	c.mu.Unlock()
 	l.stage, l.tls, l.legacy, l.quiet = stageOpen, r.Conn, r.Legacy, true
-	c.partial = c.set.loop.Now()
-	c.expireBy(c.partial) // which looks for what comes first now
+	now := c.set.loop.Now()
+	c.partial = someTicks(now)
+	c.expireBy(now) // which looks for what comes first now
 	if l.legacy != nil {
 		c.flags.Or(flagStays)
 	}
@@ -368,11 +369,11 @@ func (c *Conn) readsToOpen(flags uint32) bool {
 // openingOver says whether an opening connection's time is over.
 func (c *Conn) openingOver(now time.Duration) (due time.Duration, over error) {
 	l := &c.cfg.Limits
-	if c.rx.Load() == 0 && l.FirstByte >= 0 && c.check(c.partial+l.FirstByte, now) {
-		return c.partial + l.FirstByte, ErrFirstByte
+	if at := c.partial.over(l.FirstByte, now); c.rx.Load() == 0 && l.FirstByte >= 0 && c.check(at, now) {
+		return at, ErrFirstByte
 	}
-	if l.Handshake >= 0 && c.check(c.partial+l.Handshake, now) {
-		return c.partial + l.Handshake, ErrHandshake
+	if at := c.partial.over(l.Handshake, now); l.Handshake >= 0 && c.check(at, now) {
+		return at, ErrHandshake
 	}
 	return 0, nil
 }

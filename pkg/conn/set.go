@@ -52,9 +52,11 @@ type Set struct {
 	counts     counts
 	arena      *arena // of Packets; nil: there are none
 	resolver   resolver
-	offered    state     // that is being adopted
-	adopted    []Adopted // for those that will be
-	frozen     []Frozen  // for those that will be frozen
+	warm       []*Conn        // with TLS, that were not idle for long when that was looked at last
+	cooling    *reactor.Timer // to look again; nil: there is none
+	offered    state          // that is being adopted
+	adopted    []Adopted      // for those that will be
+	frozen     []Frozen       // for those that will be frozen
 
 	// Guarded by mu.
 
@@ -158,16 +160,17 @@ func (s *Set) open(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("conn: %w", err)
 	}
+	now := s.loop.Now()
 	c := &Conn{
 		set:     s,
 		cfg:     settings,
 		peer:    address(peer),
 		fd:      int32(fd),
-		events:  reactor.Readable | reactor.PeerClosed,
-		opened:  ticksAt(s.loop.Now()),
-		lastIn:  s.loop.Now(),
-		lastOut: s.loop.Now(),
-		partial: s.loop.Now(),
+		watched: watchInput,
+		opened:  ticksAt(now),
+		lastIn:  ticksAt(now),
+		lastOut: ticksAt(now),
+		partial: someTicks(now),
 	}
 	switch peer.(type) {
 	case *unix.SockaddrInet4, *unix.SockaddrInet6:
@@ -183,7 +186,7 @@ func (s *Set) open(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 	} else if layer != nil {
 		c.extra.Store(&extra{layer: layer})
 	}
-	if c.token, err = s.loop.Add(fd, c.events, (*watcher)(c)); err != nil {
+	if c.token, err = s.loop.Add(fd, c.watched.events(), (*watcher)(c)); err != nil {
 		return nil, fmt.Errorf("conn: %w", err)
 	}
 	if err := c.takeRow(alloc); err != nil {
@@ -191,7 +194,7 @@ func (s *Set) open(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 		return nil, fmt.Errorf("conn: %w", err)
 	}
 	s.add(c)
-	c.expired(c.lastIn)
+	c.expired(now)
 	s.drainOf(c).joined(c)
 	return c, nil
 }

@@ -70,7 +70,10 @@ func (c *Conn) borrow(m []byte) bool {
 		return false
 	}
 	c.mu.Lock()
-	free := c.out.bytes == 0 && !c.has(flagsEnded|flagLate) && c.layered() == nil
+	free := c.out.bytes == 0 && !c.has(flagsEnded|flagLate)
+	if l := c.layered(); l != nil && (l.tls == nil || l.sealed.bytes != 0) {
+		free = false
+	}
 	if free {
 		s.direct = m
 		c.addedLocked(len(m))
@@ -275,7 +278,7 @@ func (c *Conn) sent(n int) {
 	} else {
 		c.cfg.Seat.BytesOut.Add(uint64(n))
 	}
-	c.lastOut = c.set.loop.Now()
+	c.lastOut = ticksAt(c.set.loop.Now())
 }
 
 // gatherLocked returns the start of a send queue that is not empty: in one
@@ -336,12 +339,12 @@ func (c *Conn) wroteLocked(n int, blocked bool) {
 
 	if n > 0 {
 		c.sent(n)
-		c.progress = now // a slow peer gets all of it, as long as it reads
+		c.progress = ticksAt(now) // a slow peer gets all of it, as long as it reads
 	}
 	c.count(queued)
 	if left > 0 {
 		if c.state == Open && !c.blocked {
-			c.progress = now
+			c.progress = ticksAt(now)
 		}
 		c.blocked = blocked
 		if blocked {
@@ -382,8 +385,8 @@ func (c *Conn) outEmpty() bool {
 
 // count brings the seat's QueueBytes up to date.
 func (c *Conn) count(queued int) {
-	if queued != c.counted {
-		c.cfg.Seat.QueueBytes.Add(int64(queued - c.counted))
-		c.counted = queued
+	if n := int32(queued); n != c.counted { // at most Limits.SendHard, and what a layer adds
+		c.cfg.Seat.QueueBytes.Add(int64(n - c.counted))
+		c.counted = n
 	}
 }

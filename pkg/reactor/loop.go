@@ -114,7 +114,7 @@ func New(o Options) (*Loop, error) {
 		return nil, fmt.Errorf("reactor: %w", err)
 	}
 	l.now = l.clock.read()
-	l.wheel.init(l.now)
+	l.wheel.init(&l.table, l.now)
 	if err := l.poller.open(); err != nil {
 		return nil, fmt.Errorf("reactor: %w", err)
 	}
@@ -362,6 +362,16 @@ func (l *Loop) Prepend(head []byte, n int) []byte {
 	start := ReadBufferSize - len(head)
 	copy(l.buffer[start:ReadBufferSize], head)
 	return l.buffer[start : ReadBufferSize+n]
+}
+
+// Around returns p, which lies in what ReadBuffer or Prepend has returned, with
+// so many bytes of that before and behind it; nil if it has not as many. Loop only.
+func (l *Loop) Around(p []byte, before, after int) []byte {
+	at := int(uintptr(unsafe.Pointer(unsafe.SliceData(p))) - uintptr(unsafe.Pointer(unsafe.SliceData(l.buffer))))
+	if at < before || at+len(p)+after > len(l.buffer) {
+		return nil
+	}
+	return l.buffer[at-before : at+len(p)+after]
 }
 
 // Holds says whether p lies in what ReadBuffer or Prepend has returned. Any

@@ -151,6 +151,8 @@ type Worker struct {
 	set        *conn.Set
 	pool       *conn.Pool
 	handshakes *conn.Handshakes
+	idled      int  // connections with TLS, since the last tidy
+	tidying    bool // it was done less than tidyEvery ago
 	stderr     int
 	board      *scoreboard.Board
 	gates      map[string]*gate // by listener; nil: all are taken
