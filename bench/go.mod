@@ -9,8 +9,13 @@ require (
 	golang.org/x/sys v0.49.0
 )
 
+require github.com/dolthub/maphash v0.1.0 // indirect
+
 require (
+	github.com/coder/websocket v1.8.15
+	github.com/gorilla/websocket v1.5.3
 	github.com/klauspost/compress v1.20.0 // indirect
+	github.com/lxzan/gws v1.8.9
 	github.com/molecule-man/go-brrr v1.0.1 // indirect
 	github.com/valyala/bytebufferpool v1.0.0 // indirect
 	golang.org/x/crypto v0.58.0 // indirect

@@ -68,7 +68,7 @@ func TestInlineMessagesCostNoAllocation(t *testing.T) {
 func TestIdleConnectionIsSmall(t *testing.T) {
 	const (
 		conns = 4000
-		want  = 272
+		want  = 384
 	)
 	r := newRig(t)
 	cfg := r.config(echoHandler{}, true)

@@ -11,7 +11,6 @@ import (
 	"runtime/debug"
 	"time"
 
-	"github.com/mainstay-go/mainstay/pkg/rows"
 	"github.com/mainstay-go/mainstay/pkg/wire/tlsrec"
 )
 
@@ -88,7 +87,7 @@ const (
 )
 
 // state is a captured state, taken apart. The slices alias what it was parsed
-// from.
+// from, but for that of the timers.
 type state struct {
 	flags                                      uint64
 	opened, lastIn, lastOut, partial, progress time.Duration
@@ -99,7 +98,7 @@ type state struct {
 	value                                      []byte
 	timers                                     []stateTimer
 	in                                         []byte
-	out                                        []byte // of parseState only: append takes it from the queue
+	out                                        []byte // of parse only: append takes it from the queue
 	layer                                      *layerState
 	header                                     []byte // PROXY's
 }
@@ -139,7 +138,7 @@ func (f *Frozen) Capture(dst []byte) ([]byte, error) {
 	c := f.conn
 	s := state{
 		listener: c.cfg.Listener, protocol: c.cfg.ProtocolName, peer: c.peer,
-		opened: c.opened.until(c.set.loop.Clock()), lastIn: c.lastIn.until(f.at), lastOut: c.lastOut.until(f.at),
+		opened: c.opened.until(c.set.loop.Clock()), lastIn: f.at - c.lastIn, lastOut: f.at - c.lastOut,
 		rx: c.rx.Load(), tx: c.tx.Load(),
 	}
 	var err error
@@ -155,7 +154,7 @@ func (f *Frozen) Capture(dst []byte) ([]byte, error) {
 		s.partner = uint64(f.partner.ID())
 	}
 	if c.partial != 0 {
-		s.partial = max(c.partial.until(f.at), 1)
+		s.partial = max(f.at-c.partial, 1)
 	}
 	if c.in != nil {
 		s.in = c.in.bytes()
@@ -170,7 +169,7 @@ func (f *Frozen) Capture(dst []byte) ([]byte, error) {
 	set(stateEOF, c.eof)
 	if c.blocked {
 		s.flags |= stateBlocked
-		s.progress = c.progress.until(f.at)
+		s.progress = f.at - c.progress
 	}
 
 	c.mu.Lock()
@@ -313,13 +312,14 @@ func (s *state) append(dst []byte, out *queue) []byte {
 	return seal(b, start)
 }
 
-// parseState takes a captured state apart.
-func parseState(body []byte) (*state, error) {
+// parse takes a captured state apart. What s was before is forgotten, but for
+// names that come again: those of one listener are many.
+func (s *state) parse(body []byte) error {
+	*s = state{listener: s.listener, protocol: s.protocol}
 	p, version, err := unseal(body, stateVersionOld, stateVersion)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	s := new(state)
 	s.flags = p.number()
 	if s.flags&^stateKnown != 0 {
 		p.fail("unknown flags")
@@ -330,15 +330,19 @@ func parseState(body []byte) (*state, error) {
 	for _, n := range []*uint64{&s.rx, &s.tx, &s.partner} {
 		*n = p.number()
 	}
-	s.listener, s.protocol = string(p.bytes()), string(p.bytes())
+	s.listener = again(s.listener, p.bytes())
+	s.protocol = again(s.protocol, p.bytes())
 	s.session = p.bytes()
 	s.peer = string(p.bytes())
 	s.value = p.bytes()
-	seen := map[string]bool{}
+	var seen map[string]bool
 	for n := p.number(); n > 0 && p.err == nil; n-- {
 		t := stateTimer{string(p.bytes()), p.time()}
 		if seen[t.name] {
 			p.fail("a timer twice")
+		}
+		if seen == nil {
+			seen = make(map[string]bool)
 		}
 		seen[t.name] = true
 		s.timers = append(s.timers, t)
@@ -350,7 +354,7 @@ func parseState(body []byte) (*state, error) {
 			s.header = header
 		}
 		if s.layer, err = parseLayer(layer); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if s.layer != nil && len(s.layer.tls) == 0 && s.layer.flags&layerNoted == 0 && s.flags&stateNew == 0 {
@@ -359,7 +363,15 @@ func parseState(body []byte) (*state, error) {
 	if s.flags&stateHasValue == 0 && len(s.value) > 0 {
 		p.fail("a value that is none")
 	}
-	return s, p.end()
+	return p.end()
+}
+
+// again is b as a string, known if it is that one.
+func again(known string, b []byte) string {
+	if string(b) == known {
+		return known
+	}
+	return string(b)
 }
 
 func appendString[T string | []byte](b []byte, s T) []byte {
@@ -375,18 +387,18 @@ func seal(b []byte, start int) []byte {
 
 // unseal checks version, which may be one of two, and checksum and returns
 // what lies between them.
-func unseal(b []byte, oldest, newest uint16) (p *parser, version uint16, err error) {
+func unseal(b []byte, oldest, newest uint16) (p parser, version uint16, err error) {
 	if len(b) < 2+4 {
-		return nil, 0, fmt.Errorf("%w: %d bytes", ErrState, len(b))
+		return p, 0, fmt.Errorf("%w: %d bytes", ErrState, len(b))
 	}
 	if version = binary.LittleEndian.Uint16(b); version < oldest || version > newest {
-		return nil, 0, fmt.Errorf("%w: %d, want %d", ErrStateVersion, version, newest)
+		return p, 0, fmt.Errorf("%w: %d, want %d", ErrStateVersion, version, newest)
 	}
 	end := len(b) - 4
 	if crc32.Checksum(b[:end], castagnoli) != binary.LittleEndian.Uint32(b[end:]) {
-		return nil, 0, fmt.Errorf("%w: checksum", ErrState)
+		return p, 0, fmt.Errorf("%w: checksum", ErrState)
 	}
-	return &parser{b: b[2:end]}, version, nil
+	return parser{b: b[2:end]}, version, nil
 }
 
 // parser takes bytes apart. After an error it returns zeros.
@@ -438,6 +450,3 @@ func (p *parser) end() error {
 	}
 	return p.err
 }
-
-// partnerID is the ID of the pipe's other end, 0: none.
-func (s *state) partnerID() rows.ID { return rows.ID(s.partner) }

@@ -87,9 +87,8 @@ func (c *Conn) startClosing() {
 	}
 	c.endPipe(c.reason())
 	if limit := c.cfg.Limits.Close; limit >= 0 {
-		now := c.set.loop.Now()
-		c.progress = ticksAt(now)
-		c.expireBy(now + limit)
+		c.progress = c.set.loop.Now()
+		c.expireBy(c.progress + limit)
 	}
 }
 
@@ -166,6 +165,7 @@ func (c *Conn) release(why error) {
 		c.set.freezeLater(c.extra.Load().frozen)
 	}
 	loop := c.set.loop
+	loop.Disarm(&c.deadline)
 	// Before the close: epoll watches the open file, which another process
 	// may hold too, not the descriptor. An error here is that of a
 	// descriptor which is closed a line further down.

@@ -18,7 +18,7 @@ type Limits struct {
 	MaxMessage int // longest message, and, with up to 64 bytes of framing, most of an incomplete one; default 1 MiB
 	SendHigh   int // OnBufferFull when more bytes wait; default 1 MiB, or half of SendHard if that is less
 	SendLow    int // OnBufferDrain when this many or fewer still wait; default a quarter of SendHigh
-	SendHard   int // Send refuses what would make more bytes wait; default 8 MiB, or SendHigh if that is more; at most MaxSendHard
+	SendHard   int // Send refuses what would make more bytes wait; default 8 MiB, or SendHigh if that is more
 	QueueDepth int // messages that may wait for the Pool, then reading pauses; default 64
 
 	FirstByte  time.Duration // from the accept, or the end of the TLS handshake, to the first byte; default 30 s
@@ -44,9 +44,6 @@ const (
 	DefaultWriteStall = 60 * time.Second
 	DefaultClose      = 5 * time.Second
 )
-
-// MaxSendHard is the largest Limits.SendHard: what waits is counted in 32 bits.
-const MaxSendHard = 1 << 30
 
 // Config is what the connections of one listener have in common. It must not
 // be changed once a connection was accepted with it.
@@ -283,9 +280,6 @@ func (l *Limits) fill() error {
 	}
 	if l.MaxMessage < 0 || l.QueueDepth < 0 {
 		return fmt.Errorf("MaxMessage %d, QueueDepth %d: want at least 0", l.MaxMessage, l.QueueDepth)
-	}
-	if l.SendHard > MaxSendHard {
-		return fmt.Errorf("SendHard %d, want at most %d", l.SendHard, MaxSendHard)
 	}
 	if l.SendLow < 0 || l.SendLow > l.SendHigh || l.SendHigh > l.SendHard {
 		return fmt.Errorf("SendLow %d, SendHigh %d, SendHard %d: want them in this order", l.SendLow, l.SendHigh, l.SendHard)

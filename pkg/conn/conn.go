@@ -61,9 +61,8 @@ type Conn struct {
 
 	// Owned by the loop.
 
-	index    int32 // in set.conns
-	counted  int32 // what the seat's QueueBytes has of queued
-	watched  watching
+	index    int32          // in set.conns
+	events   reactor.Events // watched for
 	state    State
 	eof      bool // the peer sends no more
 	shut     bool // we send no more
@@ -76,11 +75,13 @@ type Conn struct {
 	due      bool // to be closed at the next message boundary
 	ending   bool // no more messages come: to be ended with extra.over when those that came are handled
 	opened   ticks
-	lastIn   ticks // last byte in, or the accept
-	lastOut  ticks // last byte out, or the accept
-	partial  ticks // first byte of the incomplete message in in, 0: none; before the first byte the accept
-	progress ticks // since when the kernel takes nothing; once Closing: since when there is no progress
 	in       *buffer
+	deadline reactor.Deadline
+	lastIn   time.Duration // last byte in, or the accept
+	lastOut  time.Duration // last byte out, or the accept
+	partial  time.Duration // first byte of the incomplete message in in, 0: none; before the first byte the accept
+	progress time.Duration // since when the kernel takes nothing; once Closing: since when there is no progress
+	counted  int           // what the seat's QueueBytes has of queued
 	rx, tx   atomic.Uint64 // read by anyone
 
 	value atomic.Pointer[any]   // read and written by anyone
@@ -108,8 +109,7 @@ type extra struct {
 	over   error         // of Conn.ending
 	frozen *Frozen       // from Freeze to its end
 	become *become       // while flagBecome is set
-	probed time.Duration // Config.Probe was called last; 0: the peer has answered since
-	before uint64        // rx at that time
+	probed time.Duration // Config.Probe was called last
 
 	// Guarded by the connection's mu.
 
@@ -141,7 +141,7 @@ func (c *Conn) extraLocked() *extra {
 func (c *Conn) tidyLocked() {
 	x := c.extra.Load()
 	if x != nil && x.client == nil && x.session == nil && x.layer == nil && x.origin.Load() == nil && x.pipe.Load() == nil && !c.ending &&
-		x.frozen == nil && x.why == nil && len(x.timers) == 0 && x.holds == 0 && !c.has(flagLate|flagsMove) {
+		x.frozen == nil && x.why == nil && x.saved == nil && len(x.timers) == 0 && x.holds == 0 && !c.has(flagLate|flagsMove) {
 		c.extra.Store(nil)
 	}
 }
@@ -419,56 +419,32 @@ func (c *Conn) watch() {
 	if flags&flagOpening != 0 && c.state == Open {
 		wanted = c.readsToOpen(flags)
 	}
-	var w watching
+	var ev reactor.Events
 	switch {
 	case c.eof:
 	case wanted:
-		w = watchInput
-		if c.watched&watchInput == 0 {
+		ev = reactor.Readable | reactor.PeerClosed
+		if c.events&reactor.Readable == 0 {
 			c.restamp()
 		}
 		c.hup, c.peerGone = false, false
 	case !c.peerGone:
-		w = watchEnd
+		ev = reactor.PeerClosed
 	}
 	if c.blocked {
-		w |= watchOutput
+		ev |= reactor.Writable
 	}
 	if c.hup {
-		w = 0
+		ev = 0
 	}
-	if w == c.watched {
+	if ev == c.events {
 		return
 	}
-	if err := c.set.loop.Modify(c.token, w.events()); err != nil {
+	if err := c.set.loop.Modify(c.token, ev); err != nil {
 		c.release(err)
 		return
 	}
-	c.watched = w
-}
-
-// watching is what a descriptor is watched for, in a byte.
-type watching uint8
-
-const (
-	watchInput watching = 1 << iota // and for the peer's end
-	watchEnd                        // for that alone
-	watchOutput
-)
-
-// events is the same in the reactor's words.
-func (w watching) events() reactor.Events {
-	var ev reactor.Events
-	if w&watchInput != 0 {
-		ev = reactor.Readable | reactor.PeerClosed
-	}
-	if w&watchEnd != 0 {
-		ev |= reactor.PeerClosed
-	}
-	if w&watchOutput != 0 {
-		ev |= reactor.Writable
-	}
-	return ev
+	c.events = ev
 }
 
 func address(sa unix.Sockaddr) string {

@@ -66,7 +66,7 @@ func (c *Conn) flushPackets() {
 // or one that is longer than the limit.
 func (c *Conn) packetDropped(n int) {
 	c.rx.Store(c.rx.Load() + uint64(n))
-	c.lastIn = ticksAt(c.set.loop.Now())
+	c.lastIn = c.set.loop.Now()
 	if n > 0 {
 		c.tellDropped(fmt.Errorf("datagram of %d bytes, want at most %d: %w", n, c.cfg.Limits.MaxMessage, ErrTooLong))
 	}

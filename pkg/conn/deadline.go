@@ -3,33 +3,34 @@ package conn
 import (
 	"time"
 
+	"github.com/mainstay-go/mainstay/pkg/reactor"
 	"golang.org/x/sys/unix"
 )
 
 // expireBy has expired called at the time given, or earlier. A connection has
-// one deadline in the reactor, for whichever of its own comes first:
+// one deadline in the reactor's wheel, for whichever of its own comes first:
 // what moves them only leaves a stamp, and expired looks at the stamps.
 func (c *Conn) expireBy(at time.Duration) {
-	if armed, ok := c.set.loop.Armed(c.token); ok && armed <= at {
+	if armed, ok := c.deadline.Armed(); ok && armed <= at {
 		return
 	}
-	c.set.loop.Arm(c.token, at)
+	c.set.loop.Arm(&c.deadline, at, (*watcher)(c))
 }
 
 // expired looks which deadline is over.
 func (c *Conn) expired(now time.Duration) {
 	l := &c.cfg.Limits
 	if c.state == Closing {
-		if l.Close >= 0 && c.check(c.progress.over(l.Close, now), now) {
+		if l.Close >= 0 && c.check(c.progress+l.Close, now) {
 			c.overdue()
 		}
 		return
 	}
-	if c.blocked && l.WriteStall >= 0 && c.check(c.progress.over(l.WriteStall, now), now) {
+	if c.blocked && l.WriteStall >= 0 && c.check(c.progress+l.WriteStall, now) {
 		c.release(ErrStalled)
 		return
 	}
-	if c.watched&watchInput == 0 || c.held || c.running() {
+	if c.events&reactor.Readable == 0 || c.held || c.running() {
 		// The peer is not to blame for what waits for us.
 		c.restamp()
 	}
@@ -40,7 +41,7 @@ func (c *Conn) expired(now time.Duration) {
 	if over == nil {
 		return
 	}
-	if c.watched&watchInput != 0 && c.lastIn.at(now) < due && c.unread() {
+	if c.events&reactor.Readable != 0 && c.lastIn < due && c.unread() {
 		// The loop was held up, not the peer: it is judged once that was read.
 		c.expireBy(now + time.Millisecond)
 		return
@@ -63,22 +64,23 @@ func (c *Conn) probing(now time.Duration) (due time.Duration, over error) {
 	if cfg.Probe == nil || c.has(flagOpening) {
 		return 0, nil
 	}
+	var probed time.Duration
 	x := c.extra.Load()
-	if x != nil && x.probed != 0 && (x.before != c.rx.Load() || c.lastIn.at(now) > x.probed) {
-		x.probed = 0
+	if x != nil {
+		probed = x.probed
 	}
 	switch {
-	case x != nil && x.probed != 0:
-		if at := x.probed + cfg.ProbeWait; c.check(at, now) {
+	case probed > c.lastIn:
+		if at := probed + cfg.ProbeWait; c.check(at, now) {
 			return at, ErrIdle
 		}
-	case c.check(c.lastIn.over(cfg.ProbeAfter, now), now):
+	case c.check(c.lastIn+cfg.ProbeAfter, now):
 		if x == nil {
 			c.mu.Lock()
 			x = c.extraLocked()
 			c.mu.Unlock()
 		}
-		x.probed, x.before = now, c.rx.Load()
+		x.probed = now
 		c.expireBy(now + cfg.ProbeWait)
 		cfg.Probe(c)
 	}
@@ -93,23 +95,23 @@ func (c *Conn) reading(now time.Duration) (due time.Duration, over error) {
 	l := &c.cfg.Limits
 	switch {
 	case c.rx.Load() == 0 || c.quiet():
-		if l.FirstByte >= 0 && c.piped() == nil && c.check(c.partial.over(l.FirstByte, now), now) {
+		if l.FirstByte >= 0 && c.piped() == nil && c.check(c.partial+l.FirstByte, now) {
 			return now, ErrFirstByte
 		}
 	case c.partial != 0:
-		if at := c.partial.over(l.Message, now); l.Message >= 0 && c.check(at, now) {
-			return at, ErrMessageDeadline
+		if l.Message >= 0 && c.check(c.partial+l.Message, now) {
+			return c.partial + l.Message, ErrMessageDeadline
 		}
 	}
 	switch {
 	case l.Auth >= 0 && !c.has(flagAuthenticated) && c.check(c.authBy(now), now):
 		return c.authBy(now), ErrUnauthenticated
-	case l.Idle >= 0 && c.check(c.lastIn.later(c.lastOut).over(l.Idle, now), now):
+	case l.Idle >= 0 && c.check(max(c.lastIn, c.lastOut)+l.Idle, now):
 		return now, ErrIdle
-	case l.ReadIdle >= 0 && c.check(c.lastIn.over(l.ReadIdle, now), now):
+	case l.ReadIdle >= 0 && c.check(c.lastIn+l.ReadIdle, now):
 		return now, ErrIdle
-	case l.WriteIdle >= 0 && c.check(c.lastOut.over(l.WriteIdle, now), now):
-		return c.lastOut.over(l.WriteIdle, now), ErrIdle
+	case l.WriteIdle >= 0 && c.check(c.lastOut+l.WriteIdle, now):
+		return c.lastOut + l.WriteIdle, ErrIdle
 	}
 	return 0, nil
 }
@@ -117,18 +119,20 @@ func (c *Conn) reading(now time.Duration) (due time.Duration, over error) {
 // armDeadlines has expired called when the first deadline is over.
 func (c *Conn) armDeadlines(now time.Duration) {
 	if limit := c.cfg.Limits.WriteStall; c.blocked && limit >= 0 {
-		c.expireBy(c.progress.over(limit, now))
+		c.expireBy(c.progress + limit)
 	}
 	if _, over := c.reading(now); over != nil {
 		c.expireBy(now)
 	}
 	if c.cfg.Probe != nil {
-		c.expireBy(max(now, c.lastIn.over(c.cfg.ProbeAfter, now)))
+		c.expireBy(max(now, c.lastIn+c.cfg.ProbeAfter))
 	}
 }
 
-// authBy is when Authenticated must have been called.
-func (c *Conn) authBy(now time.Duration) time.Duration { return c.opened.over(c.cfg.Limits.Auth, now) }
+// authBy is when Authenticated must have been called, rounded up.
+func (c *Conn) authBy(now time.Duration) time.Duration {
+	return now - c.opened.until(now) + tick + c.cfg.Limits.Auth
+}
 
 // unread says whether bytes wait to be read that could have been.
 func (c *Conn) unread() bool {
@@ -151,8 +155,8 @@ func (c *Conn) restamp() {
 	if c.has(flagOpening) {
 		return // the peer has to be quick, whatever we do
 	}
-	c.lastIn = ticksAt(now)
+	c.lastIn = now
 	if c.partial != 0 {
-		c.partial = someTicks(now)
+		c.partial = now
 	}
 }

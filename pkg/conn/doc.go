@@ -34,6 +34,7 @@
 //	dial     client.go    Dialer.Dial makes a Client, which tries until there is a connection, and then again if it is to
 //	resolve  resolve.go   names, on goroutines of their own
 //	connect  connect.go   one attempt: the addresses one after the other, the proxy, each within a deadline; then open
+//	secure   secure.go    with tls://, as the last step of an attempt: the handshake, on the goroutines of handshakes.go
 //
 // Beside the walk stand route.go (addresses), datagram.go (an outgoing connection of UDP), pipe.go (two connections joined), packet.go (datagrams,
 // which have no connection), account.go (what the seat is told), journal.go

@@ -3,6 +3,7 @@ package conn
 import (
 	"time"
 
+	"github.com/mainstay-go/mainstay/pkg/reactor"
 	"github.com/mainstay-go/mainstay/pkg/rows"
 	"golang.org/x/sys/unix"
 )
@@ -27,6 +28,22 @@ type Frozen struct {
 
 	flags  uint32
 	timers map[string]*timer
+
+	extra extra // for a connection that has none
+}
+
+// frozenAtOnce is how many are made at a time: most often many connections
+// move, and their Frozen are gone soon after. It is not more, since a Conn that
+// somebody keeps after it has moved keeps all of them.
+const frozenAtOnce = 16
+
+func (s *Set) newFrozen() *Frozen {
+	if len(s.frozen) == 0 {
+		s.frozen = make([]Frozen, frozenAtOnce)
+	}
+	f := &s.frozen[0]
+	s.frozen = s.frozen[1:]
+	return f
 }
 
 // Freeze has c stand still. It is not read any more from now on; when the
@@ -41,26 +58,31 @@ type Frozen struct {
 // if it, or its pipe's other end, does not move, ErrFrozen if somebody else
 // freezes it. Loop only, and in no callback.
 func (s *Set) Freeze(c *Conn, frozen func(f *Frozen, err error)) {
-	var err error
-	switch {
-	case c.state != Open || c.has(flagsEnded):
-		err = c.gone()
-	case c.has(flagsFreezes | flagLeaving):
-		err = ErrFrozen
-	case c.pinned():
-		err = ErrPinned
-	}
-	f := &Frozen{conn: c, told: frozen}
-	if err != nil {
-		s.loop.AtTurnEnd(func() { f.tell(nil, err) })
+	if err := c.mayFreeze(); err != nil {
+		s.loop.AtTurnEnd(func() { frozen(nil, err) })
 		return
 	}
+	f := s.newFrozen()
+	f.conn, f.told = c, frozen
 	if c.cfg.FinishFirst && c.kept() {
 		f.announce()
 	} else {
 		f.begin()
 	}
 	s.freezeLater(f)
+}
+
+// mayFreeze says why c is not to be frozen, nil: it may be.
+func (c *Conn) mayFreeze() error {
+	switch {
+	case c.state != Open || c.has(flagsEnded):
+		return c.gone()
+	case c.has(flagsFreezes | flagLeaving):
+		return ErrFrozen
+	case c.pinned():
+		return ErrPinned
+	}
+	return nil
 }
 
 // Unfreeze gives up a Freeze whose frozen was not called yet, and is not
@@ -103,18 +125,27 @@ func (f *Frozen) tell(frozen *Frozen, err error) {
 func (f *Frozen) announce() {
 	c := f.conn
 	c.mu.Lock()
-	c.extraLocked().frozen = f
+	f.noteLocked()
 	c.flags.Or(flagLeaving)
 	c.mu.Unlock()
+}
+
+// noteLocked has the connection know of f. It needs mu.
+func (f *Frozen) noteLocked() {
+	c := f.conn
+	if c.extra.Load() == nil {
+		c.extra.Store(&f.extra)
+	}
+	c.extra.Load().frozen = f
 }
 
 // begin stops reading.
 func (f *Frozen) begin() {
 	c := f.conn
 	f.since = c.set.loop.Now()
-	f.reading = c.watched&watchInput != 0
+	f.reading = c.events&reactor.Readable != 0
 	c.mu.Lock()
-	c.extraLocked().frozen = f
+	f.noteLocked()
 	c.flags.And(^flagLeaving)
 	c.flags.Or(flagFreezing)
 	c.mu.Unlock()
@@ -213,7 +244,8 @@ func (f *Frozen) include(p *Conn) bool {
 	case p.has(flagFreezing | flagLeaving): // by an attempt of its own
 		p.extra.Load().frozen.fail(ErrFrozen)
 	}
-	f.partner = &Frozen{conn: p, partner: f, second: true}
+	f.partner = p.set.newFrozen()
+	f.partner.conn, f.partner.partner, f.partner.second = p, f, true
 	f.partner.begin()
 	return true
 }
@@ -265,16 +297,16 @@ func (f *Frozen) stopped() {
 	loop := c.set.loop
 	f.at = loop.Now()
 	if f.reading {
-		c.lastIn = c.lastIn.moved(f.at-f.since, f.at)
+		c.lastIn = min(c.lastIn+f.at-f.since, f.at)
 		if c.partial != 0 {
-			c.partial = c.partial.moved(f.at-f.since, f.at)
+			c.partial = min(c.partial+f.at-f.since, f.at)
 		}
 	}
 	if l := c.layered(); l != nil && l.stage == stagePlace {
 		l.stage = stageHello // for whoever goes on
 	}
 	_ = loop.Modify(c.token, 0) // it fails only for what epoll does not have
-	loop.Disarm(c.token)
+	loop.Disarm(&c.deadline)
 	c.stopTimers()
 	f.row = c.set.alloc.Table().Row(c.id)
 }
@@ -303,11 +335,12 @@ func (f *Frozen) Since() time.Duration { return f.since }
 func (f *Frozen) Thaw() {
 	c := f.conn
 	loop := c.set.loop
-	now := loop.Now()
-	stood := now - f.at
-	c.lastIn, c.lastOut, c.progress = c.lastIn.moved(stood, now), c.lastOut.moved(stood, now), c.progress.moved(stood, now)
+	stood := loop.Now() - f.at
+	c.lastIn += stood
+	c.lastOut += stood
+	c.progress += stood
 	if c.partial != 0 {
-		c.partial = c.partial.moved(stood, now)
+		c.partial += stood
 	}
 	c.extra.Load().frozen = nil
 	c.mu.Lock()
@@ -338,7 +371,9 @@ func (f *Frozen) Left(slot int) (tail []byte) {
 	c.mu.Unlock()
 	c.state = Closed
 	_ = c.set.loop.Remove(c.token) // out of epoll since the freeze
-	unix.Close(fd)
+	// It never blocks, so the Go scheduler need not know of it: no process has
+	// it linger.
+	_, _, _ = unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0)
 	c.count(0)
 	c.dropInput()
 	if x.layer != nil {
@@ -356,14 +391,14 @@ func (f *Frozen) Left(slot int) (tail []byte) {
 // goOn has a connection served that stood still. reading says that it was
 // read before: then the peer's deadlines go on, and do not start anew.
 func (c *Conn) goOn(reading bool) {
-	c.hup, c.peerGone, c.watched = false, false, 0
+	c.hup, c.peerGone, c.events = false, false, 0
 	if reading {
-		c.watched = watchInput
+		c.events = reactor.Readable | reactor.PeerClosed
 	}
 	if c.blocked {
-		c.watched |= watchOutput
+		c.events |= reactor.Writable
 	}
-	if err := c.set.loop.Modify(c.token, c.watched.events()); err != nil {
+	if err := c.set.loop.Modify(c.token, c.events); err != nil {
 		c.release(err)
 		return
 	}

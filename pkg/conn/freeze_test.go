@@ -256,7 +256,7 @@ func TestConnectionTravelsInEveryState(t *testing.T) {
 			name: "paused, with the peer's end behind it",
 			before: func(w *two, client *net.TCPConn, c *Conn) {
 				c.Pause()
-				w.a.until("it is paused", func() bool { return c.watched&watchInput == 0 })
+				w.a.until("it is paused", func() bool { return c.events&1 == 0 })
 				write(w.t, client, "one\ntwo\n")
 				client.CloseWrite()
 				w.a.until("the end is noticed", func() bool { return c.peerGone })

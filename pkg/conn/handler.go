@@ -48,6 +48,13 @@ var _ Handler = NopHandler{}
 // OnConnect does nothing.
 func (NopHandler) OnConnect(*Conn) {}
 
+// SilentAdopter is a Handler that may have nothing to do in OnAdopt.
+type SilentAdopter interface {
+	// AdoptsSilently returns true if OnAdopt does nothing. It is not called
+	// then, so that the connection is at rest at once. Loop only.
+	AdoptsSilently() bool
+}
+
 // OnAdopt does nothing.
 func (NopHandler) OnAdopt(*Conn, Reason) {}
 

@@ -24,10 +24,17 @@ type Handshakes struct {
 
 	mu      sync.Mutex
 	places  int            // taken
-	waiting []*Conn        // for a place
+	waiting []applicant    // for a place
 	queue   []func()       // to be computed
 	running int            // goroutines
 	wg      sync.WaitGroup // of these
+}
+
+// applicant is what a handshake is for.
+type applicant interface {
+	waits() bool         // false: it is over; any goroutine
+	post(f func()) error // to its loop
+	placeFree()          // it has a place, to be given back by leave; on its loop
 }
 
 // NewHandshakes allows most handshakes at a time; zero means DefaultHandshakes.
@@ -59,16 +66,15 @@ func (h *Handshakes) Figures() HandshakeFigures {
 	}
 }
 
-// enter says whether c may begin now. Otherwise its turn is told by
-// Conn.placeFree.
-func (h *Handshakes) enter(c *Conn) bool {
+// enter says whether a may begin now. Otherwise its turn is told by placeFree.
+func (h *Handshakes) enter(a applicant) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.places < h.most {
 		h.places++
 		return true
 	}
-	h.waiting = append(h.waiting, c)
+	h.waiting = append(h.waiting, a)
 	return false
 }
 
@@ -80,7 +86,7 @@ func (h *Handshakes) leave() {
 		next := h.waiting[0]
 		h.waiting[0] = nil
 		h.waiting = h.waiting[1:]
-		if !next.has(flagClosed) && next.set.loop.Post(next.placeFree) == nil {
+		if next.waits() && next.post(next.placeFree) == nil {
 			return
 		}
 	}

@@ -283,6 +283,89 @@ func TestConnectionThatRestsIsTakenUp(t *testing.T) {
 	}
 }
 
+func TestWhatIsSavedBeforeTheTailHasComeIsSaved(t *testing.T) {
+	w := newTwo(t)
+	saved := make(chan struct{}, 2)
+	a, b := w.configs(funcs{
+		message: func(c *Conn, m []byte) {
+			c.SetValue(string(m))
+			if err := c.Save(); err != nil {
+				t.Error(err)
+			}
+			echo(t)(c, m)
+			saved <- struct{}{}
+		},
+		adopt: func(*Conn, Reason) {},
+	}, true, func(c *Config) {
+		c.EncodeValue = func(c *Conn) ([]byte, error) { return []byte(c.Value().(string)), nil }
+		c.DecodeValue = func(c *Conn, b []byte) error { c.SetValue(string(b)); return nil }
+	})
+	client, c := w.a.tcp(a)
+	write(t, client, "one\n")
+	expect(t, client, "one\n")
+	receive(t, saved)
+	f := w.freeze(c)
+	ad := w.adopt(f, b)
+	w.commit(f)
+	w.b.do(func() { ad.Serve(Move, true) })
+	w.a.do(func() { f.Left(7) })
+	write(t, client, "two\n")
+	receive(t, saved)
+	w.b.do(func() {
+		if err := ad.Tail(nil); err != nil {
+			t.Error(err)
+		}
+	})
+	expect(t, client, "two\n")
+	c = ad.Conn()
+	untilRest(t, w.b, c, true)
+	c = (&two{t: t, a: w.b, b: w.a}).dies(c, a)
+	untilRest(t, w.a, c, true)
+	if c.Value() != "two" {
+		t.Errorf("after a death its state is %q, want what was saved last", c.Value())
+	}
+	client.Close()
+	w.a.until("it is closed", func() bool { return c.State() == Closed })
+}
+
+// silent has nothing to do in OnAdopt.
+type silent struct{ funcs }
+
+func (silent) AdoptsSilently() bool { return true }
+
+func TestConnectionThatHasMovedIsAtRestAtOnce(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		inline  bool
+		handler func(funcs) Handler
+	}{
+		{"inline", true, func(f funcs) Handler { return f }},
+		{"by the pool, without OnAdopt", false, func(f funcs) Handler { return silent{f} }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newTwo(t)
+			a, b := w.configs(tt.handler(funcs{message: echo(t), adopt: func(*Conn, Reason) {}}), tt.inline, nil)
+			client, c := w.a.tcp(a)
+			write(t, client, "hello\n")
+			expect(t, client, "hello\n")
+			f := w.freeze(c)
+			ad := w.adopt(f, b)
+			w.commit(f)
+			w.b.do(func() {
+				ad.Serve(Move, true)
+				if !NotedIn(f.Row()).AtRest {
+					t.Error("it is not at rest before the end of the turn")
+				}
+			})
+			w.a.do(func() { f.Left(7) })
+			write(t, client, "again\n")
+			expect(t, client, "again\n")
+			client.Close()
+			w.b.until("it is closed", func() bool { return ad.Conn().State() == Closed })
+		})
+	}
+}
+
 // A connection that is to move when its callback has returned moves before it
 // is at rest.
 func TestWhatWasSavedRightBeforeAMoveIsSavedWhereItWent(t *testing.T) {

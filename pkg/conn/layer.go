@@ -32,6 +32,7 @@ type layer struct {
 	stepping  bool              // and a goroutine has it
 	tls       *tlsrec.Conn      // once open: this
 	legacy    *tlsrec.Legacy    // or this
+	tickets   *tlsrec.Tickets   // of an outgoing one whose sessions are kept; nil: no more of them are wanted
 	in        *buffer           // an incomplete record
 	quiet     bool              // no byte of a message has come
 	failed    bool              // there is nothing more to be sealed
@@ -121,6 +122,9 @@ func recordComplete(in []byte) bool {
 // openRecords opens what is complete in data, which lies in the loop's buffer,
 // and keeps the rest.
 func (c *Conn) openRecords(l *layer, data []byte) {
+	if l.tickets != nil && !l.tickets.Feed(data) {
+		l.tickets = nil
+	}
 	used, plain, err := l.tls.OpenAll(data)
 	if err != nil {
 		used = len(data) // what comes behind is of no meaning
@@ -206,10 +210,9 @@ func (c *Conn) unfinished(l *layer) {
 	case l.in == nil:
 		c.partial = 0
 	case c.partial == 0:
-		now := c.set.loop.Now()
-		c.partial = someTicks(now)
+		c.partial = c.set.loop.Now()
 		if limit := c.cfg.Limits.Message; limit >= 0 {
-			c.expireBy(now + limit)
+			c.expireBy(c.partial + limit)
 		}
 	}
 }

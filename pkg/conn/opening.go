@@ -209,6 +209,11 @@ func (c *Conn) openPlain() {
 	c.mark(0, 0)
 }
 
+// waits says that a place is of use.
+func (c *Conn) waits() bool { return !c.has(flagClosed) }
+
+func (c *Conn) post(f func()) error { return c.set.loop.Post(f) }
+
 // placeFree is told on the loop that a handshake may begin.
 func (c *Conn) placeFree() {
 	l := c.layered()
@@ -287,9 +292,8 @@ func (c *Conn) handshaken(l *layer, r tlsrec.Result) {
 	c.extra.Load().noted = false
 	c.mu.Unlock()
 	l.stage, l.tls, l.legacy, l.quiet = stageOpen, r.Conn, r.Legacy, true
-	now := c.set.loop.Now()
-	c.partial = someTicks(now)
-	c.expireBy(now) // which looks for what comes first now
+	c.partial = c.set.loop.Now()
+	c.expireBy(c.partial) // which looks for what comes first now
 	if l.legacy != nil {
 		c.flags.Or(flagStays)
 	}
@@ -364,11 +368,11 @@ func (c *Conn) readsToOpen(flags uint32) bool {
 // openingOver says whether an opening connection's time is over.
 func (c *Conn) openingOver(now time.Duration) (due time.Duration, over error) {
 	l := &c.cfg.Limits
-	if at := c.partial.over(l.FirstByte, now); c.rx.Load() == 0 && l.FirstByte >= 0 && c.check(at, now) {
-		return at, ErrFirstByte
+	if c.rx.Load() == 0 && l.FirstByte >= 0 && c.check(c.partial+l.FirstByte, now) {
+		return c.partial + l.FirstByte, ErrFirstByte
 	}
-	if at := c.partial.over(l.Handshake, now); l.Handshake >= 0 && c.check(at, now) {
-		return at, ErrHandshake
+	if l.Handshake >= 0 && c.check(c.partial+l.Handshake, now) {
+		return c.partial + l.Handshake, ErrHandshake
 	}
 	return 0, nil
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mainstay-go/mainstay/pkg/reactor"
 	"github.com/mainstay-go/mainstay/pkg/wire/frame"
 	"github.com/mainstay-go/mainstay/pkg/wire/text"
 )
@@ -63,7 +64,7 @@ func TestPipeHoldsUpTheSenderAndLosesNothing(t *testing.T) {
 					}
 				}
 			}()
-			r.until("the sender is held up", func() bool { return way.in.has(flagClogged) && way.in.watched&watchInput == 0 })
+			r.until("the sender is held up", func() bool { return way.in.has(flagClogged) && way.in.events&reactor.Readable == 0 })
 			if q := way.out.Queued(); q > cfg.Limits.SendHigh+64<<10 {
 				t.Errorf("%d bytes wait, want at most %d and a read", q, cfg.Limits.SendHigh)
 			}

@@ -42,7 +42,7 @@ func (c *Conn) ready(ev reactor.Events) {
 	}
 	switch {
 	case c.has(flagCloseNow): // an event of before
-	case c.watched&watchInput == 0:
+	case c.events&reactor.Readable == 0:
 		c.notReading(ev)
 	case ev&^reactor.Writable != 0:
 		// The end of the stream and a fault are told by read, in their place
@@ -103,7 +103,7 @@ func (c *Conn) readable() {
 	}
 	c.rx.Store(c.rx.Load() + uint64(n))
 	c.set.countsOf(c.cfg.Seat).in += uint64(n)
-	c.lastIn = ticksAt(loop.Now())
+	c.lastIn = loop.Now()
 	if c.state == Closing || c.ending {
 		return // nobody wants it
 	}
@@ -154,7 +154,7 @@ func (c *Conn) process(data []byte, own bool) {
 	case c.held || c.in == nil && c.buffered() == 0:
 		c.partial = 0
 	case fresh || c.partial == 0:
-		c.partial = someTicks(now)
+		c.partial = now
 		if limit := c.cfg.Limits.Message; limit >= 0 {
 			c.expireBy(now + limit)
 		}

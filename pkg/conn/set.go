@@ -49,6 +49,9 @@ type Set struct {
 	counts     counts
 	arena      *arena // of Packets; nil: there are none
 	resolver   resolver
+	offered    state     // that is being adopted
+	adopted    []Adopted // for those that will be
+	frozen     []Frozen  // for those that will be frozen
 
 	// Guarded by mu.
 
@@ -152,17 +155,16 @@ func (s *Set) open(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("conn: %w", err)
 	}
-	now := s.loop.Now()
 	c := &Conn{
 		set:     s,
 		cfg:     settings,
 		peer:    address(peer),
 		fd:      int32(fd),
-		watched: watchInput,
-		opened:  ticksAt(now),
-		lastIn:  ticksAt(now),
-		lastOut: ticksAt(now),
-		partial: someTicks(now),
+		events:  reactor.Readable | reactor.PeerClosed,
+		opened:  ticksAt(s.loop.Now()),
+		lastIn:  s.loop.Now(),
+		lastOut: s.loop.Now(),
+		partial: s.loop.Now(),
 	}
 	switch peer.(type) {
 	case *unix.SockaddrInet4, *unix.SockaddrInet6:
@@ -178,7 +180,7 @@ func (s *Set) open(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 	} else if layer != nil {
 		c.extra.Store(&extra{layer: layer})
 	}
-	if c.token, err = s.loop.Add(fd, c.watched.events(), (*watcher)(c)); err != nil {
+	if c.token, err = s.loop.Add(fd, c.events, (*watcher)(c)); err != nil {
 		return nil, fmt.Errorf("conn: %w", err)
 	}
 	if err := c.takeRow(alloc); err != nil {
@@ -186,7 +188,7 @@ func (s *Set) open(fd int, peer unix.Sockaddr, cfg *Config) (*Conn, error) {
 		return nil, fmt.Errorf("conn: %w", err)
 	}
 	s.add(c)
-	c.expired(now)
+	c.expired(c.lastIn)
 	s.drainOf(c).joined(c)
 	return c, nil
 }

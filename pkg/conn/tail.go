@@ -109,15 +109,15 @@ func (t *tail) append(dst []byte, sent *queue) []byte {
 	return seal(b, start)
 }
 
-// parseTail takes a tail apart; an empty one is one that asks for nothing.
-func parseTail(b []byte) (*tail, error) {
-	t := new(tail)
+// parse takes a tail apart; an empty one is one that asks for nothing.
+func (t *tail) parse(b []byte) error {
+	*t = tail{}
 	if len(b) == 0 {
-		return t, nil
+		return nil
 	}
 	p, _, err := unseal(b, tailVersion, tailVersion)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	t.flags = p.number()
 	if t.flags&^tailKnown != 0 {
@@ -131,7 +131,7 @@ func parseTail(b []byte) (*tail, error) {
 		t.timers = append(t.timers, timer)
 	}
 	t.sent = p.bytes()
-	return t, p.end()
+	return p.end()
 }
 
 // reason is why the connection was closed.

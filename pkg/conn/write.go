@@ -80,11 +80,10 @@ func (c *Conn) borrowLocked(m []byte) bool {
 func (c *Conn) enqueueLocked(m []byte) error {
 	q := &c.out
 	if c.has(flagLate) {
-		x := c.extra.Load()
-		if x.session != nil {
+		if c.cfg.NewSession != nil {
 			return c.postponeLocked(m)
 		}
-		q = &x.late
+		q = &c.extraLocked().late
 	}
 	return c.encodeLocked(q, m, c.cfg.Limits.SendHard)
 }
@@ -153,8 +152,8 @@ func (c *Conn) protocol() wire.Protocol {
 
 // queuedLocked returns how many bytes wait to be sent. It needs mu.
 func (c *Conn) queuedLocked() int {
-	if c.has(flagLate) {
-		return c.unsentLocked() + c.extra.Load().late.bytes
+	if x := c.extra.Load(); x != nil && c.has(flagLate) {
+		return c.unsentLocked() + x.late.bytes
 	}
 	return c.unsentLocked()
 }
@@ -273,7 +272,7 @@ func (c *Conn) sent(n int) {
 	} else {
 		c.cfg.Seat.BytesOut.Add(uint64(n))
 	}
-	c.lastOut = ticksAt(c.set.loop.Now())
+	c.lastOut = c.set.loop.Now()
 }
 
 // gatherLocked returns the start of a send queue that is not empty: in one
@@ -334,12 +333,12 @@ func (c *Conn) wroteLocked(n int, blocked bool) {
 
 	if n > 0 {
 		c.sent(n)
-		c.progress = ticksAt(now) // a slow peer gets all of it, as long as it reads
+		c.progress = now // a slow peer gets all of it, as long as it reads
 	}
 	c.count(queued)
 	if left > 0 {
 		if c.state == Open && !c.blocked {
-			c.progress = ticksAt(now)
+			c.progress = now
 		}
 		c.blocked = blocked
 		if blocked {
@@ -380,8 +379,8 @@ func (c *Conn) outEmpty() bool {
 
 // count brings the seat's QueueBytes up to date.
 func (c *Conn) count(queued int) {
-	if n := int32(queued); n != c.counted { // at most Limits.SendHard, and what a layer adds
-		c.cfg.Seat.QueueBytes.Add(int64(n - c.counted))
-		c.counted = n
+	if queued != c.counted {
+		c.cfg.Seat.QueueBytes.Add(int64(queued - c.counted))
+		c.counted = queued
 	}
 }

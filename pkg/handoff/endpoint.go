@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mainstay-go/mainstay/pkg/failpoint"
 )
 
 const (
@@ -108,7 +110,18 @@ const (
 	points
 )
 
+// failpoints are what the points are called outside of this package.
+var failpoints = [points]string{
+	pointOffer: "handoff.offer", pointSend: "handoff.send", pointSent: "handoff.sent", pointDecide: "handoff.decide",
+	pointLeft: "handoff.left", pointTails: "handoff.tails", pointTold: "handoff.told", pointRead: "handoff.read",
+	pointCommit: "handoff.commit", pointHalf: "handoff.half", pointCommitted: "handoff.committed",
+	pointAnswer: "handoff.answer", pointAnswered: "handoff.answered", pointServed: "handoff.served",
+}
+
 func (e *Endpoint) at(p point) {
+	if failpoint.Enabled {
+		failpoint.Here(failpoints[p])
+	}
 	if e.step != nil {
 		e.step(p)
 	}

@@ -12,7 +12,7 @@
 //	giver                                   taker
 //	capture, Row.Offer each
 //	        ── offer: states and descriptors ──>
-//	                                        check row and cookie, Adopt each
+//	                                        check rows and cookies, Adopt each
 //	                                        Row.Commit each; not won: Drop
 //	        <── answer: taken, or refused and why ──
 //	                                        Serve each; own sends wait
@@ -198,8 +198,9 @@ type Offer struct {
 	ID   rows.ID
 	Row  *rows.Row
 
-	// FD is the connection's descriptor, close-on-exec and checked by its
-	// cookie. It is the adopter's if Adopt succeeds.
+	// FD is the connection's descriptor, close-on-exec. The cookies of a
+	// batch's first and last were compared with their rows', and if one was
+	// another, all. It is the adopter's if Adopt succeeds.
 	FD int
 
 	// Since is when the connection was stopped, as the giver's Options.Now

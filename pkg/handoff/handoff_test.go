@@ -546,6 +546,28 @@ func TestDescriptorOfAnotherConnectionIsRefused(t *testing.T) {
 	}
 }
 
+func TestShiftedDescriptorsAreRefused(t *testing.T) {
+	giver, taker := two(t)
+	giver.kernel = shifting{new(system)}
+	var conns []*testConn
+	for range 5 {
+		conns = append(conns, giver.open("c"))
+	}
+	var got Outcome
+	giver.Give(2, 0, freeze(conns...), func(o Outcome) { got = o })
+	converse(t, giver, taker)
+	if got.Refused != 5 || got.Err != Malformed || len(taker.log) != 0 {
+		t.Errorf("outcome %+v, the taker's: %q", got, taker.log)
+	}
+}
+
+// shifting is a kernel that mixes descriptors up.
+type shifting struct{ *system }
+
+func (k shifting) send(inbox int, m []byte, fds []int) error {
+	return k.system.send(inbox, m, append(fds[1:len(fds):len(fds)], fds[0]))
+}
+
 func TestBatchOfAnotherVersionIsRefusedAsAWhole(t *testing.T) {
 	for _, tt := range []struct {
 		name   string

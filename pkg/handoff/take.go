@@ -68,6 +68,7 @@ func (e *Endpoint) onOffer(h header, rest []byte, fds []int, truncated bool) err
 func (e *Endpoint) rebuild(h header, records []record, fds []int, large bulk, codes []byte) {
 	e.entrants = e.entrants[:0]
 	var worst error
+	suspect := e.shifted(records, fds)
 	for i := 0; i < len(records); {
 		n := 1
 		if i+1 < len(records) && records[i+1].second {
@@ -76,11 +77,11 @@ func (e *Endpoint) rebuild(h header, records []record, fds []int, large bulk, co
 		x := entrant{place: i, id: records[i].id}
 		err := errNoDescriptor
 		if i+n <= len(fds) {
-			x.first, x.row, err = e.adopt(h.from, &records[i], &fds[i], large)
+			x.first, x.row, err = e.adopt(h.from, &records[i], &fds[i], large, suspect)
 		}
 		if err == nil && n == 2 {
 			x.secondID = records[i+1].id
-			if x.second, x.secondRow, err = e.adopt(h.from, &records[i+1], &fds[i+1], large); err != nil {
+			if x.second, x.secondRow, err = e.adopt(h.from, &records[i+1], &fds[i+1], large, suspect); err != nil {
 				x.first.Drop()
 			} else {
 				e.options.Join(x.first, x.second)
@@ -114,9 +115,35 @@ func (e *Endpoint) rebuild(h header, records []record, fds []int, large bulk, co
 // open no more.
 var errNoDescriptor = fmt.Errorf("handoff: RLIMIT_NOFILE is reached: %w", NoRoom)
 
-// adopt checks one connection and rebuilds it. It sets *fd to -1 if it is
-// kept.
-func (e *Endpoint) adopt(from uint64, r *record, fd *int, large bulk) (Incoming, *rows.Row, error) {
+// shifted says whether the descriptors may be those of other connections than
+// the records beside them. Whoever owns a connection knows its descriptor, and
+// the kernel keeps the order: what can go wrong between the two lists is that
+// one is shifted against the other, and that shows at the ends. To ask the
+// kernel for every cookie costs a tenth of the whole hand-off.
+func (e *Endpoint) shifted(records []record, fds []int) bool {
+	n := min(len(records), len(fds))
+	return n > 0 && (e.checkCookie(records[0].id, fds[0]) != nil || e.checkCookie(records[n-1].id, fds[n-1]) != nil)
+}
+
+// checkCookie returns an error unless the descriptor is the connection's.
+func (e *Endpoint) checkCookie(id rows.ID, fd int) error {
+	row := e.options.Table.Row(id)
+	if row == nil {
+		return TakenBack
+	}
+	cookie, err := e.kernel.cookie(fd)
+	if err != nil {
+		return fmt.Errorf("%w: %w", Malformed, err)
+	}
+	if want := row.Cookie.Load(); cookie != want {
+		return fmt.Errorf("%w: cookie %#x, the row has %#x", Malformed, cookie, want)
+	}
+	return nil
+}
+
+// adopt checks one connection, its cookie too if the descriptor is suspect,
+// and rebuilds it. It sets *fd to -1 if it is kept.
+func (e *Endpoint) adopt(from uint64, r *record, fd *int, large bulk, suspect bool) (Incoming, *rows.Row, error) {
 	row := e.options.Table.Row(r.id)
 	if row == nil {
 		return nil, nil, TakenBack
@@ -124,15 +151,14 @@ func (e *Endpoint) adopt(from uint64, r *record, fd *int, large bulk) (Incoming,
 	if o := row.Owner(); o.Incarnation != from || o.Offered != e.options.Self && !r.second {
 		return nil, nil, TakenBack
 	}
-	cookie, err := e.kernel.cookie(*fd)
-	if err != nil {
-		return nil, nil, fmt.Errorf("%w: %w", Malformed, err)
-	}
-	if want := row.Cookie.Load(); cookie != want {
-		return nil, nil, fmt.Errorf("%w: cookie %#x, the row has %#x", Malformed, cookie, want)
+	if suspect {
+		if err := e.checkCookie(r.id, *fd); err != nil {
+			return nil, nil, err
+		}
 	}
 	body := r.body
 	if r.inBulk {
+		var err error
 		if body, err = large.read(e.body, r.offset, r.size); err != nil {
 			return nil, nil, fmt.Errorf("%w: %w", Malformed, err)
 		}

@@ -114,7 +114,7 @@ func New(o Options) (*Loop, error) {
 		return nil, fmt.Errorf("reactor: %w", err)
 	}
 	l.now = l.clock.read()
-	l.wheel.init(&l.table, l.now)
+	l.wheel.init(l.now)
 	if err := l.poller.open(); err != nil {
 		return nil, fmt.Errorf("reactor: %w", err)
 	}

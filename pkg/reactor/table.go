@@ -13,15 +13,13 @@ type Handler interface {
 	OnReady(ev Events)
 }
 
-// row is one registration, with its deadline: 40 bytes.
+// row is one registration: 32 bytes.
 type row struct {
 	handler    Handler // nil: free
 	fd         int32
 	generation uint32
 	events     Events
-	next       uint32   // of a free row: the next free one; of an armed one: the next of its slot in the wheel
-	prev       uint32   // of an armed row: the one before it, or slotMark and its slot; 0: not armed
-	at         tickTime // of an armed row: its deadline
+	next       uint32 // of a free row: the next free one
 }
 
 // pageRows is the number of rows of a page. The table grows by pages, so a
@@ -53,12 +51,12 @@ func (t *table) add(fd int, ev Events, h Handler) Token {
 	}
 	r := t.at(index)
 	r.generation++
-	r.handler, r.fd, r.events, r.next, r.prev, r.at = h, int32(fd), ev, 0, 0, 0
+	r.handler, r.fd, r.events, r.next = h, int32(fd), ev, 0
 	t.count++
 	return makeToken(index, r.generation)
 }
 
-// remove frees the row of a token that find knows, and that is not armed.
+// remove frees the row of a token that find knows.
 func (t *table) remove(token Token) {
 	r := t.at(token.index())
 	r.handler, r.fd = nil, -1
@@ -89,7 +87,7 @@ func (l *Loop) Add(fd int, ev Events, h Handler) (Token, error) {
 	token := l.table.add(fd, ev, h)
 	if ev != 0 {
 		if errno := l.poller.ctl(unix.EPOLL_CTL_ADD, fd, ev, token); errno != 0 {
-			l.table.remove(token) // it cannot be armed yet
+			l.table.remove(token)
 			return 0, ctlError(fd, errno)
 		}
 	}
@@ -154,7 +152,7 @@ func (l *Loop) Rearm(token Token) error {
 }
 
 // Remove ends a registration: events of it that are still to be dispatched
-// are dropped, and so is its deadline. The descriptor must still be open. It fails with
+// are dropped. The descriptor must still be open. It fails with
 // ErrUnknownToken, or if epoll_ctl(2) does; the registration is gone all the
 // same. Loop only.
 func (l *Loop) Remove(token Token) error {
@@ -163,7 +161,6 @@ func (l *Loop) Remove(token Token) error {
 		return ErrUnknownToken
 	}
 	fd, watched := int(r.fd), r.events != 0
-	l.wheel.unlink(r)
 	l.table.remove(token)
 	if watched {
 		if errno := l.poller.ctl(unix.EPOLL_CTL_DEL, fd, 0, token); errno != 0 {

@@ -2,31 +2,18 @@ package reactor
 
 import (
 	"fmt"
-	"math"
 	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
 )
 
-// expiry is a registration that notes when its deadline is over.
+// expiry notes when it is called.
 type expiry struct {
-	loop  *Loop
-	token Token
+	Deadline
 	calls []time.Duration
 	then  func()
 }
-
-// expiry makes a registration of no descriptor.
-func (l *Loop) expiry() *expiry {
-	e := &expiry{loop: l}
-	e.token, _ = l.Add(-1, 0, e) // it is not told to epoll, so nothing can fail
-	return e
-}
-
-func (e *expiry) arm(at time.Duration) { e.loop.Arm(e.token, at) }
-
-func (e *expiry) OnReady(Events) {}
 
 func (e *expiry) OnDeadline(now time.Duration) {
 	e.calls = append(e.calls, now)
@@ -43,7 +30,7 @@ func newWheelLoop(t testing.TB) *Loop {
 		t.Fatal(err)
 	}
 	t.Cleanup(l.Close)
-	l.wheel.init(&l.table, 0)
+	l.wheel.init(0)
 	return l
 }
 
@@ -54,10 +41,10 @@ func TestDeadlineIsNeverEarlyAndHardlyLate(t *testing.T) {
 	} {
 		t.Run(at.String(), func(t *testing.T) {
 			l := newWheelLoop(t)
-			e := l.expiry()
-			e.arm(at)
-			if got, ok := l.Armed(e.token); got < at || got >= at+tick || !ok {
-				t.Errorf("Armed %v, %v, want less than a tick after %v, true", got, ok, at)
+			e := new(expiry)
+			l.Arm(&e.Deadline, at, e)
+			if got, ok := e.Armed(); got != at || !ok {
+				t.Errorf("Armed %v, %v, want %v, true", got, ok, at)
 			}
 			// As the loop does: sleep until the wheel says, then turn it.
 			for range 1000 {
@@ -73,7 +60,7 @@ func TestDeadlineIsNeverEarlyAndHardlyLate(t *testing.T) {
 			if got := e.calls[0]; got < at || got > at+2*tick {
 				t.Errorf("called at %v, want from %v to %v", got, at, at+2*tick)
 			}
-			if _, ok := l.Armed(e.token); ok {
+			if _, ok := e.Armed(); ok {
 				t.Error("still armed")
 			}
 		})
@@ -82,21 +69,21 @@ func TestDeadlineIsNeverEarlyAndHardlyLate(t *testing.T) {
 
 func TestDeadlineIsMovedBothWays(t *testing.T) {
 	l := newWheelLoop(t)
-	e := l.expiry()
-	e.arm(time.Second)
-	e.arm(3 * time.Second) // later: stays where it is
+	e := new(expiry)
+	l.Arm(&e.Deadline, time.Second, e)
+	l.Arm(&e.Deadline, 3*time.Second, e) // later: stays where it is
 	l.wheel.expire(2 * time.Second)
 	if len(e.calls) != 0 {
 		t.Fatalf("called at %v, want not before 3s", e.calls)
 	}
-	e.arm(2500 * time.Millisecond) // earlier: moves
+	l.Arm(&e.Deadline, 2500*time.Millisecond, e) // earlier: moves
 	l.wheel.expire(2600 * time.Millisecond)
 	if len(e.calls) != 1 {
 		t.Fatalf("called at %v, want once", e.calls)
 	}
-	e.arm(4 * time.Second)
-	l.Disarm(e.token)
-	l.Disarm(e.token)
+	l.Arm(&e.Deadline, 4*time.Second, e)
+	l.Disarm(&e.Deadline)
+	l.Disarm(&e.Deadline)
 	l.wheel.expire(10 * time.Second)
 	if len(e.calls) != 1 {
 		t.Errorf("called at %v after Disarm", e.calls)
@@ -105,15 +92,14 @@ func TestDeadlineIsMovedBothWays(t *testing.T) {
 
 func TestOverduePassedAndHugeStepsExpireEachOnce(t *testing.T) {
 	l := newWheelLoop(t)
-	all := make([]*expiry, 2000)
+	all := make([]expiry, 2000)
 	r := rand.New(rand.NewPCG(1, 2))
 	for i := range all {
-		all[i] = l.expiry()
-		all[i].arm(time.Duration(r.Int64N(int64(3 * wheelSlots * tick))))
+		l.Arm(&all[i].Deadline, time.Duration(r.Int64N(int64(3*wheelSlots*tick))), &all[i])
 	}
-	past := l.expiry()
+	past := new(expiry)
 	l.wheel.expire(time.Second)
-	past.arm(time.Millisecond) // over already
+	l.Arm(&past.Deadline, time.Millisecond, past) // over already
 	l.wheel.expire(time.Second + tick)
 	if len(past.calls) != 1 {
 		t.Errorf("past deadline called at %v, want once, in the next tick", past.calls)
@@ -131,16 +117,16 @@ func TestOverduePassedAndHugeStepsExpireEachOnce(t *testing.T) {
 
 func TestExpiringDeadlinesMayChangeOthers(t *testing.T) {
 	l := newWheelLoop(t)
-	a, b, c := l.expiry(), l.expiry(), l.expiry()
+	a, b, c := new(expiry), new(expiry), new(expiry)
 	change := func() {
 		for _, e := range []*expiry{a, b} {
-			l.Disarm(e.token)
+			l.Disarm(&e.Deadline)
 		}
-		c.arm(time.Minute)
+		l.Arm(&c.Deadline, time.Minute, c)
 	}
 	a.then, b.then = change, change
 	for _, e := range []*expiry{a, b, c} {
-		e.arm(time.Second)
+		l.Arm(&e.Deadline, time.Second, e)
 	}
 	l.wheel.expire(2 * time.Second)
 	if got := len(a.calls) + len(b.calls); got != 1 {
@@ -151,79 +137,14 @@ func TestExpiringDeadlinesMayChangeOthers(t *testing.T) {
 	if len(c.calls) != calls+1 {
 		t.Errorf("third deadline called at %v, want once more after a minute", c.calls)
 	}
-	again := l.expiry()
-	again.then = func() { again.arm(l.wheel.slotTime() + time.Second) }
-	again.arm(0)
+	again := new(expiry)
+	again.then = func() { l.Arm(&again.Deadline, l.wheel.slotTime()+time.Second, again) }
+	l.Arm(&again.Deadline, 0, again)
 	for s := range 5 {
 		l.wheel.expire(2*time.Minute + time.Duration(s+1)*2*time.Second)
 	}
 	if len(again.calls) != 5 {
 		t.Errorf("deadline that arms itself called at %v, want 5 times", again.calls)
-	}
-}
-
-func TestDeadlineEndsWithItsRegistration(t *testing.T) {
-	l := newWheelLoop(t)
-	gone, kept := l.expiry(), l.expiry()
-	for _, e := range []*expiry{gone, kept} {
-		e.arm(time.Second)
-	}
-	if err := l.Remove(gone.token); err != nil {
-		t.Fatal(err)
-	}
-	next := l.expiry() // in the same row
-	if next.token.index() != gone.token.index() {
-		t.Fatalf("row %d, want %d again", next.token.index(), gone.token.index())
-	}
-	if _, ok := l.Armed(next.token); ok {
-		t.Error("a new registration is armed")
-	}
-	gone.arm(time.Second)
-	l.Disarm(gone.token)
-	if _, ok := l.Armed(gone.token); ok {
-		t.Error("a registration that is over is armed")
-	}
-	next.arm(time.Second)
-	kept.then = func() {
-		if err := l.Remove(next.token); err != nil {
-			t.Error(err)
-		}
-	}
-	next.then = func() {
-		if err := l.Remove(kept.token); err != nil {
-			t.Error(err)
-		}
-	}
-	l.wheel.expire(2 * time.Second)
-	if got := len(kept.calls) + len(next.calls); got != 1 || len(gone.calls) != 0 {
-		t.Errorf("%d calls of two that end each other, %d of one that is over: want 1 and 0", got, len(gone.calls))
-	}
-}
-
-func TestDeadlinesSurviveTheWrapOfTheirClock(t *testing.T) {
-	const wrap = tick << 32
-	for _, start := range []time.Duration{wrap/2 - time.Minute, wrap - time.Minute, 3*wrap - 90*time.Second} {
-		l := newWheelLoop(t)
-		l.wheel.init(&l.table, start)
-		near, far, never := l.expiry(), l.expiry(), l.expiry()
-		near.arm(start + 30*time.Second)
-		far.arm(start + 2*time.Minute)
-		never.arm(math.MaxInt64)
-		for now := start; now < start+3*time.Minute; now += time.Second {
-			l.wheel.expire(now)
-		}
-		for _, tt := range []struct {
-			name string
-			e    *expiry
-			want time.Duration
-		}{{"near", near, 30 * time.Second}, {"far", far, 2 * time.Minute}} {
-			if len(tt.e.calls) != 1 || tt.e.calls[0]-start != tt.want {
-				t.Errorf("from %v: %s deadline called at %v, want once, after %v", start, tt.name, tt.e.calls, tt.want)
-			}
-		}
-		if at, ok := l.Armed(never.token); len(never.calls) != 0 || !ok || at < start+365*24*time.Hour {
-			t.Errorf("from %v: the farthest deadline called at %v, is armed %v for %v; want a year or more", start, never.calls, ok, at)
-		}
 	}
 }
 
@@ -301,12 +222,11 @@ func TestRunningLoopKeepsItsTimes(t *testing.T) {
 	l := start(t, Options{MaxSleep: time.Hour})
 	fired := make(chan string, 3)
 	var began time.Duration
+	e := &expiry{then: func() { fired <- "deadline" }}
 	do(t, l, func() {
-		e := l.expiry()
-		e.then = func() { fired <- "deadline" }
 		began = l.Clock()
 		l.After(20*time.Millisecond, func() { fired <- "timer" })
-		e.arm(began + 100*time.Millisecond)
+		l.Arm(&e.Deadline, began+100*time.Millisecond, e)
 	})
 	for _, want := range []struct {
 		name  string
@@ -325,16 +245,15 @@ func TestRunningLoopKeepsItsTimes(t *testing.T) {
 
 func BenchmarkDeadlinePushedBack(b *testing.B) {
 	l := newWheelLoop(b)
-	all := make([]*expiry, 100_000)
+	all := make([]expiry, 100_000)
 	for i := range all {
-		all[i] = l.expiry()
-		all[i].arm(time.Duration(i))
+		l.Arm(&all[i].Deadline, time.Duration(i), &all[i])
 	}
 	b.ReportAllocs()
 	i := 0
 	for b.Loop() {
-		e := all[i%len(all)]
-		e.arm(time.Minute + time.Duration(i))
+		e := &all[i%len(all)]
+		l.Arm(&e.Deadline, time.Minute+time.Duration(i), e)
 		i++
 	}
 }
@@ -343,8 +262,8 @@ func BenchmarkNextDeadline(b *testing.B) {
 	for _, at := range []time.Duration{tick, 60 * time.Second} {
 		b.Run(fmt.Sprint(at), func(b *testing.B) {
 			l := newWheelLoop(b)
-			e := l.expiry()
-			e.arm(at)
+			e := new(expiry)
+			l.Arm(&e.Deadline, at, e)
 			for b.Loop() {
 				l.wheel.next()
 			}

@@ -1,7 +1,6 @@
 package reactor
 
 import (
-	"math"
 	"math/bits"
 	"time"
 )
@@ -14,25 +13,7 @@ const (
 	// wheelSlots is the number of slots. What is due later than one round,
 	// 65 s, is looked at once a round.
 	wheelSlots = 4096
-
-	// slotMark in row.prev says that the rest of it is a slot, of whose list
-	// the row is the first. A table has fewer rows than that.
-	slotMark = 1 << 31
-
-	// expiring is the slot, in row.prev, of the list that is expiring.
-	expiring = wheelSlots
 )
-
-// tickTime is a time in ticks, modulo 2^32: half a word. It is told from the
-// others of a year before and after it.
-type tickTime uint32
-
-// mostTicks is the farthest deadline, a year away: what is due later is due
-// then.
-const mostTicks = math.MaxInt32
-
-// after says how many ticks t comes after u.
-func (t tickTime) after(u tickTime) int32 { return int32(t - u) }
 
 // Expirer is told that its deadline is over. OnDeadline runs on the loop and
 // must not block.
@@ -40,96 +21,74 @@ type Expirer interface {
 	OnDeadline(now time.Duration)
 }
 
-// Arm has OnDeadline called once of the token's handler, which must be an
-// Expirer, when the loop's clock has reached at, or up to 32 ms later. It
-// replaces what the token was armed for. It is made for coarse deadlines that
-// are pushed back all the time and hardly ever reached: moving one to a later
-// time is one store. A token whose registration is over stays unarmed; one
-// whose handler is no Expirer panics. Loop only.
-func (l *Loop) Arm(token Token, at time.Duration) {
-	r := l.table.find(token)
-	if r == nil {
+// Deadline is a place for one coarse deadline, to be embedded in what it is
+// for; the zero value is not armed. It is made for deadlines that are pushed
+// back all the time and hardly ever reached: moving one to a later time is
+// one store. It must not be copied, and is used on its loop only.
+type Deadline struct {
+	next    *Deadline
+	prev    **Deadline // what points here; nil: not armed
+	at      time.Duration
+	expirer Expirer
+}
+
+// Arm has e.OnDeadline called once, when the loop's clock has reached at, or
+// up to 32 ms later. It replaces what d was armed for. Loop only.
+func (l *Loop) Arm(d *Deadline, at time.Duration, e Expirer) {
+	d.expirer = e
+	// A later time needs no move: when the slot comes up, d goes on from there.
+	if d.prev != nil && at >= d.at {
+		d.at = at
 		return
 	}
-	due := l.wheel.ticks(at)
-	// A later time needs no move: when the slot comes up, it goes on from there.
-	if r.prev != 0 && due.after(r.at) >= 0 {
-		r.at = due
-		return
-	}
-	_ = r.handler.(Expirer) // not only once it is over
-	l.wheel.unlink(r)
-	r.at = due
-	l.wheel.insert(token.index(), r)
+	l.Disarm(d)
+	d.at = at
+	l.wheel.insert(d)
 }
 
 // Disarm takes back Arm. Loop only.
-func (l *Loop) Disarm(token Token) {
-	if r := l.table.find(token); r != nil {
-		l.wheel.unlink(r)
+func (l *Loop) Disarm(d *Deadline) {
+	if d.prev != nil {
+		d.unlink()
 	}
 }
 
-// Armed says whether the token has a deadline, and when: not before what Arm
-// was told, and less than 16 ms after. Loop only.
-func (l *Loop) Armed(token Token) (at time.Duration, ok bool) {
-	r := l.table.find(token)
-	if r == nil || r.prev == 0 {
-		return 0, false
+// Armed says whether d is to expire, and when. Loop only.
+func (d *Deadline) Armed() (at time.Duration, ok bool) { return d.at, d.prev != nil }
+
+func (d *Deadline) link(head **Deadline) {
+	d.next, d.prev = *head, head
+	if d.next != nil {
+		d.next.prev = &d.next
 	}
-	return time.Duration(l.wheel.current+l.wheel.left(r.at)) * tick, true
+	*head = d
 }
 
-// wheel is one list of rows a slot, linked by their indices, and one bit a
-// slot that may have some.
+func (d *Deadline) unlink() {
+	*d.prev = d.next
+	if d.next != nil {
+		d.next.prev = d.prev
+	}
+	d.next, d.prev = nil, nil
+}
+
+// wheel is one list of deadlines a slot, and one bit a slot that may have
+// some.
 type wheel struct {
-	table   *table
-	current int64                  // all ticks up to this one have expired
-	slots   [wheelSlots + 1]uint32 // the first row's index, 0: none; the last is the list that is expiring
+	current int64     // all ticks up to this one have expired
+	expired *Deadline // the list of the slot that is expiring
+	slots   [wheelSlots]*Deadline
 	marks   [wheelSlots / 64]uint64
 }
 
-func (w *wheel) init(t *table, now time.Duration) { w.table, w.current = t, int64(now/tick) }
+func (w *wheel) init(now time.Duration) { w.current = int64(now / tick) }
 
-// ticks returns the first tick that is not before at, but none that is over.
-func (w *wheel) ticks(at time.Duration) tickTime {
-	n := int64(at / tick)
-	if at%tick > 0 {
-		n++
-	}
-	return tickTime(min(max(n, w.current), w.current+mostTicks))
-}
-
-// left returns how many ticks are to come before t.
-func (w *wheel) left(t tickTime) int64 { return int64(t.after(tickTime(w.current))) }
-
-// insert puts a row that is not armed into the slot of its deadline.
-func (w *wheel) insert(index uint32, r *row) {
-	t := w.current + min(max(w.left(r.at), 1), wheelSlots-1)
-	slot := uint32(t % wheelSlots)
+func (w *wheel) insert(d *Deadline) {
+	t := int64((d.at + tick - 1) / tick)
+	t = min(max(t, w.current+1), w.current+wheelSlots-1)
+	slot := t % wheelSlots
+	d.link(&w.slots[slot])
 	w.marks[slot/64] |= 1 << (slot % 64)
-	first := w.slots[slot]
-	w.slots[slot] = index
-	r.next, r.prev = first, slotMark|slot
-	if first != 0 {
-		w.table.at(first).prev = index
-	}
-}
-
-// unlink takes a row out of its list, if it is in one.
-func (w *wheel) unlink(r *row) {
-	if r.prev == 0 {
-		return
-	}
-	if r.prev&slotMark != 0 {
-		w.slots[r.prev&^slotMark] = r.next
-	} else {
-		w.table.at(r.prev).next = r.next
-	}
-	if r.next != 0 {
-		w.table.at(r.next).prev = r.prev
-	}
-	r.next, r.prev = 0, 0
 }
 
 // expire calls what is due at now. Each call may arm and disarm any deadline.
@@ -151,25 +110,24 @@ func (w *wheel) expire(now time.Duration) {
 			continue
 		}
 		*word &^= bit
-		w.expireSlot(uint32(slot), now)
+		w.expireSlot(&w.slots[slot], now)
 	}
 }
 
-func (w *wheel) expireSlot(slot uint32, now time.Duration) {
+func (w *wheel) expireSlot(slot **Deadline, now time.Duration) {
 	// What is not due goes back to the wheel, perhaps to this very slot.
-	first := w.slots[slot]
-	w.slots[expiring], w.slots[slot] = first, 0
-	if first != 0 {
-		w.table.at(first).prev = slotMark | expiring
+	w.expired, *slot = *slot, nil
+	if w.expired != nil {
+		w.expired.prev = &w.expired
 	}
-	for index := first; index != 0; index = w.slots[expiring] {
-		r := w.table.at(index)
-		w.unlink(r)
-		if w.left(r.at) > 0 {
-			w.insert(index, r)
+	for w.expired != nil {
+		d := w.expired
+		d.unlink()
+		if d.at > now {
+			w.insert(d)
 			continue
 		}
-		r.handler.(Expirer).OnDeadline(now)
+		d.expirer.OnDeadline(now)
 	}
 }
 

@@ -729,6 +729,8 @@ func (h *callbacks[T]) OnAdopt(c *conn.Conn, why Reason) {
 	}
 }
 
+func (h *callbacks[T]) AdoptsSilently() bool { return h.Framed.OnAdopt == nil }
+
 func (h *callbacks[T]) OnMessage(c *conn.Conn, m []byte) {
 	if h.Framed.OnMessage != nil {
 		h.Framed.OnMessage(h.of(c), m)

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -15,7 +16,8 @@ import (
 )
 
 // WebSocketDialer makes outgoing connections that speak WebSocket, as their
-// clients: a Dialing, whose addresses are ws://HOST[:PORT][/PATH][?QUERY]. The
+// clients: a Dialing, whose addresses are ws://HOST[:PORT][/PATH][?QUERY], or
+// wss:// with TLS. The
 // callbacks and promises are those of WebSocket, the rest is as in Dialer.
 //
 // OnConnect is told of a connection on which the server has agreed, with State
@@ -55,6 +57,7 @@ type WebSocketDialer[T any] struct {
 	PingEvery, PongWithin time.Duration
 
 	Proxy     string        // as in Dialer
+	TLS       *tls.Config   // as in Dialer, for wss://
 	Timeout   time.Duration // of an attempt until the server is reached, and of the handshake as much again; zero: 10 s
 	Reconnect bool
 	Backoff   Backoff
@@ -84,6 +87,7 @@ func (d WebSocketDialer[T]) dialing(address string) conn.DialConfig {
 	config, limits := websocketLimits(d.Limits, d.CompressAbove)
 	c := conn.DialConfig{
 		Config: conn.Config{
+			TLS:        d.TLS,
 			NewSession:   func() wire.Session { return websocket.NewClient(config) },
 			ProtocolName: websocketName, Handler: h, Limits: limits, Inline: d.Inline, Pinned: d.Pinned,
 			EncodeValue: h.encode, DecodeValue: h.decode, Farewell: h.farewell,
@@ -121,17 +125,20 @@ func (h *webClient[T]) route(address string) (string, error) {
 	if err != nil {
 		return "", errors.New("service: address of a WebSocket: not a URL") // which may have a password in it
 	}
-	if u.Scheme != "ws" || u.User != nil {
-		return "", fmt.Errorf("service: address %q: want ws://HOST[:PORT][/PATH][?QUERY], without a user", u.Redacted())
+	network, port := "tcp", "80"
+	switch {
+	case u.User != nil, u.Scheme != "ws" && u.Scheme != "wss":
+		return "", fmt.Errorf("service: address %q: want ws:// or wss://, and HOST[:PORT][/PATH][?QUERY], without a user", u.Redacted())
+	case u.Scheme == "wss":
+		network, port = "tls", "443"
 	}
 	if _, err := websocket.NewRequest(address, h.options(nil)); err != nil {
 		return "", fmt.Errorf("service: %w", err)
 	}
-	port := u.Port()
-	if port == "" {
-		port = "80"
+	if u.Port() != "" {
+		port = u.Port()
 	}
-	return "tcp://" + net.JoinHostPort(u.Hostname(), port), nil
+	return network + "://" + net.JoinHostPort(u.Hostname(), port), nil
 }
 
 func (h *webClient[T]) options(fields http.Header) *websocket.RequestOptions {

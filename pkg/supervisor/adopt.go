@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mainstay-go/mainstay/pkg/activation"
+	"github.com/mainstay-go/mainstay/pkg/failpoint"
 	"github.com/mainstay-go/mainstay/pkg/link"
 	"github.com/mainstay-go/mainstay/pkg/rows"
 	"github.com/mainstay-go/mainstay/pkg/scoreboard"
@@ -194,6 +195,7 @@ func readPast(stored []activation.Stored, service string) (_ *past, err error) {
 		}
 		delete(many, kind)
 	}
+	failpoint.Here("adopt.taken")
 	return p, nil
 }
 
@@ -237,6 +239,7 @@ func adoptRelease(saved savedRelease, stored map[string]map[uint64]int) (*releas
 // goes on where that one ended.
 func (s *Supervisor) adoptPast(p *past) {
 	st := &p.state
+	failpoint.Here("adopt.fenced")
 	for i, saved := range st.Slots {
 		sl := s.pool.add()
 		sl.index = i
@@ -263,6 +266,7 @@ func (s *Supervisor) adoptPast(p *past) {
 		s.store.removeWorker(n)
 	}
 	p.workers = nil
+	failpoint.Here("adopt.rebuilt")
 	s.takeSeats()
 	if lost := s.rows.Reclaim(harvesterNumber(st.Epoch)); lost > 0 {
 		s.log.Warn("connections of a dead worker lost with the supervisor", zap.Int("connections", lost))
@@ -270,7 +274,9 @@ func (s *Supervisor) adoptPast(p *past) {
 	for _, sl := range s.pool.slots {
 		s.placeAdopted(sl)
 	}
+	failpoint.Here("adopt.greet")
 	s.greetAdopted()
+	failpoint.Here("adopt.greeted")
 	adopted := len(s.incarnations)
 	s.tell(EventAdopted, fmt.Sprintf("%d workers of the supervisor before", adopted), nil)
 	s.log.Info("workers adopted", zap.Int("workers", adopted), zap.Uint64("epoch", s.epoch), zap.Duration("took", time.Since(s.began)))
@@ -292,6 +298,7 @@ func (s *Supervisor) adoptPast(p *past) {
 	case st.Restarting, s.refused != nil, !slices.Equal(st.Listeners, s.listeners()):
 		s.requestReload(&reloadRequest{})
 	}
+	failpoint.Here("adopt.settled")
 	s.sweepReleases()
 }
 
@@ -343,6 +350,7 @@ func (s *Supervisor) adoptWorker(saved savedWorker, r *remains, p *past) error {
 		r.close()
 		return err
 	}
+	failpoint.Here("adopt.worker")
 	inc.process = process
 	s.incarnations[inc.number] = inc
 	sl := inc.slot
@@ -409,6 +417,7 @@ func (s *Supervisor) inheritHarvest(dead *incarnation) {
 	}
 	kept := s.harvester.search(&harvest{keeper: dead.keeper})
 	for _, f := range all {
+		failpoint.Here("adopt.inherit")
 		if _, its := kept[f.row.Cookie.Load()]; its {
 			f.row.Move(f.id, old, dead.number)
 		}
@@ -448,6 +457,7 @@ func (s *Supervisor) greetAdopted() {
 			continue
 		}
 		s.send(inc, m)
+		failpoint.Here("adopt.told")
 		if inc.state == ready {
 			s.send(inc, link.Accept{})
 			s.send(inc, link.Rearm{})

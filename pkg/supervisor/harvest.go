@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/failpoint"
 	"github.com/mainstay-go/mainstay/pkg/handoff"
 	"github.com/mainstay-go/mainstay/pkg/keeper"
 	"github.com/mainstay-go/mainstay/pkg/link"
@@ -308,7 +309,9 @@ const collectAtOnce = 64
 
 // collect does a harvest up to the end of the keeper.
 func (h *harvester) collect(job *harvest) {
+	failpoint.Here("harvest.begin")
 	h.forget(job.number)
+	failpoint.Here("harvest.forgotten")
 	if job.connections {
 		type found struct {
 			id  rows.ID
@@ -323,15 +326,19 @@ func (h *harvester) collect(job *harvest) {
 			}
 			// Whoever has committed itself to it meanwhile has it.
 			if f.row.Move(f.id, job.number, h.number) {
+				failpoint.Here("harvest.moved")
 				h.rescue(job, f.id, f.row)
 			}
 		}
 		h.dispatch()
 	}
+	failpoint.Here("harvest.collected")
 	job.over = true
 	saved := job.result.Kept + job.open
 	h.ended.Go(func() {
+		failpoint.Here("harvest.end")
 		job.keeper.end(h.log)
+		failpoint.Here("harvest.ended")
 		job.reaped(saved)
 	})
 	job.finish()
@@ -342,6 +349,7 @@ func (job *harvest) finish() {
 	if job.over && job.open == 0 && job.done != nil {
 		done := job.done
 		job.done = nil
+		failpoint.Here("harvest.done")
 		done(job.result)
 	}
 }
@@ -358,6 +366,7 @@ func (h *harvester) rescue(job *harvest, id rows.ID, row *rows.Row) {
 		c.tear(tornUnreachable)
 		return
 	}
+	failpoint.Here("harvest.reached")
 	why, torn := h.judge(c)
 	switch {
 	case why == "":
@@ -566,6 +575,7 @@ func (c *rescued) Capture(dst []byte) ([]byte, error) {
 // Thaw says that nobody has taken it: it is offered again, a few times.
 func (c *rescued) Thaw() {
 	c.to.sent--
+	failpoint.Here("harvest.thaw")
 	if c.refusals++; c.refusals >= maxRefusals {
 		c.tear(tornRefused)
 		return
@@ -576,6 +586,7 @@ func (c *rescued) Thaw() {
 // Left says that a worker has it.
 func (c *rescued) Left(int) []byte {
 	c.to.sent--
+	failpoint.Here("harvest.left")
 	unix.Close(c.fd)
 	r := &c.job.result
 	r.Kept++
@@ -586,6 +597,7 @@ func (c *rescued) Left(int) []byte {
 
 // tear ends a connection for the death of its process.
 func (c *rescued) tear(why string) {
+	failpoint.Here("harvest.tear")
 	c.job.result.Torn[why]++
 	c.shut()
 }

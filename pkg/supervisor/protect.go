@@ -132,11 +132,15 @@ func (s *Supervisor) checkSharing(inc *incarnation) {
 	if inc.keeper == nil || inc.process == nil || inc.protection != protected {
 		return
 	}
-	shares, err := keeper.SharesFiles(inc.pid(), inc.keeper.pid)
-	if err != nil || shares {
-		return // it cannot be told, or one of them is dead and will be noticed
+	why := "its keeper is dead"
+	if !isDead(inc.keeper.pidfd) {
+		shares, err := keeper.SharesFiles(inc.pid(), inc.keeper.pid)
+		if err != nil || shares {
+			return // it cannot be told, or the worker is dead and will be noticed
+		}
+		why = "it has left its keeper's descriptor table"
 	}
-	inc.protection = unprotectedAs + "it has left its keeper's descriptor table"
+	inc.protection = unprotectedAs + why
 	s.log.Warn("worker has lost its keeper", append(inc.fields(), zap.String("reason", inc.protection))...)
 }
 

@@ -152,7 +152,9 @@ type Supervisor struct {
 	questions    map[uint64]*question
 	lastQuestion uint64
 	chronicle    chronicle
-	lookDue      time.Time // when the workers are looked at next
+	alarm        alarm     // for look; made by Run
+	lookDue      time.Time // when the workers are judged next
+	lifeDue      time.Time // when it is shown next that there is a supervisor
 	books        books
 	hooks        *hooks
 	harvester    *harvester // nil: connections do not outlive their workers
@@ -462,8 +464,14 @@ func (s *Supervisor) ask(ctx context.Context, m message) error {
 // ready; in both cases no worker is left. After the signal of a restart
 // (SIGRTMIN+1) it returns nil at once, and the workers serve on until the next
 // supervisor adopts them; without a service manager to keep what that needs
-// they drain. It may be called once.
+// they drain. It fails at once if the system has no timerfd to give: EMFILE,
+// ENFILE, ENOMEM. It may be called once.
 func (s *Supervisor) Run(ctx context.Context) error {
+	alarm, err := newKernelAlarm()
+	if err != nil {
+		return err
+	}
+	s.alarm = alarm
 	s.unmark()
 	signals, unwatch := watchSignals()
 	defer unwatch()
@@ -481,6 +489,10 @@ func (s *Supervisor) Run(ctx context.Context) error {
 }
 
 func (s *Supervisor) run(ctx context.Context) error {
+	if s.alarm == nil {
+		s.alarm = timerAlarm{time.NewTimer(beatEvery)}
+	}
+	defer s.alarm.close()
 	defer s.hooks.close()
 	if s.harvester != nil {
 		defer s.harvester.close()
@@ -505,25 +517,19 @@ func (s *Supervisor) run(ctx context.Context) error {
 		}
 	}
 	s.extendTimeout(s.current.settings.StartTimeout)
-	var beat <-chan time.Time
-	if d := s.conf.Notify.WatchdogInterval(); d > 0 {
-		t := time.NewTicker(d / 2)
-		defer t.Stop()
-		beat = t.C
-	}
 	ending := ctx.Done()
 	interval := s.current.settings.Health.judgeInterval()
-	judge := time.NewTimer(s.lookAgain(interval))
-	defer judge.Stop()
-	pulse := time.NewTicker(beatEvery)
-	defer pulse.Stop()
+	s.lookAgain(interval)
+	s.showLife()
+	s.setAlarm()
 	for {
 		s.settleAgenda()
 		s.save()
 		s.rebalanceAfterChange()
 		if d := s.current.settings.Health.judgeInterval(); d != interval { // a reload has changed it
 			interval = d
-			judge.Reset(s.lookAgain(d))
+			s.lookAgain(d)
+			s.setAlarm()
 		}
 		s.showStatus()
 		s.watchHealth()
@@ -536,21 +542,46 @@ func (s *Supervisor) run(ctx context.Context) error {
 			if s.handle(m) {
 				return s.verdict
 			}
-		case <-beat:
-			s.notified("watchdog", s.conf.Notify.Watchdog())
-		case <-judge.C:
-			judge.Reset(s.judgeWorkers())
-		case <-pulse.C:
-			s.beat()
-			for inc := range s.living() {
-				s.checkSharing(inc)
-			}
+		case <-s.alarm.rings():
+			s.look()
+			s.setAlarm()
 		case <-ending:
 			ending = nil
 			s.stop()
 		}
 	}
 }
+
+// look does all that has to be done from time to time, at once, so that an idle
+// supervisor wakes up as seldom as the most frequent of it needs: it shows that
+// there is a supervisor, and judges the workers if that is due.
+func (s *Supervisor) look() {
+	s.showLife()
+	for inc := range s.living() {
+		s.checkSharing(inc)
+	}
+	if time.Until(s.lookDue) <= 0 {
+		s.lookAgain(s.judgeWorkers())
+	}
+}
+
+// showLife tells the keepers, the workers and systemd's watchdog that there is
+// a supervisor.
+func (s *Supervisor) showLife() {
+	s.beat()
+	next := beatEvery
+	if d := s.conf.Notify.WatchdogInterval(); d > 0 {
+		s.notified("watchdog", s.conf.Notify.Watchdog())
+		next = min(next, d/2)
+	}
+	s.lifeDue = time.Now().Add(next)
+}
+
+// lookAgain has the workers judged in d.
+func (s *Supervisor) lookAgain(d time.Duration) { s.lookDue = time.Now().Add(d) }
+
+// setAlarm sets the alarm to the next look.
+func (s *Supervisor) setAlarm() { s.alarm.set(min(time.Until(s.lookDue), time.Until(s.lifeDue))) }
 
 // settleAgenda does what has followed from a message, and what follows from
 // that.

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/failpoint"
 	"github.com/mainstay-go/mainstay/pkg/handoff"
 )
 
@@ -129,6 +130,7 @@ func (e *exodus) wait() bool {
 
 // ask has one connection frozen.
 func (e *exodus) ask(c *conn.Conn) {
+	failpoint.Here("exodus.ask")
 	e.asked++
 	e.fresh++
 	e.w.set.Freeze(c, func(f *conn.Frozen, err error) {
@@ -138,6 +140,7 @@ func (e *exodus) ask(c *conn.Conn) {
 			e.result.stays(1, err)
 			return
 		}
+		failpoint.Here("exodus.frozen")
 		e.place(f)
 	})
 }
@@ -184,6 +187,7 @@ func (e *exodus) offer(to uint64, units []handoff.Unit) {
 			e.result.stays(o.Thawed+o.Refused, o.Err)
 			e.result.Longest = max(e.result.Longest, o.Longest)
 			e.w.count(o)
+			failpoint.Here("exodus.known")
 			e.later()
 		})
 		units = units[n:]

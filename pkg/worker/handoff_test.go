@@ -107,7 +107,7 @@ func TestDrainHandsOverToTheSuccessor(t *testing.T) {
 				t.Errorf("handed over: %+v, want all 200", handed)
 			}
 			old.awaitExit(0)
-			await(t, "all to be served by the successor", func() bool { return g.Report().Servers["0/2 "] > 400 })
+			await(t, "all to be served by the successor", func() bool { return g.Report().Servers["0/2"] > 400 })
 			if given, taken := old.seat.HandoffsGiven.Load(), next.seat.HandoffsTaken.Load(); given != 200 || taken != 200 {
 				t.Errorf("given %d, taken %d, want 200", given, taken)
 			}
@@ -417,7 +417,7 @@ func TestConnectionThatIsHeldUpOnItsWayIsHandedOverAfterwards(t *testing.T) {
 	next := cl.spawn("talker", 0, 2, s).serve()
 	old.tell(link.Drain{Grace: patience, Hand: true, To: next.incarnation})
 	expect[link.Draining](old)
-	await(t, "the connection to be the successor's", func() bool { return g.Report().Servers["0/2 "] > 0 })
+	await(t, "the connection to be the successor's", func() bool { return g.Report().Servers["0/2"] > 0 })
 	old.awaitExit(0)
 	nobodyLost(t, g)
 }
@@ -431,7 +431,7 @@ func TestPromptDrainHandsOverBeforeItCloses(t *testing.T) {
 	old.tell(link.Drain{Prompt: true, Grace: patience, Hand: true, To: heir.incarnation})
 	expect[link.Draining](old)
 	old.awaitExit(0)
-	await(t, "all to be served by the heir", func() bool { return g.Report().Servers["0/1 "] > 50 })
+	await(t, "all to be served by the heir", func() bool { return g.Report().Servers["0/1"] > 50 })
 	nobodyLost(t, g)
 }
 

@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/failpoint"
 	"github.com/mainstay-go/mainstay/pkg/link"
 )
 
@@ -50,6 +51,7 @@ func (d *drain) movable() (ids []uint64) {
 // or that somebody else had frozen, are tried again while the grace lasts.
 func (d *drain) handed(t terms, m moved) {
 	w := d.w
+	failpoint.Here("move.handed")
 	if d.pause == firstPause || m.Given > 0 {
 		w.send(link.Handed{Given: m.Given, Left: w.set.Len(), Longest: m.Longest})
 	}

@@ -11,27 +11,23 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/wire/tlsrec"
 )
 
-// prepareTLS makes ready what the listeners with TLS have in common.
+// prepareTLS makes ready what the listeners with TLS, and outgoing connections
+// with it, have in common.
 func (w *Worker) prepareTLS() error {
-	var some bool
 	for i := range w.conf.Listeners {
 		l := &w.conf.Listeners[i]
 		if l.TLS == nil {
 			continue
 		}
-		some = true
 		if l.TicketSeed == nil {
 			l.TicketSeed = make([]byte, tlsrec.MinTicketSeed)
 			rand.Read(l.TicketSeed) // never fails
 		}
 	}
-	if !some {
-		return nil
-	}
 	h := conn.NewHandshakes(w.conf.Handshakes)
 	w.handshakes = h
 	own := w.conf.Metrics.Own
-	own("mainstay_tls_handshakes_total", "TLS handshakes that have led to a connection.", func() float64 { return float64(h.Figures().Done) })
+	own("mainstay_tls_handshakes_total", "TLS handshakes that have led to a connection, accepted or outgoing.", func() float64 { return float64(h.Figures().Done) })
 	own("mainstay_tls_handshakes_resumed_total", "TLS handshakes that have resumed a session.", func() float64 { return float64(h.Figures().Resumed) })
 	own("mainstay_tls_handshakes_failed_total", "TLS handshakes that have failed, or were not done in time.", func() float64 { return float64(h.Figures().Failed) })
 	return w.renewTickets()
@@ -52,6 +48,9 @@ func (w *Worker) renewTickets() error {
 		}
 		l.TLS.SetSessionTicketKeys(keys)
 		next = until
+	}
+	if next.IsZero() {
+		return nil // no listener has TLS
 	}
 	w.loop.After(next.Sub(now), func() {
 		if err := w.renewTickets(); err != nil {

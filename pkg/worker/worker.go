@@ -146,7 +146,7 @@ type Worker struct {
 	loop       *reactor.Loop
 	set        *conn.Set
 	pool       *conn.Pool
-	handshakes *conn.Handshakes // nil: no listener has TLS
+	handshakes *conn.Handshakes
 	stderr     int
 	board      *scoreboard.Board
 	gates      map[string]*gate // by listener; nil: all are taken

@@ -10,13 +10,13 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/service/servicetest"
-	"github.com/mainstay-go/mainstay/test/proxies"
 )
 
 // tool returns the path of a program, and skips the test if it is not
@@ -107,10 +107,18 @@ func TestPythonKeepsItsConnection(t *testing.T) {
 }
 
 const nginxConf = `
+daemon off;
+master_process off;
+error_log stderr warn;
+pid DIR/nginx.pid;
+events {}
+http {
+	access_log off;
+	client_body_temp_path DIR/body; proxy_temp_path DIR/proxy; fastcgi_temp_path DIR/f; uwsgi_temp_path DIR/u; scgi_temp_path DIR/s;
 	upstream app { server SERVER; keepalive 8; }
 	map $http_upgrade $connection_upgrade { default upgrade; '' ''; }
 	server {
-		listen ADDR;
+		listen 127.0.0.1:PORT;
 		location / {
 			proxy_pass http://app;
 			proxy_http_version 1.1;
@@ -120,6 +128,7 @@ const nginxConf = `
 			proxy_next_upstream off;
 		}
 	}
+}
 `
 
 const haproxyConf = `
@@ -131,7 +140,7 @@ defaults
 	timeout tunnel 60s
 	retries 0
 frontend front
-	bind ADDR
+	bind 127.0.0.1:PORT
 	default_backend back
 backend back
 	http-reuse always
@@ -141,17 +150,17 @@ backend back
 // Proxies keep their connections to the service, and send requests of all
 // clients over them: not one may fail, though the service is reloaded.
 func TestProxiesInFrontNoticeNoReload(t *testing.T) {
-	for name, front := range map[string]func(t *testing.T, server string) *proxies.Proxy{
-		"nginx": func(t *testing.T, server string) *proxies.Proxy {
-			return proxies.Nginx(t, strings.ReplaceAll(nginxConf, "SERVER", server), "")
-		},
-		"haproxy": func(t *testing.T, server string) *proxies.Proxy {
-			return proxies.HAProxy(t, strings.ReplaceAll(haproxyConf, "SERVER", server))
-		},
+	for _, tt := range []struct {
+		name, conf string
+		args       func(conf string) []string
+	}{
+		{name: "nginx", conf: nginxConf, args: func(conf string) []string { return []string{"-c", conf} }},
+		{name: "haproxy", conf: haproxyConf, args: func(conf string) []string { return []string{"-db", "-f", conf} }},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(tt.name, func(t *testing.T) {
+			path := tool(t, tt.name)
 			s := start(t, 2)
-			addr := front(t, s.Addr("inline")).Addr
+			addr := proxy(t, path, tt.conf, s.Addr("inline"), tt.args)
 			var clients sync.WaitGroup
 			defer clients.Wait()
 			stop := make(chan struct{})
@@ -202,5 +211,48 @@ func TestProxiesInFrontNoticeNoReload(t *testing.T) {
 			}
 			gone(s, 4)
 		})
+	}
+}
+
+// proxy starts a proxy in front of server and returns where it listens.
+func proxy(t *testing.T, path, conf, server string, args func(string) []string) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0") // a port that is free now, and most often a moment later
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	_, port, _ := net.SplitHostPort(addr)
+	l.Close()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "conf")
+	text := strings.NewReplacer("DIR", dir, "PORT", port, "SERVER", server).Replace(conf)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, args(file)...)
+	var log bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // it was killed
+		if t.Failed() {
+			t.Logf("the proxy's log:\n%s", &log)
+		}
+	})
+	tick := time.NewTicker(5 * time.Millisecond) // between two looks at the condition
+	defer tick.Stop()
+	for deadline := time.Now().Add(servicetest.Patience); ; <-tick.C {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			c.Close()
+			return addr
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the proxy does not listen: %v", err)
+		}
 	}
 }

@@ -10,6 +10,7 @@
 //	           transport.go  what crypto/tls sees as its net.Conn: which bytes it took, which records it sent
 //	           legacy.go     TLS 1.2 cannot be taken over: tls.Conn goes on, without a goroutine
 //	           info.go       what the handshake agreed on, in a form that travels
+//	           tickets.go    a client's session tickets, on the way to its cache
 //	           ticket.go     session ticket keys that all processes derive alike
 //	take over  secret.go     RFC 8446 7: from a traffic secret to key, IV and the next secret
 //	serve      conn.go       Conn: Open one record in place, Seal a message into records
