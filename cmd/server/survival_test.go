@@ -41,6 +41,9 @@ func mortalMain() {
 	s.Kind("mortal", service.Text[mortal]{OnMessage: onMortal, OnAdopt: onMortalAdopted})
 	s.Kind("mortal-inline", service.Text[mortal]{OnMessage: onMortal, OnAdopt: onMortalAdopted, Inline: true})
 	s.Dial("peer", "", service.Dialer[mortal]{Protocol: text.Protocol{}, OnMessage: onMortal, OnAdopt: onMortalAdopted})
+	s.Dial("secure-peer", "", service.Dialer[mortal]{
+		Protocol: text.Protocol{}, OnMessage: onMortal, OnAdopt: onMortalAdopted, TLS: &tls.Config{InsecureSkipVerify: true},
+	})
 	s.OnWorkerStart(func(w *service.Worker) error {
 		mortalWorker.Store(w)
 		return nil
@@ -67,7 +70,11 @@ func onMortal(c *service.Conn[mortal], m []byte) {
 	case "who":
 		m = fmt.Appendf(nil, "%s %s", c.State.Name, strings.Join(c.State.Adopts, ","))
 	case "call":
-		if _, err := service.Dial(mortalWorker.Load(), "peer", arg, mortal{}); err != nil {
+		name := "peer"
+		if strings.HasPrefix(arg, "tls:") {
+			name = "secure-peer"
+		}
+		if _, err := service.Dial(mortalWorker.Load(), name, arg, mortal{}); err != nil {
 			m = []byte(err.Error())
 		}
 	case "exit":
@@ -327,39 +334,55 @@ func TestConnectionsOfTheOnlyWorkerWaitForItsSuccessor(t *testing.T) {
 	}
 }
 
-func TestOutgoingConnectionOutlivesTheDeathOfItsWorker(t *testing.T) {
+func TestOutgoingConnectionsOutliveTheDeathOfTheirWorker(t *testing.T) {
 	s := startSurvival(t, 2)
 	s.well()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	plain, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer plain.Close()
+	made, err := certificate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := made.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	secure, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer secure.Close()
 	c := s.connect("mortal")
-	if _, answer, err := c.ask("call tcp://" + l.Addr().String()); err != nil || !strings.HasPrefix(answer, "call ") {
-		t.Fatalf("%q, %v", answer, err)
-	}
-	conn, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	called := &talker{conn, bufio.NewReader(conn)}
-	adopts := ""
-	for i := range 4 {
-		before, _, err := called.ask(fmt.Sprint("name n", i))
+	for scheme, l := range map[string]net.Listener{"tcp": plain, "tls": secure} {
+		if _, answer, err := c.ask("call " + scheme + "://" + l.Addr().String()); err != nil || !strings.HasPrefix(answer, "call ") {
+			t.Fatalf("%q, %v", answer, err)
+		}
+		conn, err := l.Accept()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := unix.Kill(before, unix.SIGKILL); err != nil {
-			t.Fatal(err)
+		defer conn.Close()
+		called := &talker{conn, bufio.NewReader(conn)}
+		adopts := ""
+		for i := range 4 {
+			before, _, err := called.ask(fmt.Sprint("name n", i))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Kill(before, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			adopts = strings.TrimPrefix(adopts+",crash", ",")
+			pid, answer, err := called.ask("who")
+			if want := fmt.Sprintf("n%d %s", i, adopts); answer != want || pid == before || err != nil {
+				t.Errorf("%s: answered %q by %d, %v, want %q by another than %d", scheme, answer, pid, err, want, before)
+			}
+			s.well()
 		}
-		adopts = strings.TrimPrefix(adopts+",crash", ",")
-		pid, answer, err := called.ask("who")
-		if want := fmt.Sprintf("n%d %s", i, adopts); answer != want || pid == before || err != nil {
-			t.Errorf("answered %q by %d, %v, want %q by another than %d", answer, pid, err, want, before)
-		}
-		s.well()
+		conn.Close()
 	}
 	if st := s.well(); st.Torn != 0 {
 		t.Errorf("status has %d torn", st.Torn)
