@@ -52,13 +52,21 @@ type stored struct {
 
 func startManager(t *testing.T, workers int) *manager {
 	t.Helper()
-	dir := t.TempDir()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &manager{dir: dir, program: self, notify: dir + "/notify.sock", quit: make(chan struct{}), ports: make(map[string]int)}
+	return startManagerOf(t, workers, self)
+}
+
+// startManagerOf has a manager start a program that is this one, built in
+// another way.
+func startManagerOf(t *testing.T, workers int, program string) *manager {
+	t.Helper()
+	dir := t.TempDir()
+	m := &manager{dir: dir, program: program, notify: dir + "/notify.sock", quit: make(chan struct{}), ports: make(map[string]int)}
 	m.survival = &survival{&chaos{t: t, workers: workers}}
+	var err error
 	if m.client, err = control.NewClient("unix://" + dir + "/c.sock"); err != nil {
 		t.Fatal(err)
 	}

@@ -343,6 +343,7 @@ func (c *Conn) settle() {
 		c.set.freezeLater(c.extra.Load().frozen)
 	}
 	if flags&flagLeaving != 0 {
+		flags &^= flagsMove // it is about to, as soon as it is let go of
 		c.set.freezeLater(c.extra.Load().frozen)
 	}
 	c.flags.And(^(flagDirty | flags&flagsTell))

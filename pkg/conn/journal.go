@@ -511,8 +511,10 @@ func notedKeys(table *rows.Table, id rows.ID, row *rows.Row) (*tlsrec.Conn, erro
 }
 
 // tellRow notes where this process has c, and what it is. Of its journal what
-// was saved stays, and nothing else: callbacks are to come.
-func (c *Conn) tellRow(row *rows.Row) {
+// was saved stays, and nothing else, for callbacks are to come; if none are,
+// all of it stays, until it is brought up to date: who had it before has left
+// it as it was when nothing was under way, or not at rest.
+func (c *Conn) tellRow(row *rows.Row, quiet bool) {
 	what := uint64(c.cfg.kind) << 32
 	if c.tcp {
 		what |= whatCounted
@@ -525,6 +527,9 @@ func (c *Conn) tellRow(row *rows.Row) {
 	row.Opened.Store(int64(now - c.opened.until(now)))
 	row.Where.Store(uint64(c.cfg.key)<<32 | uint64(uint32(c.fd)))
 	row.Local.Store(uint64(c.token))
+	if quiet {
+		return
+	}
 	_, _, bits := row.Published()
 	row.Publish(c.rx.Load(), c.tx.Load(), bits&noteSlabs)
 }

@@ -358,6 +358,11 @@ func TestConnectionThatHasMovedIsAtRestAtOnce(t *testing.T) {
 				}
 			})
 			w.a.do(func() { f.Left(7) })
+			w.b.do(func() {
+				if err := ad.Tail(nil); err != nil {
+					t.Error(err)
+				}
+			})
 			write(t, client, "again\n")
 			expect(t, client, "again\n")
 			client.Close()

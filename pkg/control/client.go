@@ -46,6 +46,9 @@ func NewClient(address string) (*Client, error) {
 	}, nil
 }
 
+// Address is the URL that the client was made for.
+func (c *Client) Address() string { return "unix://" + c.path }
+
 // Status asks how the service is.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var st Status

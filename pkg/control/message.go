@@ -43,6 +43,7 @@ const (
 	StateDegraded  = "degraded"  // some slot has none, or the last reload was rolled back half-way
 	StateReloading = "reloading" // a reload is under way
 	StateStopping  = "stopping"  // the service drains
+	StateOrphaned  = "orphaned"  // there is no supervisor, and workers serve on: told by the command line, not by a server
 )
 
 // Status is how the service is at one moment.
@@ -61,6 +62,8 @@ type Status struct {
 	LastGood    *Release   `json:"last_good,omitempty"` // to which rollback returns; nil: there is none
 	Connections int64      `json:"connections"`         // of all workers
 
+	Strangers []Stranger `json:"strangers,omitempty"` // processes in the unit's cgroup that nobody supervises
+
 	// Of the connections of workers that died, since the supervisor's start.
 
 	Kept uint64 `json:"connections_kept"` // other workers have them
@@ -74,6 +77,16 @@ type Release struct {
 	Build      string `json:"build,omitempty"`    // as its workers said
 	Executable string `json:"executable"`         // the path of its program
 	Replaced   bool   `json:"replaced,omitempty"` // another file is there now, or none
+}
+
+// Stranger is a process in the unit's cgroup that is neither the supervisor, nor
+// a worker of it or a worker's keeper, nor started by one of those.
+type Stranger struct {
+	PID     int    `json:"pid"`
+	Name    string `json:"name"`
+	Kind    string `json:"kind"`    // worker or keeper, of an earlier supervisor; other
+	AgeMS   int64  `json:"age_ms"`  // since it was seen first
+	Account string `json:"account"` // what it is, and what will become of it
 }
 
 // Listener is a socket the service listens on.
@@ -118,6 +131,7 @@ type Worker struct {
 	LongestStallUS uint64 `json:"longest_stall_us"` // the longest time that one it gave stood still
 	HeartbeatAgeMS int64  `json:"heartbeat_age_ms"` // -1: no heartbeat yet
 	RSSBytes       int64  `json:"rss_bytes"`
+	CPUMS          int64  `json:"cpu_ms"`            // processor time since its start
 	Handler        string `json:"handler,omitempty"` // listener of the callback that runs on the loop
 	HandlerMS      int64  `json:"handler_ms,omitempty"`
 	Respawns       uint64 `json:"respawns"`             // of the slot: deaths that were not asked for

@@ -174,6 +174,9 @@ func (s *Service) ask(cmd *cobra.Command, do func(ctx context.Context, c *contro
 		ctx, cancel := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 		defer cancel()
 		err = do(ctx, c, args)
+		if _, ok := errors.AsType[*exitError](err); ok {
+			return err
+		}
 		switch {
 		case err == nil:
 			return nil

@@ -44,6 +44,7 @@ type WebSocketDialer[T any] struct {
 	OnBufferFull   func(c *Conn[T])
 	OnBufferDrain  func(c *Conn[T])
 	OnTimer        func(c *Conn[T], name string)
+	OnLeave        func(c *Conn[T], slot int)
 	OnClose        func(c *Conn[T], why error)
 	OnDown         func(cl Client[T], why error, next time.Duration) // as in Dialer
 
@@ -75,7 +76,8 @@ func (d WebSocketDialer[T]) dialing(address string) conn.DialConfig {
 		web: web[T]{
 			WebSocket: WebSocket[T]{
 				OnConnect: d.OnConnect, OnAdopt: d.OnAdopt, OnMessage: d.OnMessage, OnPing: d.OnPing, OnPong: d.OnPong,
-				OnBufferFull: d.OnBufferFull, OnBufferDrain: d.OnBufferDrain, OnTimer: d.OnTimer, OnClose: d.OnClose,
+				OnBufferFull: d.OnBufferFull, OnBufferDrain: d.OnBufferDrain, OnTimer: d.OnTimer,
+				OnLeave: d.OnLeave, OnClose: d.OnClose,
 			},
 			common: webConfig{compressAbove: d.CompressAbove, client: true},
 		},
@@ -87,7 +89,7 @@ func (d WebSocketDialer[T]) dialing(address string) conn.DialConfig {
 	config, limits := websocketLimits(d.Limits, d.CompressAbove)
 	c := conn.DialConfig{
 		Config: conn.Config{
-			TLS:        d.TLS,
+			TLS:          d.TLS,
 			NewSession:   func() wire.Session { return websocket.NewClient(config) },
 			ProtocolName: websocketName, Handler: h, Limits: limits, Inline: d.Inline, Pinned: d.Pinned,
 			EncodeValue: h.encode, DecodeValue: h.decode, Farewell: h.farewell,
@@ -96,6 +98,9 @@ func (d WebSocketDialer[T]) dialing(address string) conn.DialConfig {
 		Proxy: d.Proxy, Timeout: d.Timeout, Reconnect: d.Reconnect, Backoff: d.Backoff, Resolver: d.Resolver,
 	}
 	c.Probe, c.ProbeAfter, c.ProbeWait = probing(h.ping, d.PingEvery, d.PongWithin)
+	if d.OnLeave != nil {
+		c.OnLeave = h.leave
+	}
 	if d.OnDown != nil {
 		c.OnDown = func(cl *conn.Client, why error, next time.Duration) { d.OnDown(Client[T]{cl}, why, next) }
 	}

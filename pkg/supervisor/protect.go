@@ -220,7 +220,7 @@ func isKeeper(pid int) error {
 	if err != nil {
 		return err
 	}
-	if !strings.HasPrefix(string(name), "keeper ") || string(own) != string(its) {
+	if !strings.HasPrefix(string(name), keeperName) || string(own) != string(its) {
 		return fmt.Errorf("process %d is %q", pid, name)
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -46,6 +47,10 @@ type Config struct {
 	// Control is where this supervisor is asked, a URL; empty: nowhere. Its
 	// workers remember it, so that they are found when it is dead.
 	Control string
+
+	// Cgroup is the folder of the cgroup whose processes are all the service's:
+	// it is looked through for strangers; empty: it is not.
+	Cgroup string
 
 	// RuntimeDir is where an orderly end of the service leaves its mark for
 	// Reap; empty: nowhere.
@@ -125,42 +130,46 @@ type Supervisor struct {
 
 	// Owned by Run's goroutine.
 
-	phase        phase
-	verdict      error // what Run will return
-	pool         *pool
-	current      *release // the generation that serves
-	good         *release // what served before it and differs from it; nil: there is none, or it was returned to
-	releases     []*release
-	incarnations map[uint64]*incarnation
-	freeSeats    []int
-	lastNumber   uint64 // of incarnations
-	generations  uint64 // the last number given
-	env          map[string]string
-	job          *reload
-	queued       []*reloadRequest
-	lastReload   *control.Reload
-	saved        *stateFile
-	unsaved      bool     // something has changed
-	restarting   bool     // this process ends for another
-	agenda       []func() // what follows from the message that is being handled
-	epilogue     []func() // what follows when the agenda is empty
-	farewells    []*farewell
-	lastJob      *reload // the reload that lastReload is about
-	lastLine     string  // STATUS= as sent
-	oomKills     uint64
-	hastened     bool
-	questions    map[uint64]*question
-	lastQuestion uint64
-	chronicle    chronicle
-	alarm        alarm     // for look; made by Run
-	lookDue      time.Time // when the workers are judged next
-	lifeDue      time.Time // when it is shown next that there is a supervisor
-	books        books
-	hooks        *hooks
-	harvester    *harvester // nil: connections do not outlive their workers
-	unprotected  string     // why not
-	balance      balance
-	degraded     bool // and the log knows
+	phase         phase
+	verdict       error // what Run will return
+	pool          *pool
+	current       *release // the generation that serves
+	good          *release // what served before it and differs from it; nil: there is none, or it was returned to
+	releases      []*release
+	incarnations  map[uint64]*incarnation
+	freeSeats     []int
+	lastNumber    uint64 // of incarnations
+	generations   uint64 // the last number given
+	env           map[string]string
+	job           *reload
+	queued        []*reloadRequest
+	lastReload    *control.Reload
+	saved         *stateFile
+	unsaved       bool     // something has changed
+	restarting    bool     // this process ends for another
+	agenda        []func() // what follows from the message that is being handled
+	epilogue      []func() // what follows when the agenda is empty
+	farewells     []*farewell
+	lastJob       *reload // the reload that lastReload is about
+	lastLine      string  // STATUS= as sent
+	oomKills      uint64
+	hastened      bool
+	questions     map[uint64]*question
+	lastQuestion  uint64
+	chronicle     chronicle
+	alarm         alarm     // for look; made by Run
+	lookDue       time.Time // when the workers are judged next
+	lifeDue       time.Time // when it is shown next that there is a supervisor
+	books         books
+	hooks         *hooks
+	harvester     *harvester // nil: connections do not outlive their workers
+	unprotected   string     // why not
+	balance       balance
+	degraded      bool              // and the log knows
+	strangers     map[int]*stranger // by pid
+	lookingAround bool
+
+	looks sync.WaitGroup // for strangers
 
 	scraper   *scraper
 	balancing chan struct{} // holds a token while connections are being rebalanced
@@ -494,6 +503,7 @@ func (s *Supervisor) run(ctx context.Context) error {
 	}
 	defer s.alarm.close()
 	defer s.hooks.close()
+	defer s.looks.Wait()
 	if s.harvester != nil {
 		defer s.harvester.close()
 	}
@@ -516,6 +526,7 @@ func (s *Supervisor) run(ctx context.Context) error {
 			s.occur(sl, fill)
 		}
 	}
+	s.lookAround()
 	s.extendTimeout(s.current.settings.StartTimeout)
 	ending := ctx.Done()
 	interval := s.current.settings.Health.judgeInterval()
@@ -557,6 +568,7 @@ func (s *Supervisor) run(ctx context.Context) error {
 // there is a supervisor, and judges the workers if that is due.
 func (s *Supervisor) look() {
 	s.showLife()
+	s.lookAround()
 	for inc := range s.living() {
 		s.checkSharing(inc)
 	}
@@ -629,6 +641,8 @@ func (s *Supervisor) handle(m message) (leave bool) {
 		s.buried(m)
 	case harvested:
 		s.tellHarvest(m)
+	case strangersSeen:
+		s.noteStrangers(m)
 	case incarnationTimeout:
 		if m.turn == m.inc.turn {
 			s.happen(m.inc, timeout)

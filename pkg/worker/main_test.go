@@ -106,10 +106,13 @@ func helper(name string) int {
 		c.Listeners = append(c.Listeners, Listener{Name: l.Name, Conn: &conn.Config{Handler: echo{log: stderr}, Inline: name != "pool"}})
 	}
 	if mode, ok := strings.CutPrefix(name, "dispatch "); ok {
+		name = "talker"
+		if rest, ok := strings.CutSuffix(mode, " on the pool"); ok {
+			mode, name = rest, "talker on the pool"
+		}
 		for i := range c.Listeners {
 			c.Listeners[i].Dispatch = Dispatch(mode)
 		}
-		name = "talker"
 	}
 	if rest, ok := strings.CutSuffix(name, " with limits"); ok {
 		for i := range c.Listeners {

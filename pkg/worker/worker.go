@@ -120,7 +120,7 @@ type Application interface {
 const (
 	defaultGrace          = 30 * time.Second
 	defaultStopGrace      = 10 * time.Second
-	defaultOrphanGrace    = 120 * time.Second // longer than any restart, and than a look with a debugger
+	defaultOrphanGrace    = link.OrphanGrace
 	defaultPoolSize       = 256
 	defaultMaxDescriptors = 64 << 10
 
