@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -500,6 +501,30 @@ func (h *holder) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// stop stops a process, and returns when none of its threads runs any more.
+func stop(t *testing.T, pid int) {
+	t.Helper()
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		running := len(tasks) == 0
+		for _, task := range tasks {
+			stat, _ := os.ReadFile(task)
+			if _, state, _ := strings.Cut(string(stat), ") "); !strings.HasPrefix(state, "T") {
+				running = true
+			}
+		}
+		if !running {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("process %d is not stopped: %v", pid, err)
+		}
+	}
+}
+
 // TestHalfARecordIsReadByTheNextUnlessTheDeadHasReadIt kills a worker when a
 // client has sent half of a message.
 func TestHalfARecordIsReadByTheNextUnlessTheDeadHasReadIt(t *testing.T) {
@@ -526,9 +551,7 @@ func TestHalfARecordIsReadByTheNextUnlessTheDeadHasReadIt(t *testing.T) {
 					t.Fatal(err)
 				}
 				if !read {
-					if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
-						t.Fatal(err)
-					}
+					stop(t, pid)
 				}
 				h.hold = true
 				if _, err := io.WriteString(conn, "in two parts\n"); err != nil {
