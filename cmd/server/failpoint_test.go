@@ -244,7 +244,7 @@ func withFailpoints(t *testing.T) string {
 
 func (f *fragile) talk() *talk.Group {
 	f.t.Helper()
-	to := fmt.Sprintf("127.0.0.1:%d", f.port)
+	to := fmt.Sprintf("127.0.0.1:%d", f.ports["mortal"])
 	g, err := talk.Start(func() (net.Conn, error) { return net.Dial("tcp", to) }, talk.Options{
 		Clients: busyClients, Pause: 100 * time.Millisecond, Limit: patience, Again: true,
 	})
