@@ -301,7 +301,9 @@ func (a *Adopted) Serve(why Reason, waitForTail bool) {
 	s.add(c)
 	c.token, _ = loop.Add(int(c.fd), 0, (*watcher)(c)) // it is not told to epoll yet, so nothing can fail
 	c.tcp = a.row.What.Load()&whatCounted != 0
-	c.tellRow(a.row)
+	adopter, ok := c.cfg.Handler.(SilentAdopter)
+	silent := ok && adopter.AdoptsSilently()
+	c.tellRow(a.row, silent && !c.has(flagNew))
 
 	c.mu.Lock()
 	for _, t := range st.timers {
@@ -325,11 +327,10 @@ func (a *Adopted) Serve(why Reason, waitForTail bool) {
 	}
 	st.timers = nil
 
-	switch silent, ok := c.cfg.Handler.(SilentAdopter); {
+	switch {
 	case c.has(flagNew):
 		c.greet()
-	case ok && silent.AdoptsSilently():
-	default:
+	case !silent:
 		c.deliver(event{kind: adopted, reason: why})
 	}
 	if st.partner != 0 && !a.joined {
@@ -391,6 +392,12 @@ func (a *Adopted) Tail(b []byte) error {
 		return err
 	}
 	a.setTimers(&t)
+	if t.flags&tailMove != 0 {
+		_ = c.MoveTo(int(t.slot)) // an error says that it does not move, or is over
+	}
+	if t.flags&tailBind != 0 {
+		c.Bind(t.bound)
+	}
 	switch {
 	case t.flags&tailCloseNow != 0:
 		c.CloseNow(t.reason())
@@ -400,6 +407,10 @@ func (a *Adopted) Tail(b []byte) error {
 	c.mark(0, 0)
 	return nil
 }
+
+// Lost says that there was a tail after all, of which Tail was told that there
+// is none: the connection is closed at once, with ErrTailLost. Loop only.
+func (a *Adopted) Lost() { a.conn.CloseNow(ErrTailLost) }
 
 // tailLocked puts what was sent behind the send queue and before what was
 // sent here. It needs mu.

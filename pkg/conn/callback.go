@@ -22,6 +22,7 @@ const (
 	bufferFull
 	bufferDrain
 	timerOver
+	left
 	closed
 )
 
@@ -31,6 +32,7 @@ type event struct {
 	message *buffer // of message
 	timer   *timer  // of timerOver
 	reason  Reason  // of adopted
+	slot    int     // of left
 	why     error   // of closed
 }
 
@@ -68,6 +70,8 @@ func (c *Conn) call(ev event) {
 		if c.takeTimer(ev.timer) {
 			h.OnTimer(c, ev.timer.name)
 		}
+	case left:
+		c.cfg.OnLeave(c, ev.slot)
 	case closed:
 		h.OnClose(c, ev.why)
 	}

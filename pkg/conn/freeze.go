@@ -354,7 +354,7 @@ func (f *Frozen) Thaw() {
 
 // Left says that another process has committed itself to the connection: it
 // is over here. The descriptor is closed, which the peer does not notice, and
-// OnClose is not called; that is the other's. Methods answer *MovedError with
+// OnClose is not called, that is the other's, but OnLeave. Methods answer *MovedError with
 // the slot. It returns what was sent, or asked of the connection, since
 // Capture, for Adopted.Tail there; nil if there is nothing.
 func (f *Frozen) Left(slot int) (tail []byte) {
@@ -362,7 +362,7 @@ func (f *Frozen) Left(slot int) (tail []byte) {
 	c.mu.Lock()
 	tail = f.tailLocked()
 	x := c.extra.Load()
-	x.slot, x.frozen = slot, nil
+	x.slot, x.frozen = int32(slot), nil
 	fd := int(c.fd)
 	c.fd = -1
 	c.dropLocked()
@@ -383,6 +383,9 @@ func (f *Frozen) Left(slot int) (tail []byte) {
 	c.set.remove(c)
 	if c.cfg.Released != nil {
 		c.cfg.Released(c)
+	}
+	if c.cfg.OnLeave != nil && !c.has(flagNew) {
+		c.deliver(event{kind: left, slot: slot})
 	}
 	c.set.drained()
 	return tail

@@ -217,7 +217,7 @@ func (c *Conn) takeRow(alloc *rows.Allocator) error {
 	}
 	c.id = id
 	row.Cookie.Store(cookie)
-	c.tellRow(row)
+	c.tellRow(row, false)
 	return nil
 }
 

@@ -22,6 +22,7 @@ type entrant struct {
 type wait struct {
 	from, batch uint64
 	by          time.Duration
+	over        bool       // they are awaited no more, but may still come
 	connections []Incoming // by their places; nil: not taken, or it has its tail
 	partial     []byte     // of a tail whose rest is to follow
 	partialOf   int        // its place
@@ -288,6 +289,11 @@ func (e *Endpoint) tail(w *wait, place int, piece []byte, more bool) error {
 	if place >= len(w.connections) || w.connections[place] == nil {
 		return fmt.Errorf("a tail for place %d, which has none to come", place)
 	}
+	if w.over {
+		w.connections[place].Lost()
+		w.connections[place] = nil
+		return fmt.Errorf("a tail for place %d, of %d bytes or more, comes too late: the connection is closed", place, len(piece))
+	}
 	if len(w.partial) > 0 && w.partialOf != place {
 		return fmt.Errorf("a tail for place %d within that for %d", place, w.partialOf)
 	}
@@ -306,9 +312,18 @@ func (e *Endpoint) tail(w *wait, place int, piece []byte, more bool) error {
 	return c.Tail(piece)
 }
 
-// endWait has those who have no tail yet go on without.
+// endWait has those who have no tail yet go on without: none will come.
 func (e *Endpoint) endWait(w *wait) {
 	e.waits = slices.DeleteFunc(e.waits, func(x *wait) bool { return x == w })
+	e.goOn(w)
+}
+
+// goOn has those who have no tail yet go on without.
+func (e *Endpoint) goOn(w *wait) {
+	if w.over {
+		return
+	}
+	w.over, w.partial = true, nil
 	for _, c := range w.connections {
 		if c == nil {
 			continue

@@ -37,6 +37,7 @@ type Dialer[T any] struct {
 	OnBufferFull  func(c *Conn[T])
 	OnBufferDrain func(c *Conn[T])
 	OnTimer       func(c *Conn[T], name string)
+	OnLeave       func(c *Conn[T], slot int)
 	OnClose       func(c *Conn[T], why error)
 
 	// OnDown says that cl has no connection: an attempt has failed (why is
@@ -218,7 +219,7 @@ func (d Dialer[T]) Dial(w *Worker, name, address string, state T) (Client[T], er
 func (d Dialer[T]) dialing(address string) conn.DialConfig {
 	h := &dialCallbacks[T]{callbacks[T]{Framed[T]{
 		OnConnect: d.OnConnect, OnAdopt: d.OnAdopt, OnMessage: d.OnMessage, OnBufferFull: d.OnBufferFull, OnBufferDrain: d.OnBufferDrain,
-		OnTimer: d.OnTimer, OnClose: d.OnClose,
+		OnTimer: d.OnTimer, OnLeave: d.OnLeave, OnClose: d.OnClose,
 	}}}
 	c := conn.DialConfig{
 		Config: conn.Config{
@@ -226,6 +227,9 @@ func (d Dialer[T]) dialing(address string) conn.DialConfig {
 			TLS: d.TLS, Inline: d.Inline, Pinned: d.Pinned, EncodeValue: h.encode, DecodeValue: h.decode,
 		},
 		Address: address, Proxy: d.Proxy, Timeout: d.Timeout, Reconnect: d.Reconnect, Backoff: d.Backoff, Resolver: d.Resolver,
+	}
+	if d.OnLeave != nil {
+		c.OnLeave = h.leave
 	}
 	if d.OnDown != nil {
 		c.OnDown = func(cl *conn.Client, why error, next time.Duration) { d.OnDown(Client[T]{cl}, why, next) }

@@ -20,6 +20,7 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/activation"
 	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/link"
+	appmetrics "github.com/mainstay-go/mainstay/pkg/metrics"
 	"github.com/mainstay-go/mainstay/pkg/scoreboard"
 )
 
@@ -196,7 +197,7 @@ func TestFailedStartIsReportedWithItsReason(t *testing.T) {
 func TestSocketWithoutListenerIsAFailedStart(t *testing.T) {
 	s := listen(t)
 	s.Name = "other"
-	w := &Worker{conf: Config{Listeners: []Listener{{Name: "main"}}}}
+	w := &Worker{conf: Config{Metrics: appmetrics.NewRegistry(), Listeners: []Listener{{Name: "main"}}}}
 	in := &link.Inherited{Sockets: []int{s.FD}}
 	in.Identity.Listeners = []link.Listener{{Name: "other"}}
 	if err := w.makeListeners(in); err == nil || !strings.Contains(err.Error(), `"other"`) {
