@@ -592,7 +592,6 @@ func (s *Supervisor) run(ctx context.Context) error {
 // there is a supervisor, and judges the workers if that is due.
 func (s *Supervisor) look() {
 	s.showLife()
-	s.lookAround()
 	for inc := range s.living() {
 		s.checkSharing(inc)
 	}
