@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -9,9 +10,12 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,6 +23,7 @@ import (
 
 	"github.com/mainstay-go/mainstay/pkg/control"
 	"github.com/mainstay-go/mainstay/pkg/service"
+	"github.com/mainstay-go/mainstay/pkg/wire/text"
 	"github.com/mainstay-go/mainstay/test/certs"
 	"github.com/mainstay-go/mainstay/test/talk"
 )
@@ -35,9 +40,21 @@ type mortal struct {
 func mortalMain() {
 	s := newService()
 	s.Kind("mortal", service.Text[mortal]{OnMessage: onMortal, OnAdopt: onMortalAdopted})
+	// What is answered inline is at rest when the answer leaves: its callback
+	// has returned. Tests that kill right behind an answer want that.
 	s.Kind("mortal-inline", service.Text[mortal]{OnMessage: onMortal, OnAdopt: onMortalAdopted, Inline: true})
+	s.Dial("peer", "", service.Dialer[mortal]{Protocol: text.Protocol{}, OnMessage: onMortal, OnAdopt: onMortalAdopted, Inline: true})
+	s.Dial("secure-peer", "", service.Dialer[mortal]{
+		Protocol: text.Protocol{}, OnMessage: onMortal, OnAdopt: onMortalAdopted, Inline: true, TLS: &tls.Config{InsecureSkipVerify: true},
+	})
+	s.OnWorkerStart(func(w *service.Worker) error {
+		mortalWorker.Store(w)
+		return nil
+	})
 	s.Main()
 }
+
+var mortalWorker atomic.Pointer[service.Worker]
 
 func onMortalAdopted(c *service.Conn[mortal], why service.Reason) {
 	c.State.Adopts = append(c.State.Adopts, why.String())
@@ -55,6 +72,14 @@ func onMortal(c *service.Conn[mortal], m []byte) {
 		}
 	case "who":
 		m = fmt.Appendf(nil, "%s %s", c.State.Name, strings.Join(c.State.Adopts, ","))
+	case "call":
+		name := "peer"
+		if strings.HasPrefix(arg, "tls:") {
+			name = "secure-peer"
+		}
+		if _, err := service.Dial(mortalWorker.Load(), name, arg, mortal{}); err != nil {
+			m = []byte(err.Error())
+		}
 	case "exit":
 		os.Exit(1)
 	case "panic":
@@ -137,7 +162,7 @@ address = "unix://%[1]s/local.sock"
 serve = "mortal"
 [listener.secure]
 address = "tcp://127.0.0.1:0"
-serve = "mortal"
+serve = "mortal-inline"
 `+withTLS(t, dir, "secure")+`
 [listener.passed]
 address = "tcp://127.0.0.1:0"
@@ -147,27 +172,31 @@ proxy_protocol = ["127.0.0.0/8"]
 	return &survival{c}
 }
 
-// dial connects to a listener.
-func (s *survival) dial(name string) (net.Conn, error) {
+// reach connects to a listener.
+func (s *survival) reach(name string) (net.Conn, error) {
 	st, err := s.status()
 	if err != nil {
 		return nil, err
 	}
 	for _, l := range st.Listeners {
 		if network, address, ok := strings.Cut(l.Address, "://"); ok && l.Name == name {
-			conn, err := net.Dial(network, address)
-			if err != nil {
-				return nil, err
-			}
-			greeted, err := greet(conn, name)
-			if err != nil {
-				conn.Close()
-				return nil, err
-			}
-			return greeted, nil
+			return net.Dial(network, address)
 		}
 	}
 	return nil, fmt.Errorf("no listener %q", name)
+}
+
+// dial is reach, and greet.
+func (s *survival) dial(name string) (net.Conn, error) {
+	conn, err := s.reach(name)
+	if err != nil {
+		return nil, err
+	}
+	greeted, err := greet(conn, name)
+	if err != nil {
+		conn.Close()
+	}
+	return greeted, err
 }
 
 // talker is a connection to it.
@@ -305,6 +334,298 @@ func TestConnectionsOfTheOnlyWorkerWaitForItsSuccessor(t *testing.T) {
 	st := s.well()
 	if st.Kept != 50 || st.Torn != 0 || st.Connections != 50 {
 		t.Errorf("status has %d kept, %d torn, %d open, want 50, 0, 50", st.Kept, st.Torn, st.Connections)
+	}
+}
+
+func TestOutgoingConnectionsOutliveTheDeathOfTheirWorker(t *testing.T) {
+	s := startSurvival(t, 2)
+	s.well()
+	plain, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plain.Close()
+	made, err := certificate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := made.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	secure, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer secure.Close()
+	c := s.connect("mortal")
+	for scheme, l := range map[string]net.Listener{"tcp": plain, "tls": secure} {
+		if _, answer, err := c.ask("call " + scheme + "://" + l.Addr().String()); err != nil || !strings.HasPrefix(answer, "call ") {
+			t.Fatalf("%q, %v", answer, err)
+		}
+		conn, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		called := &talker{conn, bufio.NewReader(conn)}
+		adopts := ""
+		for i := range 4 {
+			before, _, err := called.ask(fmt.Sprint("name n", i))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Kill(before, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			adopts = strings.TrimPrefix(adopts+",crash", ",")
+			pid, answer, err := called.ask("who")
+			if want := fmt.Sprintf("n%d %s", i, adopts); answer != want || pid == before || err != nil {
+				t.Errorf("%s: answered %q by %d, %v, want %q by another than %d", scheme, answer, pid, err, want, before)
+			}
+			s.well()
+		}
+		conn.Close()
+	}
+	if st := s.well(); st.Torn != 0 {
+		t.Errorf("status has %d torn", st.Torn)
+	}
+}
+
+// TestOpenSSLOutlivesTheDeathOfItsWorker has s_client talk through deaths, and
+// change the keys of both directions or of its own before and after.
+func TestOpenSSLOutlivesTheDeathOfItsWorker(t *testing.T) {
+	if _, err := exec.LookPath("openssl"); err != nil {
+		t.Skip("there is no openssl")
+	}
+	s := startSurvival(t, 2)
+	address := ""
+	for _, l := range s.well().Listeners {
+		if l.Name == "secure" {
+			address = strings.TrimPrefix(l.Address, "tcp://")
+		}
+	}
+	made, err := certificate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca := t.TempDir() + "/ca.pem"
+	if err := os.WriteFile(ca, made.Cert, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, suite := range []string{"TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"} {
+		cmd := exec.Command("openssl", "s_client", "-connect", address, "-servername", "localhost", "-CAfile", ca, "-verify_return_error", "-ciphersuites", suite)
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		told, err := cmd.StderrPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		limit := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
+		lines, diagnosis := bufio.NewScanner(out), bufio.NewScanner(told)
+		command := func(c string) {
+			if _, err := io.WriteString(in, c+"\n"); err != nil {
+				t.Error(err)
+			}
+			for diagnosis.Scan() && diagnosis.Text() != "KEYUPDATE" {
+			}
+		}
+		serving := 0
+		ask := func(line string, moved bool) {
+			t.Helper()
+			if _, err := io.WriteString(in, line+"\n"); err != nil {
+				t.Error(err)
+			}
+			for lines.Scan() {
+				if who, answer, _ := strings.Cut(lines.Text(), " "); answer == line {
+					pid, err := strconv.Atoi(who)
+					if err != nil || (pid != serving) != moved {
+						t.Errorf("%s: %q by %s, %v, before by %d, want another %t", suite, line, who, err, serving, moved)
+					}
+					serving = pid
+					return
+				}
+			}
+			t.Fatalf("%s: no answer to %q: %v", suite, line, lines.Err())
+		}
+		kill := func() {
+			if err := unix.Kill(serving, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ask("begin", true)
+		kill()
+		ask("after a death", true)
+		command("K")
+		ask("the keys of both directions were changed", false)
+		kill()
+		ask("and with them", true)
+		command("k")
+		ask("the key of one direction was changed", false)
+		kill()
+		ask("end", true)
+		in.Close()
+		for lines.Scan() {
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Error(err)
+		}
+		limit.Stop()
+	}
+	if st := s.await("all are counted", func(st control.Status) bool { return st.Kept+st.Torn >= 9 }); st.Torn != 0 || st.Kept != 9 {
+		t.Errorf("status has %d kept, %d torn, want 9, 0", st.Kept, st.Torn)
+	}
+}
+
+// holder keeps what is written, so that it can be sent in parts.
+type holder struct {
+	net.Conn
+	hold bool
+	held []byte
+}
+
+func (h *holder) Write(b []byte) (int, error) {
+	if !h.hold {
+		return h.Conn.Write(b)
+	}
+	h.held = append(h.held, b...)
+	return len(b), nil
+}
+
+// stop stops a process, and returns when none of its threads runs any more.
+func stop(t *testing.T, pid int) {
+	t.Helper()
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		running := len(tasks) == 0
+		for _, task := range tasks {
+			stat, _ := os.ReadFile(task)
+			if _, state, _ := strings.Cut(string(stat), ") "); !strings.HasPrefix(state, "T") {
+				running = true
+			}
+		}
+		if !running {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("process %d is not stopped: %v", pid, err)
+		}
+	}
+}
+
+// TestHalfARecordIsReadByTheNextUnlessTheDeadHasReadIt kills a worker when a
+// client has sent half of a message.
+func TestHalfARecordIsReadByTheNextUnlessTheDeadHasReadIt(t *testing.T) {
+	s := startSurvival(t, 2)
+	s.well()
+	// Inline: whoever has the answer knows that the callback has returned.
+	for _, listener := range []string{"inline", "secure"} {
+		for _, read := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, read %t", listener, read), func(t *testing.T) {
+				s.t = t
+				plain, err := s.reach(listener)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer plain.Close()
+				h := &holder{Conn: plain}
+				conn, err := greet(h, listener)
+				if err != nil {
+					t.Fatal(err)
+				}
+				c := &talker{conn, bufio.NewReader(conn)}
+				pid, _, err := c.ask("hello")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !read {
+					stop(t, pid)
+				}
+				h.hold = true
+				if _, err := io.WriteString(conn, "in two parts\n"); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := plain.Write(h.held[:len(h.held)/2]); err != nil {
+					t.Fatal(err)
+				}
+				for deadline := time.Now().Add(30 * time.Second); read; {
+					list, err := s.client.Connections(t.Context(), control.ConnectionsRequest{Limit: 10, Listener: listener})
+					if err != nil || time.Now().After(deadline) {
+						t.Fatalf("%+v, %v", list, err)
+					}
+					if len(list.Connections) == 1 && list.Connections[0].Buffered > 0 {
+						break
+					}
+				}
+				if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+				if read {
+					if err := c.ends(); err != nil {
+						t.Error(err)
+					}
+					s.well()
+					return
+				}
+				if _, err := plain.Write(h.held[len(h.held)/2:]); err != nil {
+					t.Fatal(err)
+				}
+				conn.SetDeadline(time.Now().Add(30 * time.Second))
+				if line, err := c.in.ReadString('\n'); err != nil || !strings.HasSuffix(line, " in two parts\n") || strings.HasPrefix(line, fmt.Sprint(pid, " ")) {
+					t.Errorf("%q, %v", line, err)
+				}
+				conn.Close()
+				s.well()
+			})
+		}
+	}
+	s.t = t
+}
+
+func TestTLS12EndsWithItsWorker(t *testing.T) {
+	s := startSurvival(t, 2)
+	s.well()
+	made, err := certificate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, err := s.reach("secure")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := tls.Client(plain, &tls.Config{RootCAs: made.Pool(), ServerName: "localhost", MaxVersion: tls.VersionTLS12})
+	defer conn.Close()
+	c := &talker{conn, bufio.NewReader(conn)}
+	pid, _, err := c.ask("hello")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	list, err := s.client.Connections(ctx, control.ConnectionsRequest{Limit: 10})
+	if err != nil || len(list.Connections) != 1 || list.Connections[0].Mortal != "TLS 1.2" {
+		t.Errorf("connections says %+v, %v", list, err)
+	}
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.ends(); err != nil {
+		t.Error(err)
+	}
+	if st := s.await("it is counted", func(st control.Status) bool { return st.Torn > 0 }); st.Torn != 1 || st.Kept != 0 {
+		t.Errorf("status has %d kept, %d torn, want 0, 1", st.Kept, st.Torn)
 	}
 }
 

@@ -497,6 +497,51 @@ func TestRestingTellsNoKeys(t *testing.T) {
 	client.expect("hello\n")
 }
 
+// TestWhatIsSavedBeforeAMoveLeavesTheKeysAlone moves a connection out of the
+// callback that has saved, and has the next process die.
+func TestWhatIsSavedBeforeAMoveLeavesTheKeysAlone(t *testing.T) {
+	w := newTwo(t)
+	a, b := w.configs(funcs{message: func(c *Conn, m []byte) {
+		c.SetValue(string(m))
+		if err := c.Save(); err != nil {
+			t.Error(err)
+		}
+		echo(t)(c, m)
+	}}, true, func(c *Config) {
+		secured(t, c).TLS.ClientAuth = tls.RequestClientCert
+		saving(c)
+	})
+	nc, c := w.a.tcp(a)
+	cfg := clientTLS(tls.VersionTLS13)
+	cfg.Certificates = []tls.Certificate{certificate()} // which goes to the annex
+	client := handshaken(t, nc, cfg)
+	rigs, cfgs := [2]*rig{w.a, w.b}, [2]*Config{a, b}
+	for i := range 4 {
+		from, to := rigs[i%2], rigs[(i+1)%2]
+		other := &two{t: t, a: from, b: to}
+		m := fmt.Sprint("state ", i)
+		write(t, client, m+"\n")
+		expect(t, client, m+"\n")
+		untilRest(t, from, c, true)
+		from.do(func() {
+			c.SetValue("late " + m)
+			c.mu.Lock()
+			c.extraLocked().saved = []byte("late " + m) // as Save leaves it
+			if err := c.passSavedLocked(); err != nil {
+				t.Error(err)
+			}
+			c.mu.Unlock()
+		})
+		untilRest(t, from, c, true)
+		c = other.dies(c, cfgs[(i+1)%2])
+		if c.Value() != "late "+m || len(c.TLS().PeerCertificates) != 1 {
+			t.Errorf("it has come with %v and %d certificates", c.Value(), len(c.TLS().PeerCertificates))
+		}
+	}
+	write(t, client, "end\n")
+	expect(t, client, "end\n")
+}
+
 func TestSessionOverTLSThatRestsIsTakenUp(t *testing.T) {
 	w := newTwo(t)
 	a, b := w.configs(funcs{message: echo(t)}, true, func(c *Config) {
@@ -519,6 +564,12 @@ func TestSessionOverTLSThatRestsIsTakenUp(t *testing.T) {
 }
 
 func TestOutgoingConnectionThatRestsIsTakenUp(t *testing.T) {
+	for _, secure := range []bool{false, true} {
+		t.Run(fmt.Sprintf("TLS %t", secure), func(t *testing.T) { testOutgoingConnectionThatRests(t, secure) })
+	}
+}
+
+func testOutgoingConnectionThatRests(t *testing.T, secure bool) {
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -539,8 +590,16 @@ func TestOutgoingConnectionThatRestsIsTakenUp(t *testing.T) {
 	}, true, func(c *DialConfig) {
 		c.Reconnect = true
 		saving(&c.Config)
+		if secure {
+			secured(t, &c.Config)
+			c.TLS = &tls.Config{RootCAs: pool()}
+		}
 	})
 	address := "tcp://" + l.Addr().String()
+	if secure {
+		address = named(address)
+		l = tls.NewListener(l, serverTLS())
+	}
 	cl, err := a.Dial(address, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -550,6 +609,11 @@ func TestOutgoingConnectionThatRestsIsTakenUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { server.Close() })
+	if secure { // its handshake needs both
+		if err := server.(*tls.Conn).Handshake(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	w.a.until("it is connected", cl.Up)
 	c := cl.Conn()
 	rests := func(r *rig, c *Conn) {
@@ -576,6 +640,11 @@ func TestOutgoingConnectionThatRestsIsTakenUp(t *testing.T) {
 	server.Close()
 	if server, err = l.Accept(); err != nil {
 		t.Fatal(err)
+	}
+	if secure {
+		if err := server.(*tls.Conn).Handshake(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	w.a.until("it is connected again", c.Client().Up)
 	w.a.do(func() { c.Client().CloseNow(nil) })

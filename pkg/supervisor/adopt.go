@@ -359,6 +359,9 @@ func (s *Supervisor) adoptWorker(saved savedWorker, r *remains, p *past) error {
 	if r.keeper >= 0 {
 		inc.keeper = &kept{pid: saved.Keeper, pidfd: r.keeper}
 		inc.protection = protected
+		if s.harvester == nil && s.unprotected != "" {
+			inc.protection = unprotectedAs + s.unprotected
+		}
 	}
 	inc.lifeless = isDead(r.pidfd)
 	process, err := s.launcher.adopt(s.orderFor(inc), saved.PID, *r)

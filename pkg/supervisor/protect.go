@@ -178,6 +178,12 @@ func (s *Supervisor) exited(inc *incarnation, exit Exit) {
 		s.dead(inc, exit)
 		return
 	}
+	if s.harvester == nil { // it was adopted by one that cannot reach into it
+		inc.keeper.end(s.log)
+		inc.keeper = nil
+		s.dead(inc, exit)
+		return
+	}
 	job := &harvest{
 		number: inc.number, keeper: inc.keeper,
 		// In the end of the service connections end.

@@ -170,8 +170,10 @@ type Supervisor struct {
 	degraded      bool              // and the log knows
 	strangers     map[int]*stranger // by pid
 	lookingAround bool
+	lookedAround  time.Time
 
-	looks sync.WaitGroup // for strangers
+	loading sync.Mutex     // held while the configuration is read
+	looks   sync.WaitGroup // for strangers
 
 	scraper   *scraper
 	balancing chan struct{} // holds a token while connections are being rebalanced
@@ -222,7 +224,7 @@ func newSupervisor(conf Config, l launcher, makeRelease func(uint64, Settings, s
 		s.tell(EventLetGo, fmt.Sprintf("workers of the supervisor before finish their connections, new ones serve: %v", err), nil)
 		s.log.Error("workers of the supervisor before are not adopted: they drain", zap.Error(err))
 	}
-	settings, loadErr := conf.Load(nil)
+	settings, loadErr := s.load(nil)
 	if p == nil {
 		if loadErr != nil {
 			return nil, loadErr
@@ -296,6 +298,18 @@ func (s *Supervisor) succeed(p *past, refused error) {
 // else that it may still have.
 func (s *Supervisor) openStore(m manager) {
 	s.store = startStore(m, s.log)
+	for _, sock := range s.conf.Sockets {
+		if sock.Blocking {
+			// Each start would make it so again, under workers that serve.
+			s.log.Error("a listening socket was handed over blocking: workers that outlive a supervisor hang in accept at the next start: set NonBlocking=yes in the unit",
+				zap.String("listener", sock.Name))
+		}
+	}
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil && s.conf.StoreMax > 0 && files.Cur < uint64(min(s.conf.StoreMax, Storage(s.current.settings))+len(s.conf.Sockets)+startMargin) {
+		s.log.Error("the service may store more descriptors than it may be started with (202/FDS): raise LimitNOFILE= of the unit, or lower FileDescriptorStoreMax=",
+			zap.Uint64("limit", files.Cur), zap.Int("store", s.conf.StoreMax))
+	}
 	if need := Storage(s.current.settings); s.conf.StoreMax > 0 && need > s.conf.StoreMax {
 		s.log.Warn("not all workers outlive their supervisor in a reload: raise FileDescriptorStoreMax= of the unit",
 			zap.Int("limit", s.conf.StoreMax), zap.Int("want", need))
@@ -319,6 +333,10 @@ func (s *Supervisor) openStore(m manager) {
 	}
 	s.unsaved = true
 }
+
+// startMargin is how many descriptors a process has open when systemd starts it,
+// beside those it is handed.
+const startMargin = 64
 
 func (s *Supervisor) storeRelease(r *release) {
 	s.store.put(numbered(storedExe, r.generation), int(r.exe.file.Fd()))
@@ -578,6 +596,9 @@ func (s *Supervisor) look() {
 	for inc := range s.living() {
 		s.checkSharing(inc)
 	}
+	if time.Since(s.lookedAround) >= beatEvery {
+		s.lookAround()
+	}
 	if time.Until(s.lookDue) <= 0 {
 		s.lookAgain(s.judgeWorkers())
 	}
@@ -649,6 +670,8 @@ func (s *Supervisor) handle(m message) (leave bool) {
 		s.tookHands(m)
 	case harvested:
 		s.tellHarvest(m)
+	case examineRequest:
+		m.reply <- s.examine()
 	case strangersSeen:
 		s.noteStrangers(m)
 	case incarnationTimeout:

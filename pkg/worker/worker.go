@@ -113,6 +113,10 @@ type Application interface {
 	// the grace if they are handed over and some are left. It may be called
 	// again.
 	Drain()
+	// Longest returns for how long that request has been worked on, not on the
+	// loop, which has waited longest for the beginning of its answer; zero:
+	// there is none. It is called on the loop, ten times a second.
+	Longest() time.Duration
 	// Close waits until all goroutines have ended. The connections are gone.
 	Close()
 }
