@@ -28,17 +28,11 @@ func (w *Worker) prepareTLS() error {
 	h := conn.NewHandshakes(w.conf.Handshakes)
 	w.handshakes = h
 	h.OnCooled(w.tidy)
-	if w.conf.Metrics != nil {
-		w.handshakeMetrics(h)
-	}
-	return w.renewTickets()
-}
-
-func (w *Worker) handshakeMetrics(h *conn.Handshakes) {
 	own := w.conf.Metrics.Own
 	own("mainstay_tls_handshakes_total", "TLS handshakes that have led to a connection, accepted or outgoing.", func() float64 { return float64(h.Figures().Done) })
 	own("mainstay_tls_handshakes_resumed_total", "TLS handshakes that have resumed a session.", func() float64 { return float64(h.Figures().Resumed) })
 	own("mainstay_tls_handshakes_failed_total", "TLS handshakes that have failed, or were not done in time.", func() float64 { return float64(h.Figures().Failed) })
+	return w.renewTickets()
 }
 
 const (
