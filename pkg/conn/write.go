@@ -111,7 +111,7 @@ func (c *Conn) encodeLocked(q *queue, m []byte, limit int) error {
 		err = fmt.Errorf("conn: %w", err)
 	case n > limit:
 		err = fmt.Errorf("conn: message of %d bytes, want at most %d: %w", n, limit, ErrTooLong)
-	case queued+n > limit, c.cfg.packets && c.extra.Load().packets >= max(1, limit/minBuffer):
+	case queued+n > limit, c.cfg.packets && int(c.extra.Load().packets) >= max(1, limit/minBuffer):
 		err = fmt.Errorf("%w: %d bytes wait, %d more would pass %d", ErrFull, queued, n, limit)
 	case c.cfg.packets && n > MaxDatagram:
 		err = fmt.Errorf("conn: datagram of %d bytes, want at most %d: %w", n, MaxDatagram, ErrTooLong)

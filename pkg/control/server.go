@@ -58,8 +58,11 @@ func Listen(address string) (net.Listener, error) {
 		return nil, fmt.Errorf("control: %s exists and is no socket", path)
 	default:
 		if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+			lives := listenerLives(c)
 			c.Close()
-			return nil, fmt.Errorf("control: %s: another process listens on it", path)
+			if lives {
+				return nil, fmt.Errorf("control: %s: another process listens on it", path)
+			}
 		}
 		if err := os.Remove(path); err != nil {
 			return nil, fmt.Errorf("control: %w", err)
@@ -84,6 +87,22 @@ func Listen(address string) (net.Listener, error) {
 		return nil, fmt.Errorf("control: %w", err)
 	}
 	return &listener{UnixListener: l, path: path}, nil
+}
+
+// listenerLives says whether the process lives that listens at the other end.
+// A supervisor's keeper has its listening socket until the next one has started.
+func listenerLives(c net.Conn) bool {
+	raw, err := c.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return true
+	}
+	pid := int32(0)
+	err = raw.Control(func(fd uintptr) {
+		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil { // of who has called listen(2): unix(7)
+			pid = cred.Pid
+		}
+	})
+	return err != nil || pid <= 0 || !errors.Is(unix.Kill(int(pid), 0), unix.ESRCH)
 }
 
 // listener unlinks its path when it is closed.

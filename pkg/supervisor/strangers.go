@@ -84,6 +84,12 @@ func (s *Supervisor) lookAround() {
 			known[int(inc.seat.KeeperPID.Load())] = true
 		}
 	}
+	if s.own != nil {
+		known[s.own.pid] = true
+	}
+	for _, pid := range s.hands {
+		known[pid] = true
+	}
 	var overdue []sighting
 	for _, x := range s.strangers {
 		if s.outstayed(x) {

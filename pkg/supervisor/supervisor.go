@@ -162,8 +162,10 @@ type Supervisor struct {
 	lifeDue       time.Time // when it is shown next that there is a supervisor
 	books         books
 	hooks         *hooks
-	harvester     *harvester // nil: connections do not outlive their workers
-	unprotected   string     // why not
+	harvester     *harvester     // nil: connections do not outlive their workers
+	own           *ownKeeper     // nil: what the harvester has in hand does not outlive us
+	hands         map[uint64]int // by epoch: keepers of earlier supervisors, by pid, whose connections are being harvested
+	unprotected   string         // why not
 	balance       balance
 	degraded      bool              // and the log knows
 	strangers     map[int]*stranger // by pid
@@ -277,7 +279,9 @@ func (s *Supervisor) succeed(p *past, refused error) {
 	s.saved, s.board, s.rows = p.file, p.board, p.rows
 	p.file, p.board, p.rows = nil, nil, nil
 	st := &p.state
-	s.epoch, s.generations, s.lastNumber = st.Epoch+1, st.Generation, st.Incarnation
+	// One that died early has not come to save its epoch.
+	s.epoch = max(st.Epoch, s.board.Epoch().Load()) + 1
+	s.generations, s.lastNumber = st.Generation, max(st.Incarnation, p.lastNumber(s.board))
 	s.lastQuestion = s.epoch << 32 // no answer to a question of before is taken for one of ours
 	s.env, s.lastReload = st.Env, st.LastReload
 	s.current, s.good = p.releases[st.Current], p.releases[st.Good]
@@ -329,7 +333,11 @@ func (s *Supervisor) Close() error {
 		for _, r := range s.past.workers {
 			r.close()
 		}
+		for _, fd := range s.past.ownKeepers {
+			unix.Close(fd)
+		}
 	}
+	s.endHarvest()
 	s.store.close()
 	s.saved.close()
 	for _, r := range s.releases {
@@ -504,9 +512,7 @@ func (s *Supervisor) run(ctx context.Context) error {
 	defer s.alarm.close()
 	defer s.hooks.close()
 	defer s.looks.Wait()
-	if s.harvester != nil {
-		defer s.harvester.close()
-	}
+	defer s.endHarvest()
 	defer s.balance.running.Wait()
 	var cancel context.CancelFunc
 	s.balance.ctx, cancel = context.WithCancel(context.Background())
@@ -639,6 +645,8 @@ func (s *Supervisor) handle(m message) (leave bool) {
 		s.exited(m.inc, m.exit)
 	case keeperReaped:
 		s.buried(m)
+	case handsTaken:
+		s.tookHands(m)
 	case harvested:
 		s.tellHarvest(m)
 	case strangersSeen:

@@ -268,6 +268,7 @@ func prepare(in *link.Inherited, conf Config) (_ *Worker, err error) {
 		return nil, fmt.Errorf("worker: seat %d of a scoreboard with %d", in.Seat, board.Seats())
 	}
 	w.board, w.seat = board, board.Seat(in.Seat)
+	w.seat.PID.Store(int64(os.Getpid())) // the supervisor may have died before it could
 	kept, err := w.protect(in)
 	if err != nil {
 		return nil, err
