@@ -617,7 +617,7 @@ func TestSocketOfTheWrongKindIsAFailedStart(t *testing.T) {
 		{"tcp://127.0.0.1:0", Listener{Name: "main", Packet: &conn.PacketConfig{}}, "is a stream socket, but what is served on it wants a datagram one"},
 	} {
 		s := listenOn(t, tt.url)
-		w := &Worker{conf: Config{Listeners: []Listener{tt.listener}}}
+		w := &Worker{conf: Config{Listeners: []Listener{tt.listener}, Metrics: appmetrics.NewRegistry()}}
 		in := &link.Inherited{Sockets: []int{s.FD}}
 		in.Identity.Listeners = []link.Listener{{Name: "main", Address: s.Address}}
 		if err := w.makeListeners(in); err == nil || !strings.Contains(err.Error(), `listener "main": `+s.Address+" "+tt.want) {
