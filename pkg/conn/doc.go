@@ -28,6 +28,7 @@
 //	commit   rows         the owner word says whose it is from now on; there Adopted.Serve, here Frozen.Left,
 //	                      or, if it was not taken, Adopted.Drop and Frozen.Thaw
 //	tail     tail.go      what was sent here since the capture follows, and goes before what was sent there: Adopted.Tail
+//	                      or, if it comes when that has long gone on, closes it: Adopted.Lost. Here Config.OnLeave is told
 //
 // An outgoing one begins elsewhere, and then goes the same way:
 //

@@ -523,7 +523,7 @@ func TestDeathIsActedOnWhenTheInboxIsRead(t *testing.T) {
 
 	// An inbox that never becomes empty puts it off for a while only.
 	giver.Gone(2)
-	giver, taker = two(t)
+	_, taker = two(t)
 	taker.dead = append(taker.dead, death{1, 2})
 	for range 3 {
 		if err := unix.Sendmsg(taker.sending, []byte("noise"), nil, nil, 0); err != nil {

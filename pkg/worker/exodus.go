@@ -200,7 +200,14 @@ func (e *exodus) place(f *conn.Frozen) {
 	}
 	e.offered += n
 	e.onTheWay[to.Incarnation] += n
-	e.frozen[to.Incarnation] = append(e.frozen[to.Incarnation], unit)
+	units := append(e.frozen[to.Incarnation], unit)
+	if len(units) < handoff.BatchConnections {
+		e.frozen[to.Incarnation] = units
+		return
+	}
+	// It need not wait until all others of the turn stand still too.
+	delete(e.frozen, to.Incarnation)
+	e.offer(to.Incarnation, units)
 }
 
 // offer gives what was frozen to its taker, each batch by itself, so that the
