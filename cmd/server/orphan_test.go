@@ -85,3 +85,52 @@ func TestStatusOfAnotherAddressIsNotRunning(t *testing.T) {
 		t.Errorf("exits with %d: %s", cmd.ProcessState.ExitCode(), out)
 	}
 }
+
+func TestDoctorSeesWhatOnlyTheSupervisorCanSee(t *testing.T) {
+	m := startManager(t, 2)
+	m.well()
+	type report struct {
+		Running  bool
+		Errors   int
+		Findings []struct{ Level, What, Why, Do string }
+	}
+	examine := func() (code int, r report) {
+		t.Helper()
+		code, stdout, stderr := m.says("doctor", "--json")
+		if err := json.Unmarshal([]byte(stdout), &r); err != nil {
+			t.Fatalf("%v: %s%s", err, stdout, stderr)
+		}
+		if (code == 1) != (r.Errors > 0) || code > 1 {
+			t.Errorf("doctor exits with %d and has %d errors", code, r.Errors)
+		}
+		return code, r
+	}
+	found := func(r report, level, what string) bool {
+		for _, f := range r.Findings {
+			if f.Level == level && strings.Contains(f.What, what) && f.Why != "" && f.Do != "" {
+				return true
+			}
+		}
+		return false
+	}
+	const differs, broken = "not the one that runs", "cannot be used"
+	_, r := examine()
+	if !r.Running || found(r, "note", differs) || found(r, "error", broken) || found(r, "error", "unprotected") {
+		t.Errorf("of a service that is well: %+v", r)
+	}
+	m.configure("max_old = 3\n")
+	if _, r = examine(); !found(r, "note", differs) {
+		t.Errorf("with another configuration on disk: %+v", r)
+	}
+	m.configure("wokers = 3\n")
+	if code, r := examine(); code != 1 || !found(r, "error", broken) {
+		t.Errorf("with a broken configuration on disk: exit %d, %+v", code, r)
+	}
+	m.configure("")
+	m.die(unix.SIGKILL)
+	if code, r := examine(); code != 1 || r.Running || !found(r, "error", "2 workers serve 0 connections without a supervisor") {
+		t.Errorf("without a supervisor: exit %d, %+v", code, r)
+	}
+	m.start()
+	m.well()
+}

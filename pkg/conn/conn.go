@@ -116,14 +116,14 @@ type extra struct {
 	why      error // what Close was given first
 	timers   map[string]*timer
 	late     queue  // behind out, while flagLate is set
-	holds    int    // Hold without Release, and partial
+	bound    uint64 // Bind's
+	saved    []byte // Save's, to be put into the slab; nil: none is
+	holds    int32  // Hold without Release, and partial
+	slot     int32  // MoveTo's, and where it went once flagLeft is set
+	packets  int32  // datagrams in out
 	partly   bool   // Partial was called with true
 	noted    bool   // what stays as it is was put into the slab
 	tooLarge bool   // state has no room in the slab
-	slot     int    // MoveTo's, and where it went once flagLeft is set
-	bound    uint64 // Bind's
-	packets  int    // datagrams in out
-	saved    []byte // Save's, to be put into the slab; nil: none is
 }
 
 // extraLocked returns c's extra, which it makes if there is none. It needs mu.

@@ -362,7 +362,7 @@ func (f *Frozen) Left(slot int) (tail []byte) {
 	c.mu.Lock()
 	tail = f.tailLocked()
 	x := c.extra.Load()
-	x.slot, x.frozen = slot, nil
+	x.slot, x.frozen = int32(slot), nil
 	fd := int(c.fd)
 	c.fd = -1
 	c.dropLocked()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"math"
 	"os"
 	"time"
 
@@ -32,8 +33,10 @@ import (
 // that in between crypto/tls has the state. So it is with TLS 1.2, which is
 // never noted as at rest.
 //
-// The state that a row has no room for lies in the half of its slab that the
-// bits name:
+// Without TLS a session's state of up to six bytes stands there, in the place
+// of the numbers: three bits of length, and from bit 16 on the state. It is all
+// that most have. What a row has no room for lies in the half of its slab that
+// the bits name, which costs memory:
 //
 //	2 B  length of the session's state, little endian
 //	2 B  length of the application's, and one; 0: there is none
@@ -59,7 +62,8 @@ const (
 	noteAuthenticated // as Conn.Authenticated
 	noteOpening       // what comes first, TLS' first record or, with noteHeader, the PROXY header, has not come
 	noteHeader
-	noteQuiet // nothing for the protocol has come since the handshake of TLS
+	noteQuiet   // nothing for the protocol has come since the handshake of TLS
+	noteSession // the state of the session stands above, and no numbers
 
 	noteSlabs = noteSlab | noteHalf
 
@@ -68,7 +72,33 @@ const (
 	noteInMax  = 1<<30 - 1 // the peer was asked for another key long before
 	noteOut    = noteIn + 30
 	noteOutMax = 1<<24 - 1 // there is another key then
+
+	noteLength = 10
+	noteState  = 16
+	maxNoted   = (64 - noteState) / 8 // bytes of a session's state
 )
+
+// noteOf returns the bits of a session's state, which has 1 to maxNoted bytes.
+func noteOf(state []byte) uint64 {
+	bits := noteSession | uint64(len(state))<<noteLength
+	for i, b := range state {
+		bits |= uint64(b) << (noteState + 8*i)
+	}
+	return bits
+}
+
+// notedSession is the reverse; nil: it is not there.
+func notedSession(bits uint64) []byte {
+	n := int(bits >> noteLength & 7)
+	if bits&noteSession == 0 || n > maxNoted {
+		return nil
+	}
+	state := make([]byte, n)
+	for i := range state {
+		state[i] = byte(bits >> (noteState + 8*i))
+	}
+	return state
+}
 
 const (
 	slabHeader = 10
@@ -277,6 +307,9 @@ func (c *Conn) slabLocked(x *extra, bits uint64) (_ uint64, rests bool) {
 		s.scratch = buf
 	}
 	n := len(buf)
+	if bits&noteSlab == 0 && next.value == nil && n > 0 && n <= maxNoted && x.layer == nil && !c.keepsLocked(x) {
+		return bits | noteOf(buf), true
+	}
 	next.session = buf[:n:n]
 	var keys *tlsrec.Conn
 	if x.layer != nil {
@@ -371,6 +404,10 @@ func (c *Conn) passSavedLocked() error {
 		if s, keys, err = readSlab(c.set.alloc.Table(), c.id, noted); err != nil {
 			return err
 		}
+	}
+	if noted&noteSession != 0 {
+		s.session = notedSession(noted)
+		noted &= noteSession - 1
 	}
 	s.value = x.saved
 	bits, half, err := c.writeSlab(noted, &s, len(keys) > 0)
@@ -560,6 +597,12 @@ func NotedIn(row *rows.Row) Noted {
 	}
 }
 
+// NoteFD writes down that the connection, whose owner the caller has become,
+// has that descriptor here: what NotedIn returns from now on.
+func NoteFD(row *rows.Row, fd int) {
+	row.Where.Store(row.Where.Load()&^math.MaxUint32 | uint64(uint32(fd)))
+}
+
 // Resting appends to dst what Frozen.Capture would have for a connection that
 // was at rest when its process died, and to which nothing was done since: fd
 // is its descriptor, listener the name of its listener, which matters only for an
@@ -593,6 +636,7 @@ func Resting(dst []byte, table *rows.Table, id rows.ID, row *rows.Row, fd int, l
 	set(statePaused, bits&notePaused != 0)
 	set(stateAuthenticated, bits&noteAuthenticated != 0)
 	set(stateNew, bits&noteNew != 0)
+	s.session = notedSession(bits)
 	if bits&noteSlab != 0 {
 		slab, keys, err := readSlab(table, id, bits)
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -467,21 +468,106 @@ func TestConnectionOfWhichNobodyWasToldIsGreetedElsewhere(t *testing.T) {
 }
 
 func TestSessionThatRestsIsTakenUp(t *testing.T) {
-	w := newTwo(t)
-	a, b := w.configs(funcs{message: echo(t)}, true, func(c *Config) {
-		c.Protocol = nil
-		c.NewSession = func() wire.Session { return new(counting) }
-	})
-	client, c := w.a.tcp(a)
-	write(t, client, "x\n")
-	first := read(t, client)
-	untilRest(t, w.a, c, true)
-	c = w.dies(c, b)
-	write(t, client, "x\n")
-	if second := read(t, client); second == first {
-		t.Errorf("the session has counted %q twice", first)
+	for _, tt := range []struct {
+		name  string
+		short bool // its state has room in the row
+		save  string
+		slab  bool // the slab is used, which costs memory
+	}{
+		{name: "short", short: true},
+		{name: "long", slab: true},
+		{name: "short, and something is saved", short: true, save: "all", slab: true},
+		{name: "short, and something is saved only later", short: true, save: "second", slab: true},
+		{name: "short, and what is saved moves before it is put into the slab", short: true, save: "move", slab: true},
+		{name: "long, and what is saved moves before it is put into the slab", save: "move", slab: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newTwo(t)
+			saves := false
+			a, b := w.configs(funcs{
+				message: func(c *Conn, m []byte) {
+					if saves {
+						c.SetValue("saved")
+						if err := c.Save(); err != nil {
+							t.Error(err)
+						}
+					}
+					echo(t)(c, m)
+				},
+				adopt: func(*Conn, Reason) {},
+			}, true, func(c *Config) {
+				c.Protocol = nil
+				c.NewSession = func() wire.Session {
+					if tt.short {
+						return new(brief)
+					}
+					return new(lengthy)
+				}
+				c.EncodeValue = func(c *Conn) ([]byte, error) { return []byte(c.Value().(string)), nil }
+				c.DecodeValue = func(c *Conn, b []byte) error { c.SetValue(string(b)); return nil }
+			})
+			client, c := w.a.tcp(a)
+			saves = tt.save == "all"
+			write(t, client, "x\n")
+			expect(t, client, "1:x\n")
+			untilRest(t, w.a, c, true)
+			if tt.save == "second" {
+				w.a.do(func() { saves = true })
+				write(t, client, "x\n")
+				expect(t, client, "2:x\n")
+				untilRest(t, w.a, c, true)
+			}
+			if tt.save == "move" {
+				f := w.freeze(c)
+				f.Conn().extra.Load().saved = []byte("saved") // as Save leaves it
+				w.a.do(func() {
+					f.Conn().mu.Lock()
+					defer f.Conn().mu.Unlock()
+					if err := f.Conn().passSavedLocked(); err != nil {
+						t.Error(err)
+					}
+				})
+				w.a.do(f.Thaw)
+			}
+			if _, _, bits := c.row().Published(); (bits&noteSlab != 0) != tt.slab || tt.slab == (notedSession(bits) != nil) {
+				t.Errorf("bits %x, want a slab %v", bits, tt.slab)
+			}
+			c = w.dies(c, b)
+			write(t, client, "x\n")
+			want := "2:x\n"
+			if tt.save == "second" {
+				want = "3:x\n"
+			}
+			expect(t, client, want)
+			if got := c.Value(); tt.save != "" && got != "saved" || tt.save == "" && got != "" {
+				t.Errorf("its value is %q after %q was saved", got, tt.save)
+			}
+			untilRest(t, w.b, c, true)
+		})
 	}
-	untilRest(t, w.b, c, true)
+}
+
+// lengthy is a session whose state has no room in a row.
+type lengthy struct{ counting }
+
+func (p *lengthy) AppendState(dst []byte) ([]byte, error) {
+	return fmt.Appendf(dst, "%08d", p.sent), nil
+}
+func (p *lengthy) RestoreState(b []byte) (err error) {
+	p.sent, err = strconv.Atoi(string(b))
+	return err
+}
+
+// brief is a session whose state is a byte.
+type brief struct{ counting }
+
+func (p *brief) AppendState(dst []byte) ([]byte, error) { return append(dst, byte(p.sent)), nil }
+func (p *brief) RestoreState(b []byte) error {
+	if len(b) != 1 {
+		return fmt.Errorf("state of %d bytes", len(b))
+	}
+	p.sent = int(b[0])
+	return nil
 }
 
 // read reads what comes.

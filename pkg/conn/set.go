@@ -33,6 +33,9 @@ type Set struct {
 	freezes    []*Frozen     // the same, while that is done
 	processing []*Conn       // the same for waiting
 	since      time.Duration // when the running callbacks were started
+	unclocked  int           // callbacks since the clock was read
+	called     *Conn         // whose was the last one of these
+	waryUntil  time.Duration // until then it is read after each
 	iovecs     []unix.Iovec
 	scratch    []byte           // of slabLocked
 	plain      []byte           // of a send queue, in one piece to be sealed

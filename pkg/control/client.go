@@ -56,6 +56,27 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	return st, err
 }
 
+// Examine asks how the supervisor's process stands.
+func (c *Client) Examine(ctx context.Context) (Examination, error) {
+	var x Examination
+	err := c.call(ctx, http.MethodGet, "/v1/examine", nil, &x)
+	return x, err
+}
+
+// Metrics asks for the page of metrics, in Prometheus' text format.
+func (c *Client) Metrics(ctx context.Context) ([]byte, error) {
+	body, err := c.do(ctx, http.MethodGet, "/metrics", nil)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	text, err := io.ReadAll(io.LimitReader(body, maxAnswer))
+	if err != nil {
+		return nil, fmt.Errorf("control: %s: metrics: %w", c.path, err)
+	}
+	return text, nil
+}
+
 // Scale sets the number of workers of a pool.
 func (c *Client) Scale(ctx context.Context, r ScaleRequest) (Done, error) {
 	var d Done

@@ -2,6 +2,7 @@
 // with JSON on a unix socket, and the command line, or curl, asks.
 //
 //	GET  /v1/status       Status
+//	GET  /v1/examine      Examination
 //	GET  /v1/connections  ?listener= &peer= &limit= &sort=; Connections
 //	GET  /v1/events       a stream of Event, one JSON object a line: those
 //	                      that are remembered, then those that happen, until
@@ -87,6 +88,25 @@ type Stranger struct {
 	Kind    string `json:"kind"`    // worker or keeper, of an earlier supervisor; other
 	AgeMS   int64  `json:"age_ms"`  // since it was seen first
 	Account string `json:"account"` // what it is, and what will become of it
+}
+
+// Examination is what a supervisor says of itself to a doctor.
+type Examination struct {
+	PID           int      `json:"pid"`
+	Stores        bool     `json:"stores"`              // the service manager keeps descriptors for it
+	Stored        int      `json:"stored"`              // descriptors that it has asked to be kept
+	StoreMax      int      `json:"store_max,omitempty"` // that are kept at most; 0: not known, as before systemd 254
+	StoreNeed     int      `json:"store_need"`          // at most, in a reload
+	FilesSoft     uint64   `json:"files_soft"`          // RLIMIT_NOFILE
+	FilesHard     uint64   `json:"files_hard"`
+	FilesNeed     int      `json:"files_need"`               // at most, in a reload
+	Open          int      `json:"open"`                     // files
+	Cgroup        string   `json:"cgroup,omitempty"`         // that is the service's alone
+	Blocking      []string `json:"blocking,omitempty"`       // listeners that were blocking when they were handed over
+	Unprotected   string   `json:"unprotected,omitempty"`    // why it cannot reach the connections of a dead worker
+	ConfigDiffers bool     `json:"config_differs,omitempty"` // what is on disk is not what runs
+	ConfigError   string   `json:"config_error,omitempty"`   // why what is on disk cannot be used
+	LinesDropped  uint64   `json:"lines_dropped"`            // of its log
 }
 
 // Listener is a socket the service listens on.

@@ -539,6 +539,10 @@ func (h *web[T]) encode(c *conn.Conn) ([]byte, error) {
 
 func (h *web[T]) decode(c *conn.Conn, b []byte) error {
 	if b == nil {
+		// After a crash there may be no State, but a WebSocket all the same.
+		if s, ok := c.Session().(*websocket.Session); ok && s.Open() {
+			c.SetValue(&Conn[T]{conn: c, web: &h.common})
+		}
 		return nil
 	}
 	if len(b) == 0 || b[0] != upgraded {

@@ -207,6 +207,8 @@ func (h *webClient[T]) OnAdopt(c *conn.Conn, why Reason) {
 	h.web.OnAdopt(c, why)
 	if h.of(c) != nil {
 		c.Client().Ready(c)
+	} else if why == Crash { // the timers are gone
+		c.SetTimer(negotiationTimer, h.timeout)
 	}
 }
 
@@ -235,10 +237,14 @@ func (h *webClient[T]) encode(c *conn.Conn) ([]byte, error) {
 }
 
 func (h *webClient[T]) decode(c *conn.Conn, b []byte) error {
-	if len(b) == 0 || b[0] != negotiating {
+	n := new(negotiation[T])
+	switch s, ok := c.Session().(*websocket.Session); {
+	case b == nil && ok && !s.Open(): // after a crash
+		c.SetValue(n)
+		return nil
+	case len(b) == 0 || b[0] != negotiating:
 		return h.web.decode(c, b)
 	}
-	n := new(negotiation[T])
 	c.SetValue(n)
 	return decodeState(b[1:], &n.state)
 }

@@ -49,7 +49,7 @@ func newField(t *testing.T) *field {
 		t.Fatal(err)
 	}
 	f := &field{t: t, table: table, alloc: table.Allocator(deadNumber)}
-	if f.h, err = newHarvester(rows.MaxIncarnation, table, []string{"web"}, monotonic, zap.NewNop()); err != nil {
+	if f.h, err = newHarvester(rows.MaxIncarnation, table, []string{"web"}, nil, monotonic, zap.NewNop()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

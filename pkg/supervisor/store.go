@@ -27,6 +27,8 @@ const (
 	storedExe    = "exe"
 	storedConfig = "config"
 
+	storedOwnKeeper = "own-keeper" // a supervisor's, with its epoch
+
 	storedControl = "control" // the supervisor's end
 	storedPidfd   = "pidfd"
 	storedKeeper  = "keeper" // its pidfd
@@ -159,16 +161,22 @@ func (s *store) flush(timeout time.Duration) bool {
 	if s == nil {
 		return true
 	}
-	e := errand{fd: -1, done: make(chan struct{}), until: time.Now().Add(timeout)}
-	s.enqueue(e)
 	t := time.NewTimer(timeout)
 	defer t.Stop()
 	select {
-	case <-e.done:
+	case <-s.whenSaid(timeout):
 		return true
 	case <-t.C:
 		return false
 	}
+}
+
+// whenSaid returns a channel that is closed when the manager has acted on all
+// that was asked for; never, if it has not within the timeout.
+func (s *store) whenSaid(timeout time.Duration) <-chan struct{} {
+	e := errand{fd: -1, done: make(chan struct{}), until: time.Now().Add(timeout)}
+	s.enqueue(e)
+	return e.done
 }
 
 func (s *store) run() {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -71,7 +72,7 @@ func (s *Supervisor) lookAround() {
 	if s.conf.Cgroup == "" || s.lookingAround || s.phase == stopping {
 		return
 	}
-	s.lookingAround = true
+	s.lookingAround, s.lookedAround = true, time.Now()
 	known := map[int]bool{os.Getpid(): true}
 	for _, inc := range s.incarnations {
 		if inc.process != nil {
@@ -83,6 +84,12 @@ func (s *Supervisor) lookAround() {
 		if inc.seat != nil { // also of one that is being harvested
 			known[int(inc.seat.KeeperPID.Load())] = true
 		}
+	}
+	if s.own != nil {
+		known[s.own.pid] = true
+	}
+	for _, pid := range s.hands {
+		known[pid] = true
 	}
 	var overdue []sighting
 	for _, x := range s.strangers {
@@ -172,6 +179,7 @@ func findStrangers(cgroup, service, address string, known map[int]bool) ([]sight
 	if err != nil {
 		return nil, err
 	}
+	pids = append(pids, hidden(cgroup)...)
 	parents := make(map[int]int)
 	var all []sighting
 	for _, pid := range pids {
@@ -179,8 +187,8 @@ func findStrangers(cgroup, service, address string, known map[int]bool) ([]sight
 			continue
 		}
 		parent, started, ok := origin(pid)
-		if !ok {
-			continue // gone since
+		if !ok && errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+			continue // gone since; otherwise another's, which ProtectProc= hides
 		}
 		parents[pid] = parent
 		all = append(all, sighting{pid: pid, started: started})
@@ -190,6 +198,25 @@ func findStrangers(cgroup, service, address string, known map[int]bool) ([]sight
 		all[i].identify(service, address)
 	}
 	return slices.DeleteFunc(all, func(x sighting) bool { return x.kind == "" }), nil // gone since
+}
+
+// hidden lists the members of a cgroup that /proc does not show because they are
+// another user's; members takes them for dead.
+func hidden(cgroup string) (pids []int) {
+	text, err := os.ReadFile(filepath.Join(cgroup, "cgroup.procs"))
+	if err != nil {
+		return nil // members has said so
+	}
+	for _, f := range strings.Fields(string(text)) {
+		pid, err := strconv.Atoi(f)
+		if err != nil || pid == 0 { // 0: of another namespace of processes
+			continue
+		}
+		if _, err := os.Lstat("/proc/" + f); errors.Is(err, os.ErrNotExist) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // descends says whether a process comes from one that is known.
@@ -211,6 +238,9 @@ func descends(pid int, parents map[int]int, known map[int]bool) bool {
 func (x *sighting) identify(service, address string) {
 	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", x.pid))
 	if err != nil {
+		if x.started == "" {
+			x.name, x.kind = "another user's", StrangerOther
+		}
 		return
 	}
 	x.name, x.kind = strings.TrimSpace(string(name)), StrangerOther

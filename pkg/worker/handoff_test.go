@@ -68,6 +68,8 @@ type polished struct {
 
 func (h polished) Serving(func(conn.Event), *scoreboard.Seat) {}
 
+func (h polished) Longest() time.Duration { return 0 }
+
 func (h polished) Drain() { h.draining.Store(true) }
 func (h polished) Close() {}
 

@@ -136,6 +136,14 @@ func helper(name string) int {
 				Protocol: text.Protocol{}, ProtocolName: "text", Inline: name == "talker", Pinned: l.Name == "pinned",
 			}
 		}
+	case "traveller", "traveller on the pool":
+		h := traveller{name: fmt.Sprintf("%d/%d", in.Slot, in.Generation), mu: new(sync.Mutex), waiting: new(*conn.Conn)}
+		for i := range c.Listeners {
+			c.Listeners[i].Conn = &conn.Config{
+				Handler: h, Protocol: text.Protocol{}, ProtocolName: "text", Inline: name == "traveller",
+				Limits: conn.Limits{SendHigh: 8 << 20, SendHard: 16 << 20},
+			}
+		}
 	case "polished talker":
 		for i := range c.Listeners {
 			c.Listeners[i].Conn = &conn.Config{
@@ -297,6 +305,11 @@ func helper(name string) int {
 func serveTest(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path == "/panic" {
 		panic("asked for")
+	}
+	if r.URL.Path == "/late" { // it has the whole body before it begins to answer
+		body, _ := io.ReadAll(r.Body)
+		w.Write(body)
+		return
 	}
 	http.NewResponseController(w).EnableFullDuplex()
 	w.Header().Set("X-Worker", "yes")

@@ -113,6 +113,10 @@ type Application interface {
 	// the grace if they are handed over and some are left. It may be called
 	// again.
 	Drain()
+	// Longest returns for how long that request has been worked on, not on the
+	// loop, which has waited longest for the beginning of its answer; zero:
+	// there is none. It is called on the loop, ten times a second.
+	Longest() time.Duration
 	// Close waits until all goroutines have ended. The connections are gone.
 	Close()
 }
@@ -268,6 +272,7 @@ func prepare(in *link.Inherited, conf Config) (_ *Worker, err error) {
 		return nil, fmt.Errorf("worker: seat %d of a scoreboard with %d", in.Seat, board.Seats())
 	}
 	w.board, w.seat = board, board.Seat(in.Seat)
+	w.seat.PID.Store(int64(os.Getpid())) // the supervisor may have died before it could
 	kept, err := w.protect(in)
 	if err != nil {
 		return nil, err

@@ -42,6 +42,10 @@ import (
 func init() { runtime.LockOSThread() }
 
 func main() {
+	if played, err := playRole(os.Args[1:]); played {
+		fmt.Fprintln(os.Stderr, err) // it serves until it is killed, or cannot
+		os.Exit(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
@@ -81,9 +85,6 @@ type server struct {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
-	if played, err := playRole(args); played {
-		return err
-	}
 	var custom list
 	var p plan
 	f := flag.NewFlagSet("websocket", flag.ContinueOnError)
@@ -96,7 +97,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	pipelines := f.String("pipelines", "1,16", "`messages` in flight on each connection, comma-separated")
 	f.IntVar(&p.cycles, "cycles", 6, "bursts of each server")
 	f.DurationVar(&p.burst, "burst", 500*time.Millisecond, "`time` of a burst")
-	f.IntVar(&p.idle, "idle", 2000, "idle `connections` of each server whose memory is measured; 0: it is not")
+	f.IntVar(&p.idle, "idle", 10_000, "idle `connections` of each server whose memory is measured; 0: it is not")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
@@ -148,6 +149,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if err := proc.BindSelf(cpus[1:2]); err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, proc.BindSelf(cpus)) }()
 	fmt.Fprintf(stdout, "%s\n\n", report.ThisMachine())
 	for _, n := range p.connections {
 		for _, size := range p.sizes {
@@ -297,7 +299,7 @@ func named(servers []*server, name string) *server {
 // Mainstay is to reach with a load; nothing if there is no mark.
 func markOf(l load, best string) (peer string, times float64) {
 	switch {
-	case l.size >= 4096:
+	case l.size >= 4096 && l.depth == 1:
 		return floor, 0.87 // a server in C, Swoole, needs 9.2 µs where the floor needs 8.0
 	case l.depth == 1:
 		return best, 1.1
@@ -365,6 +367,9 @@ func (s *server) burst(ctx context.Context, connections int, l load, d time.Dura
 // settleTime is between the last answer and a look at the memory.
 const settleTime = 3 * time.Second
 
+// warmUp is how many connections are opened and closed before.
+const warmUp = 500
+
 // markIdle is what an idle WebSocket may take.
 const markIdle = 1024
 
@@ -403,6 +408,14 @@ func (s *server) idle(ctx context.Context, n int) (float64, error) {
 		}
 		m, err := proc.MemoryOf(pids)
 		return m.PSS, err
+	}
+	// A crowd before brings code and buffers into memory.
+	warm, err := connect(s.addr, warmUp, s.load(load{size: 64, depth: 1}))
+	if warm != nil {
+		warm.close()
+	}
+	if err != nil {
+		return 0, err
 	}
 	before, err := memory()
 	if err != nil {
