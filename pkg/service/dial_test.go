@@ -29,7 +29,7 @@ func dialOn[T any](t *testing.T, d Dialing, address string, state any) Client[T]
 	if err := c.Check(); err != nil {
 		t.Fatal(err)
 	}
-	c.Listener, c.Inline, c.Handshakes = "dial:test", true, conn.NewHandshakes(0)
+	c.Listener, c.Handshakes = "dial:test", conn.NewHandshakes(0)
 	pool := conn.NewPool(2)
 	c.Pool = pool
 	if _, raw := d.(Dialer[T]); raw {
