@@ -311,6 +311,32 @@ func TestReloadCutOffIsRolledBack(t *testing.T) {
 	})
 }
 
+func TestSlotThatAReloadHasAddedAndNotComeToIsSavedWithTheReleaseThatServes(t *testing.T) {
+	succession(t, quick, serve, func(r *rig) {
+		r.settings.Workers += 2
+		go r.Supervisor.Reload(context.Background(), control.ReloadRequest{Detach: true}, nil)
+		time.Sleep(100 * time.Millisecond) // fake time: the first slot is on trial
+		synctest.Wait()
+		_, st, err := openStateFile(r.saved.fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st.Reload == nil || len(st.Slots) != r.settings.Workers {
+			t.Fatalf("state has %d slots, reload %+v, want %d slots in the middle of a reload", len(st.Slots), st.Reload, r.settings.Workers)
+		}
+		if last := st.Slots[len(st.Slots)-1]; last.Generation != 1 {
+			t.Errorf("the last slot is of generation %d, want 1: the reload has not come to it", last.Generation)
+		}
+	}, true, nil, func(r *rig) {
+		time.Sleep(time.Minute) // fake time
+		synctest.Wait()
+		st := r.look()
+		if st.State != control.StateServing || st.Generation != 1 {
+			t.Errorf("status %+v", st)
+		}
+	})
+}
+
 func TestEveryHalfThatIsBrokenLeavesTheOther(t *testing.T) {
 	f, err := newStateFile()
 	if err != nil {
