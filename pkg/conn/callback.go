@@ -26,6 +26,7 @@ const (
 	bufferFull
 	bufferDrain
 	timerOver
+	left
 	closed
 )
 
@@ -35,6 +36,7 @@ type event struct {
 	message *buffer // of message
 	timer   *timer  // of timerOver
 	reason  Reason  // of adopted
+	slot    int     // of left
 	why     error   // of closed
 }
 
@@ -72,6 +74,8 @@ func (c *Conn) call(ev event) {
 		if c.takeTimer(ev.timer) {
 			h.OnTimer(c, ev.timer.name)
 		}
+	case left:
+		c.cfg.OnLeave(c, ev.slot)
 	case closed:
 		h.OnClose(c, ev.why)
 	}

@@ -130,6 +130,15 @@ type Config struct {
 	EncodeValue func(c *Conn) ([]byte, error)
 	DecodeValue func(c *Conn, b []byte) error
 
+	// OnLeave, if not nil, is a callback as the Handler's are: the connection is
+	// another process's, which serves in that slot, and this is the last one
+	// here, in the place of OnClose. What the application keeps of the
+	// connection here, such as its place in a list, can go; what travels is
+	// there already. Nothing can be done with c any more: its methods answer
+	// a *MovedError. It is not called of a connection that left before
+	// OnConnect. It costs an event for each connection that moves.
+	OnLeave func(c *Conn, slot int)
+
 	// Move, if not nil, is told on the loop that MoveTo was called, after
 	// the callbacks. Without it MoveTo answers ErrPinned.
 	Move func(c *Conn, slot int)

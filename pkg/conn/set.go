@@ -52,6 +52,11 @@ type Set struct {
 	counts     counts
 	arena      *arena // of Packets; nil: there are none
 	resolver   resolver
+	warm       []*Conn        // with TLS, that were not idle for long when that was looked at last
+	cooling    *reactor.Timer // to look again; nil: there is none
+	offered    state          // that is being adopted
+	adopted    []Adopted      // for those that will be
+	frozen     []Frozen       // for those that will be frozen
 
 	// Guarded by mu.
 
@@ -218,7 +223,7 @@ func (c *Conn) takeRow(alloc *rows.Allocator) error {
 	}
 	c.id = id
 	row.Cookie.Store(cookie)
-	c.tellRow(row)
+	c.tellRow(row, false)
 	return nil
 }
 

@@ -70,7 +70,10 @@ func (c *Conn) borrow(m []byte) bool {
 		return false
 	}
 	c.mu.Lock()
-	free := c.out.bytes == 0 && !c.has(flagsEnded|flagLate) && c.layered() == nil
+	free := c.out.bytes == 0 && !c.has(flagsEnded|flagLate)
+	if l := c.layered(); l != nil && (l.tls == nil || l.sealed.bytes != 0) {
+		free = false
+	}
 	if free {
 		s.direct = m
 		c.addedLocked(len(m))
@@ -83,11 +86,10 @@ func (c *Conn) borrow(m []byte) bool {
 func (c *Conn) enqueueLocked(m []byte) error {
 	q := &c.out
 	if c.has(flagLate) {
-		x := c.extra.Load()
-		if x.session != nil {
+		if c.cfg.NewSession != nil {
 			return c.postponeLocked(m)
 		}
-		q = &x.late
+		q = &c.extraLocked().late
 	}
 	return c.encodeLocked(q, m, c.cfg.Limits.SendHard)
 }
@@ -115,7 +117,7 @@ func (c *Conn) encodeLocked(q *queue, m []byte, limit int) error {
 		err = fmt.Errorf("conn: %w", err)
 	case n > limit:
 		err = fmt.Errorf("conn: message of %d bytes, want at most %d: %w", n, limit, ErrTooLong)
-	case queued+n > limit, c.cfg.packets && c.extra.Load().packets >= max(1, limit/minBuffer):
+	case queued+n > limit, c.cfg.packets && int(c.extra.Load().packets) >= max(1, limit/minBuffer):
 		err = fmt.Errorf("%w: %d bytes wait, %d more would pass %d", ErrFull, queued, n, limit)
 	case c.cfg.packets && n > MaxDatagram:
 		err = fmt.Errorf("conn: datagram of %d bytes, want at most %d: %w", n, MaxDatagram, ErrTooLong)
@@ -156,8 +158,8 @@ func (c *Conn) protocol() wire.Protocol {
 
 // queuedLocked returns how many bytes wait to be sent. It needs mu.
 func (c *Conn) queuedLocked() int {
-	if c.has(flagLate) {
-		return c.unsentLocked() + c.extra.Load().late.bytes
+	if x := c.extra.Load(); x != nil && c.has(flagLate) {
+		return c.unsentLocked() + x.late.bytes
 	}
 	return c.unsentLocked()
 }
@@ -199,13 +201,14 @@ func (c *Conn) takeTellFull() bool {
 	return due
 }
 
-// flushLocked writes once, if there is something and the kernel takes it. It
-// needs mu and lets go of it. Loop only.
+// flushLocked brings the journal up to date, and writes once, if there is
+// something and the kernel takes it. It needs mu and lets go of it. Loop only.
 func (c *Conn) flushLocked() {
 	if l := c.layered(); l != nil {
 		c.flushSealedLocked(l)
 		return
 	}
+	c.noteUnsentLocked(c.out.bytes)
 	queued := c.out.bytes
 	if c.cfg.packets {
 		c.mu.Unlock()

@@ -58,8 +58,11 @@ func Listen(address string) (net.Listener, error) {
 		return nil, fmt.Errorf("control: %s exists and is no socket", path)
 	default:
 		if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+			lives := listenerLives(c)
 			c.Close()
-			return nil, fmt.Errorf("control: %s: another process listens on it", path)
+			if lives {
+				return nil, fmt.Errorf("control: %s: another process listens on it", path)
+			}
 		}
 		if err := os.Remove(path); err != nil {
 			return nil, fmt.Errorf("control: %w", err)
@@ -84,6 +87,22 @@ func Listen(address string) (net.Listener, error) {
 		return nil, fmt.Errorf("control: %w", err)
 	}
 	return &listener{UnixListener: l, path: path}, nil
+}
+
+// listenerLives says whether the process lives that listens at the other end.
+// A supervisor's keeper has its listening socket until the next one has started.
+func listenerLives(c net.Conn) bool {
+	raw, err := c.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return true
+	}
+	pid := int32(0)
+	err = raw.Control(func(fd uintptr) {
+		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil { // of who has called listen(2): unix(7)
+			pid = cred.Pid
+		}
+	})
+	return err != nil || pid <= 0 || !errors.Is(unix.Kill(int(pid), 0), unix.ESRCH)
 }
 
 // listener unlinks its path when it is closed.
@@ -133,6 +152,7 @@ func NewServer(backend Backend) *Server {
 	s.closing, s.close = context.WithCancel(context.Background())
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", s.status)
+	mux.HandleFunc("GET /v1/examine", s.examine)
 	mux.HandleFunc("GET /v1/connections", s.connections)
 	mux.HandleFunc("GET "+eventsPath, s.events)
 	mux.HandleFunc("POST /v1/recycle", s.slot("recycled worker %d", Operator.Recycle))
@@ -218,6 +238,20 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	answer(w, st)
+}
+
+func (s *Server) examine(w http.ResponseWriter, r *http.Request) {
+	e, ok := s.backend.(Examiner)
+	if !ok {
+		refuse(w, http.StatusNotImplemented, errNotHere)
+		return
+	}
+	x, err := e.Examine(r.Context())
+	if err != nil {
+		refuse(w, http.StatusServiceUnavailable, err)
+		return
+	}
+	answer(w, x)
 }
 
 func (s *Server) reload(w http.ResponseWriter, r *http.Request) {

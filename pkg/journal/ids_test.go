@@ -88,7 +88,7 @@ func TestCatalogNamesOnlyFieldsThatEntriesHave(t *testing.T) {
 	fields := map[string]bool{}
 	for _, key := range []string{
 		"pool", "worker", "generation", "worker_pid", "status", "error", "reason", "listener", "connections", "dropped",
-		"kept", "ended", "torn", "reasons",
+		"kept", "ended", "torn", "reasons", "from_generation",
 	} {
 		fields[fieldName(key)] = true
 	}

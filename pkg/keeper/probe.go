@@ -1,10 +1,13 @@
 package keeper
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"runtime"
+	"strconv"
+	"strings"
 	"syscall"
 	"unsafe"
 
@@ -109,7 +112,7 @@ func wait(pid int) (unix.WaitStatus, error) {
 // table; after an exec in the worker they do not. Both must live, and must
 // not be reaped while it is asked, so that the PIDs are theirs: who is not
 // their parent asks their pidfds afterwards. It fails with ESRCH if one is
-// gone, with EPERM where the caller may not ptrace(2) them, and with ENOSYS
+// gone or going, with EPERM where the caller may not ptrace(2) them, and with ENOSYS
 // where the kernel is built without kcmp(2).
 func SharesFiles(worker, keeper int) (bool, error) {
 	const kcmpFiles = 2 // KCMP_FILES
@@ -118,5 +121,31 @@ func SharesFiles(worker, keeper int) (bool, error) {
 	if errno != 0 {
 		return false, fmt.Errorf("keeper: processes %d and %d: %w", worker, keeper, os.NewSyscallError("kcmp", errno))
 	}
-	return order == 0, nil
+	if order == 0 {
+		return true, nil
+	}
+	// One that is being killed leaves the table before anyone can know.
+	for _, pid := range []int{worker, keeper} {
+		if isExiting(pid) {
+			return false, fmt.Errorf("keeper: process %d ends: %w", pid, unix.ESRCH)
+		}
+	}
+	return false, nil
+}
+
+// isExiting says whether a process has begun to exit, or is gone: PF_EXITING
+// of the flags in proc_pid_stat(5).
+func isExiting(pid int) bool {
+	const pfExiting, flags = 0x4, 6
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH)
+	}
+	_, rest, _ := strings.Cut(string(text[bytes.LastIndexByte(text, ')')+1:]), " ")
+	fields := strings.Fields(rest)
+	if len(fields) <= flags {
+		return false
+	}
+	n, err := strconv.ParseUint(fields[flags], 10, 64)
+	return err == nil && n&pfExiting != 0
 }

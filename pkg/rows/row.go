@@ -33,7 +33,10 @@ type Row struct {
 	current uint64 // its lowest bit tells which half
 	halves  [2]half
 
-	_ [128 - 7*8 - 2*halfSize]byte
+	// written has a bit for each part of the slab that is not zero.
+	written atomic.Uint32
+
+	_ [128 - 7*8 - 2*halfSize - 4]byte
 }
 
 const halfSize = 24
@@ -104,15 +107,24 @@ func (r *Row) Move(id ID, me, to uint64) bool {
 	}
 }
 
-// free makes the row free, whomever it is offered to. It returns false if it
-// is not me's.
-func (r *Row) free(generation uint16, me uint64) bool {
+// free makes a row free, whomever it is offered to, and what was written to
+// its slab zero. It returns false if it is not me's.
+func (t *Table) free(id ID, me uint64) bool {
+	r := &t.rows[id.index()]
 	for {
 		o := r.Owner()
-		if o.Generation != generation || o.Incarnation != me {
+		if o.Generation != id.generation() || o.Incarnation != me {
 			return false
 		}
-		if r.swap(o, Owner{Generation: generation}) {
+		// Nobody may have it when its slab is wiped, nor before that is done.
+		mine := Owner{Generation: id.generation(), Incarnation: me}
+		if o.Offered != 0 && !r.swap(o, mine) {
+			continue
+		}
+		if r.written.Load() != 0 {
+			t.wipe(id)
+		}
+		if r.swap(mine, Owner{Generation: id.generation()}) {
 			return true
 		}
 	}

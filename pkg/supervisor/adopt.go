@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mainstay-go/mainstay/pkg/activation"
+	"github.com/mainstay-go/mainstay/pkg/failpoint"
 	"github.com/mainstay-go/mainstay/pkg/link"
 	"github.com/mainstay-go/mainstay/pkg/rows"
 	"github.com/mainstay-go/mainstay/pkg/scoreboard"
@@ -25,6 +26,7 @@ import (
 //	fence    adoptPast     a higher epoch, which workers obey from then on
 //	rebuild  adoptPast     slots and incarnations, as they were when all had settled last
 //	bury     process.go    who has died meanwhile is found dead and harvested like any other
+//	         ownkeeper.go  and so is the supervisor itself, for what it had of a harvest
 //	greet    greetAdopted  Adopt to each, who the others are, READY to the manager
 //	settle   adoptPast     a reload that was under way is rolled back; one that
 //	                       was asked for by a restart begins
@@ -71,6 +73,8 @@ type past struct {
 	rows     *rows.Table
 	releases map[uint64]*release
 	workers  map[uint64]*remains
+
+	ownKeepers map[uint64]int // of supervisors, by epoch: pidfds
 }
 
 func (p *past) close() {
@@ -89,6 +93,21 @@ func (p *past) close() {
 	for _, r := range p.workers {
 		r.close()
 	}
+	for _, fd := range p.ownKeepers {
+		unix.Close(fd)
+	}
+}
+
+// lastNumber returns the highest number of an incarnation of which there is a
+// trace: one that was started just before its supervisor died is in no state.
+func (p *past) lastNumber(board *scoreboard.Board) (n uint64) {
+	for i := range board.Seats() {
+		n = max(n, board.Seat(i).Incarnation.Load())
+	}
+	for number := range p.workers {
+		n = max(n, number)
+	}
+	return n
 }
 
 // errNoPast says that there is nothing to take over.
@@ -194,6 +213,9 @@ func readPast(stored []activation.Stored, service string) (_ *past, err error) {
 		}
 		delete(many, kind)
 	}
+	p.ownKeepers = many[storedOwnKeeper]
+	delete(many, storedOwnKeeper)
+	failpoint.Here("adopt.taken")
 	return p, nil
 }
 
@@ -237,6 +259,7 @@ func adoptRelease(saved savedRelease, stored map[string]map[uint64]int) (*releas
 // goes on where that one ended.
 func (s *Supervisor) adoptPast(p *past) {
 	st := &p.state
+	failpoint.Here("adopt.fenced")
 	for i, saved := range st.Slots {
 		sl := s.pool.add()
 		sl.index = i
@@ -263,14 +286,15 @@ func (s *Supervisor) adoptPast(p *past) {
 		s.store.removeWorker(n)
 	}
 	p.workers = nil
-	s.takeSeats()
-	if lost := s.rows.Reclaim(harvesterNumber(st.Epoch)); lost > 0 {
-		s.log.Warn("connections of a dead worker lost with the supervisor", zap.Int("connections", lost))
-	}
+	failpoint.Here("adopt.rebuilt")
+	s.takeSeats(st.Incarnation)
+	s.inheritHands(p)
 	for _, sl := range s.pool.slots {
 		s.placeAdopted(sl)
 	}
+	failpoint.Here("adopt.greet")
 	s.greetAdopted()
+	failpoint.Here("adopt.greeted")
 	adopted := len(s.incarnations)
 	s.tell(EventAdopted, fmt.Sprintf("%d workers of the supervisor before", adopted), nil)
 	s.log.Info("workers adopted", zap.Int("workers", adopted), zap.Uint64("epoch", s.epoch), zap.Duration("took", time.Since(s.began)))
@@ -292,6 +316,7 @@ func (s *Supervisor) adoptPast(p *past) {
 	case st.Restarting, s.refused != nil, !slices.Equal(st.Listeners, s.listeners()):
 		s.requestReload(&reloadRequest{})
 	}
+	failpoint.Here("adopt.settled")
 	s.sweepReleases()
 }
 
@@ -334,15 +359,17 @@ func (s *Supervisor) adoptWorker(saved savedWorker, r *remains, p *past) error {
 	if r.keeper >= 0 {
 		inc.keeper = &kept{pid: saved.Keeper, pidfd: r.keeper}
 		inc.protection = protected
+		if s.harvester == nil && s.unprotected != "" {
+			inc.protection = unprotectedAs + s.unprotected
+		}
 	}
-	if inc.lifeless = isDead(r.pidfd); inc.lifeless && inc.keeper != nil {
-		s.inheritHarvest(inc)
-	}
+	inc.lifeless = isDead(r.pidfd)
 	process, err := s.launcher.adopt(s.orderFor(inc), saved.PID, *r)
 	if err != nil {
 		r.close()
 		return err
 	}
+	failpoint.Here("adopt.worker")
 	inc.process = process
 	s.incarnations[inc.number] = inc
 	sl := inc.slot
@@ -373,8 +400,9 @@ func (s *Supervisor) adoptWorker(saved savedWorker, r *remains, p *past) error {
 }
 
 // takeSeats finds the seats that are free: nobody adopted has them, nor anybody
-// who lives on without us.
-func (s *Supervisor) takeSeats() {
+// who lives on without us. known is the last incarnation of which the
+// supervisor before had taken note.
+func (s *Supervisor) takeSeats(known uint64) {
 	taken := make(map[int]bool)
 	for _, inc := range s.incarnations {
 		taken[inc.seatNo] = true
@@ -387,31 +415,10 @@ func (s *Supervisor) takeSeats() {
 		}
 		if pid := int(seat.PID.Load()); pid > 0 && unix.Kill(pid, 0) == nil {
 			continue // it drains, and looks at its seat until it is gone
+		} else if pid == 0 && seat.Incarnation.Load() > known {
+			continue // it is being started, and has not come to write its number
 		}
 		s.freeSeats = append(s.freeSeats, i)
-	}
-}
-
-// inheritHarvest has the connections that the harvester of the supervisor
-// before had in hand counted as their dead worker's again: as long as that
-// one's keeper lives, they can be taken out once more. Whose they were is told
-// by whose keeper has them.
-func (s *Supervisor) inheritHarvest(dead *incarnation) {
-	type found struct {
-		id  rows.ID
-		row *rows.Row
-	}
-	var all []found
-	old := harvesterNumber(s.epoch - 1)
-	s.rows.Owned(old, func(id rows.ID, row *rows.Row) { all = append(all, found{id, row}) })
-	if len(all) == 0 || s.harvester == nil {
-		return
-	}
-	kept := s.harvester.search(&harvest{keeper: dead.keeper})
-	for _, f := range all {
-		if _, its := kept[f.row.Cookie.Load()]; its {
-			f.row.Move(f.id, old, dead.number)
-		}
 	}
 }
 
@@ -448,6 +455,7 @@ func (s *Supervisor) greetAdopted() {
 			continue
 		}
 		s.send(inc, m)
+		failpoint.Here("adopt.told")
 		if inc.state == ready {
 			s.send(inc, link.Accept{})
 			s.send(inc, link.Rearm{})

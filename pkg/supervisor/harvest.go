@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/failpoint"
 	"github.com/mainstay-go/mainstay/pkg/handoff"
 	"github.com/mainstay-go/mainstay/pkg/keeper"
 	"github.com/mainstay-go/mainstay/pkg/link"
@@ -28,8 +29,9 @@ import (
 //
 // A harvest, step by step:
 //
-//	take back   Endpoint.Gone, Row.Move: what was offered by or to the dead is decided, its rows are ours
+//	take back   Endpoint.Gone: what was offered by or to the dead is decided
 //	reach       keeper.Reach by the row's descriptor number, verified by its cookie
+//	own         Row.Move, and the number here noted: the row is ours
 //	judge       keeper.Judge: do the kernel's counts agree with the row?
 //	offer       to the worker that has the fewest; refused ones again, to another
 //	end         the keeper is killed and reaped: from here on the slot may have a successor
@@ -38,6 +40,12 @@ import (
 // A connection that was under way is shut down, so that its peer learns it at
 // once: a request that kills workers kills one. So it needs no guard that counts
 // deaths, and those at rest beside it need not suffer for it.
+//
+// At any instant a process that does not die with the supervisor has the
+// connection's descriptor, and the row's owner says which: the dead worker's
+// keeper until it is ours, the supervisor's own keeper (ownkeeper.go) from then
+// on, the taker once it has committed. So a supervisor that dies in the middle
+// of a harvest is harvested by the next one, as its workers are.
 type harvester struct {
 	// Set once.
 
@@ -49,8 +57,10 @@ type harvester struct {
 	clock     func() time.Duration
 	inbox     int // the sending end, which workers are given
 	watched   *os.File
-	wake      chan struct{} // there is something in queue
-	quit      chan struct{} // closed by close
+	wake      chan struct{}   // there is something in queue
+	safe      <-chan struct{} // closed when what is in our hands outlives this process; nil: it does, or never will
+	quit      chan struct{}   // closed by close and leave
+	leaving   bool            // set before quit is closed
 	ended     sync.WaitGroup
 
 	// Owned by the goroutine.
@@ -117,11 +127,11 @@ type kept struct {
 	pidfd int
 }
 
-// newHarvester starts a harvester, which the caller ends by close.
-func newHarvester(number uint64, table *rows.Table, names []string, clock func() time.Duration, log *zap.Logger) (*harvester, error) {
+// newHarvester starts a harvester, which the caller ends by close or leave.
+func newHarvester(number uint64, table *rows.Table, names []string, safe <-chan struct{}, clock func() time.Duration, log *zap.Logger) (*harvester, error) {
 	h := &harvester{
 		number: number, table: table, rows: table.Allocator(number), listeners: make(map[uint32]string),
-		log: log, clock: clock, wake: make(chan struct{}, 1), quit: make(chan struct{}), takers: make(map[uint64]*taker),
+		log: log, clock: clock, wake: make(chan struct{}, 1), safe: safe, quit: make(chan struct{}), takers: make(map[uint64]*taker),
 	}
 	for _, name := range names {
 		key := conn.ListenerKey(name)
@@ -165,6 +175,13 @@ func newHarvester(number uint64, table *rows.Table, names []string, clock func()
 	return h, nil
 }
 
+// leave ends the harvester and leaves what it has to the next supervisor: the
+// connections in the keeper of this one, the others in their keepers.
+func (h *harvester) leave() {
+	h.leaving = true
+	h.close()
+}
+
 // close ends the harvester. Connections that it still has are closed.
 func (h *harvester) close() {
 	close(h.quit)
@@ -203,10 +220,11 @@ func (h *harvester) work() {
 const retryPause = 5 * time.Millisecond
 
 func (h *harvester) run() {
+	h.awaitSafety()
 	for {
 		h.work()
 		h.dispatch()
-		if len(h.jobs) > 0 {
+		if len(h.jobs) > 0 && !h.over() {
 			job := h.jobs[0]
 			h.jobs = h.jobs[1:]
 			h.collect(job)
@@ -217,6 +235,9 @@ func (h *harvester) run() {
 		}
 	}
 	h.work()
+	if h.leaving {
+		return // what is open ends with the process
+	}
 	for _, job := range h.jobs {
 		job.keeper.end(h.log)
 	}
@@ -225,6 +246,34 @@ func (h *harvester) run() {
 		c.tear(tornStopping)
 	}
 }
+
+// awaitSafety waits until the next supervisor would find what we take.
+func (h *harvester) awaitSafety() {
+	if h.safe == nil {
+		return
+	}
+	t := time.NewTimer(flushTimeout)
+	defer t.Stop()
+	select {
+	case <-h.safe:
+	case <-h.quit:
+	case <-t.C:
+		h.log.Warn("service manager has not taken the supervisor's keeper: connections that wait for a worker may not outlive the supervisor")
+	}
+}
+
+// over says whether the harvester is being ended, and leaves whether what it
+// has not taken yet is the next one's.
+func (h *harvester) over() bool {
+	select {
+	case <-h.quit:
+		return true
+	default:
+		return false
+	}
+}
+
+func (h *harvester) leaves() bool { return h.over() && h.leaving }
 
 // rest waits for something to do, at most for d if there is something that
 // has to be tried again. It returns false if it is over.
@@ -308,7 +357,9 @@ const collectAtOnce = 64
 
 // collect does a harvest up to the end of the keeper.
 func (h *harvester) collect(job *harvest) {
+	failpoint.Here("harvest.begin")
 	h.forget(job.number)
+	failpoint.Here("harvest.forgotten")
 	if job.connections {
 		type found struct {
 			id  rows.ID
@@ -321,17 +372,20 @@ func (h *harvester) collect(job *harvest) {
 				h.work()
 				h.dispatch()
 			}
-			// Whoever has committed itself to it meanwhile has it.
-			if f.row.Move(f.id, job.number, h.number) {
-				h.rescue(job, f.id, f.row)
+			h.rescue(job, f.id, f.row)
+			if h.leaves() {
+				return
 			}
 		}
 		h.dispatch()
 	}
+	failpoint.Here("harvest.collected")
 	job.over = true
 	saved := job.result.Kept + job.open
 	h.ended.Go(func() {
+		failpoint.Here("harvest.end")
 		job.keeper.end(h.log)
+		failpoint.Here("harvest.ended")
 		job.reaped(saved)
 	})
 	job.finish()
@@ -342,22 +396,35 @@ func (job *harvest) finish() {
 	if job.over && job.open == 0 && job.done != nil {
 		done := job.done
 		job.done = nil
+		failpoint.Here("harvest.done")
 		done(job.result)
 	}
 }
 
-// rescue reaches a connection and judges it.
+// rescue reaches a connection, makes it the harvester's, and judges it.
 func (h *harvester) rescue(job *harvest, id rows.ID, row *rows.Row) {
 	c := &rescued{h: h, job: job, id: id, row: row}
-	job.open++
-	h.open++
 	var err error
 	if c.fd, err = h.reach(job, row); err != nil {
 		c.fd = -1
+	}
+	failpoint.Here("harvest.reached")
+	// Not before: who owns the row has the descriptor.
+	if err != nil && h.leaves() || !row.Move(id, job.number, h.number) {
+		if c.fd >= 0 { // whoever has committed itself to it meanwhile has it
+			unix.Close(c.fd)
+		}
+		return
+	}
+	job.open++
+	h.open++
+	if err != nil {
 		h.log.Debug("connection of a dead worker not reached", zap.Uint64("conn", uint64(id)), zap.Error(err))
 		c.tear(tornUnreachable)
 		return
 	}
+	failpoint.Here("harvest.moved")
+	conn.NoteFD(row, c.fd)
 	why, torn := h.judge(c)
 	switch {
 	case why == "":
@@ -395,22 +462,20 @@ func (h *harvester) reach(job *harvest, row *rows.Row) (int, error) {
 	return h.get(job, number)
 }
 
-const (
-	// descriptorPause and descriptorPatience bound the wait for connections
-	// to be taken, if no more can be held.
-	descriptorPause    = 10 * time.Millisecond
-	descriptorPatience = 3 * time.Second
-)
+// descriptorPause is how long connections that are here already have to be
+// taken, if no more can be held, until it is looked again.
+const descriptorPause = 10 * time.Millisecond
 
-// get duplicates a descriptor out of the keeper.
+// get duplicates a descriptor out of the keeper. If this process can hold no
+// more it waits for the workers to take some: those that have no worker yet
+// wait, as long as they may, here or in their keeper.
 func (h *harvester) get(job *harvest, number int) (int, error) {
-	for end := h.clock() + descriptorPatience; ; {
+	for {
 		fd, err := keeper.Reach(job.keeper.pidfd, number)
 		full := errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE)
-		if !full || h.open < 2 || h.clock() > end {
+		if !full || h.open < 2 || h.clock() > job.by || !h.rest(descriptorPause) {
 			return fd, err
 		}
-		h.rest(descriptorPause)
 		h.work()
 		h.dispatch()
 	}
@@ -464,7 +529,7 @@ const (
 // of its worker; empty: it can.
 func (h *harvester) judge(c *rescued) (why string, torn bool) {
 	n := conn.NotedIn(c.row)
-	if c.listener = h.listeners[n.Listener]; c.listener == "" {
+	if c.listener = h.listeners[n.Listener]; c.listener == "" && !n.Dialed {
 		return tornListener, true
 	}
 	if !n.AtRest {
@@ -566,6 +631,7 @@ func (c *rescued) Capture(dst []byte) ([]byte, error) {
 // Thaw says that nobody has taken it: it is offered again, a few times.
 func (c *rescued) Thaw() {
 	c.to.sent--
+	failpoint.Here("harvest.thaw")
 	if c.refusals++; c.refusals >= maxRefusals {
 		c.tear(tornRefused)
 		return
@@ -576,6 +642,7 @@ func (c *rescued) Thaw() {
 // Left says that a worker has it.
 func (c *rescued) Left(int) []byte {
 	c.to.sent--
+	failpoint.Here("harvest.left")
 	unix.Close(c.fd)
 	r := &c.job.result
 	r.Kept++
@@ -586,6 +653,7 @@ func (c *rescued) Left(int) []byte {
 
 // tear ends a connection for the death of its process.
 func (c *rescued) tear(why string) {
+	failpoint.Here("harvest.tear")
 	c.job.result.Torn[why]++
 	c.shut()
 }

@@ -49,7 +49,7 @@ func newField(t *testing.T) *field {
 		t.Fatal(err)
 	}
 	f := &field{t: t, table: table, alloc: table.Allocator(deadNumber)}
-	if f.h, err = newHarvester(rows.MaxIncarnation, table, []string{"web"}, monotonic, zap.NewNop()); err != nil {
+	if f.h, err = newHarvester(rows.MaxIncarnation, table, []string{"web"}, nil, monotonic, zap.NewNop()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -264,6 +264,7 @@ func (i *inherited) Serve(bool) {
 	i.w.f.table.Allocator(i.w.number).Free(i.o.ID)
 }
 func (i *inherited) Tail([]byte) error { return nil }
+func (i *inherited) Lost()             {}
 func (i *inherited) Drop()             { unix.Close(i.o.FD) }
 
 // greeted returns by whom the client is served, 0 if its connection has ended.

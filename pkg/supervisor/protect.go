@@ -56,7 +56,7 @@ func (harvested) isMessage()       {}
 // harvestObituary is what is known of a dead worker when its harvest is over,
 // and the worker itself long forgotten.
 type harvestObituary struct {
-	inc    *incarnation
+	inc    *incarnation // nil: an earlier supervisor, which had them in hand
 	fields []zap.Field
 }
 
@@ -72,8 +72,26 @@ func (s *Supervisor) enableHarvest() error {
 		names = append(names, sock.Name)
 	}
 	var err error
-	s.harvester, err = newHarvester(harvesterNumber(s.epoch), s.rows, names, s.clock, s.log)
+	s.harvester, err = newHarvester(harvesterNumber(s.epoch), s.rows, names, s.protectSelf(), s.clock, s.log)
 	return err
+}
+
+// endHarvest ends the harvester and this process's keeper, if they have not
+// ended yet. What is left for another supervisor is left.
+func (s *Supervisor) endHarvest() {
+	leave := s.restarting && s.own != nil
+	if h := s.harvester; h != nil {
+		s.harvester = nil
+		if leave {
+			h.leave()
+		} else {
+			h.close()
+		}
+	}
+	if k := s.own; k != nil {
+		s.own = nil
+		k.close(leave, s.log)
+	}
 }
 
 // harvesterNumber is what the harvester of an epoch is called among the
@@ -81,7 +99,13 @@ func (s *Supervisor) enableHarvest() error {
 func harvesterNumber(epoch uint64) uint64 { return rows.MaxIncarnation + 1 - epoch }
 
 // beat shows the keepers that there is a supervisor.
-func (s *Supervisor) beat() { s.board.SupervisorBeat().Store(int64(s.clock())) }
+func (s *Supervisor) beat() {
+	now := int64(s.clock())
+	s.board.SupervisorBeat().Store(now)
+	if s.own != nil {
+		s.own.beat().Store(now)
+	}
+}
 
 // introduce has a worker and the harvester know one another as they are.
 func (s *Supervisor) introduce(inc *incarnation) {
@@ -132,11 +156,15 @@ func (s *Supervisor) checkSharing(inc *incarnation) {
 	if inc.keeper == nil || inc.process == nil || inc.protection != protected {
 		return
 	}
-	shares, err := keeper.SharesFiles(inc.pid(), inc.keeper.pid)
-	if err != nil || shares {
-		return // it cannot be told, or one of them is dead and will be noticed
+	why := "its keeper is dead"
+	if !isDead(inc.keeper.pidfd) {
+		shares, err := keeper.SharesFiles(inc.pid(), inc.keeper.pid)
+		if err != nil || shares {
+			return // it cannot be told, or the worker is dead and will be noticed
+		}
+		why = "it has left its keeper's descriptor table"
 	}
-	inc.protection = unprotectedAs + "it has left its keeper's descriptor table"
+	inc.protection = unprotectedAs + why
 	s.log.Warn("worker has lost its keeper", append(inc.fields(), zap.String("reason", inc.protection))...)
 }
 
@@ -147,6 +175,12 @@ func (s *Supervisor) exited(inc *incarnation, exit Exit) {
 		inc.keeper = s.findKeeper(inc)
 	}
 	if inc.keeper == nil {
+		s.dead(inc, exit)
+		return
+	}
+	if s.harvester == nil { // it was adopted by one that cannot reach into it
+		inc.keeper.end(s.log)
+		inc.keeper = nil
 		s.dead(inc, exit)
 		return
 	}
@@ -216,7 +250,7 @@ func isKeeper(pid int) error {
 	if err != nil {
 		return err
 	}
-	if !strings.HasPrefix(string(name), "keeper ") || string(own) != string(its) {
+	if !strings.HasPrefix(string(name), keeperName) || string(own) != string(its) {
 		return fmt.Errorf("process %d is %q", pid, name)
 	}
 	return nil

@@ -155,7 +155,8 @@ func Descriptors(listeners int, settings Settings) int {
 // service manager's store in a reload, when every slot has an old worker and a
 // new one.
 func Storage(settings Settings) int {
-	return 3 + (2*settings.Workers+settings.Parallel)*len(ofWorker) + (settings.MaxOld+4)*descriptorsPerRelease
+	const own = 3 + 2 // the state and the tables; our keeper, and that of the supervisor before
+	return own + (2*settings.Workers+settings.Parallel)*len(ofWorker) + (settings.MaxOld+4)*descriptorsPerRelease
 }
 
 // name returns what to execute: the path while it still names the same file,

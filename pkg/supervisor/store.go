@@ -10,6 +10,8 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/mainstay-go/mainstay/pkg/failpoint"
 )
 
 // StorePrefix begins the names under which a supervisor puts descriptors into
@@ -24,6 +26,8 @@ const (
 	storedRows   = "rows"
 	storedExe    = "exe"
 	storedConfig = "config"
+
+	storedOwnKeeper = "own-keeper" // a supervisor's, with its epoch
 
 	storedControl = "control" // the supervisor's end
 	storedPidfd   = "pidfd"
@@ -157,16 +161,22 @@ func (s *store) flush(timeout time.Duration) bool {
 	if s == nil {
 		return true
 	}
-	e := errand{fd: -1, done: make(chan struct{}), until: time.Now().Add(timeout)}
-	s.enqueue(e)
 	t := time.NewTimer(timeout)
 	defer t.Stop()
 	select {
-	case <-e.done:
+	case <-s.whenSaid(timeout):
 		return true
 	case <-t.C:
 		return false
 	}
+}
+
+// whenSaid returns a channel that is closed when the manager has acted on all
+// that was asked for; never, if it has not within the timeout.
+func (s *store) whenSaid(timeout time.Duration) <-chan struct{} {
+	e := errand{fd: -1, done: make(chan struct{}), until: time.Now().Add(timeout)}
+	s.enqueue(e)
+	return e.done
 }
 
 func (s *store) run() {
@@ -205,9 +215,13 @@ func (s *store) do(e errand) {
 			}
 			return
 		case e.fd >= 0:
+			failpoint.Here("store.put")
 			err = s.manager.Store(StorePrefix+e.name, e.fd)
+			failpoint.Here("store.kept")
 		default:
+			failpoint.Here("store.remove")
 			err = s.manager.Unstore(StorePrefix + e.name)
+			failpoint.Here("store.removed")
 		}
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			if err != nil {
