@@ -1,7 +1,7 @@
 # Names only; what is longer than a line stands in scripts/. scripts/go is the
 # go command, the first on this machine that is new enough for go.mod.
 
-.PHONY: build man run test fuzz lint bench clean
+.PHONY: build man run test soak fuzz lint bench clean
 
 build: ## bin/server: the reference service and its command line
 	CGO_ENABLED=0 scripts/go build -trimpath -o bin/server ./cmd/server
@@ -15,6 +15,9 @@ run: build ## the service in the foreground, on loopback
 
 test: ## everything, from gofmt to the tests on real systemd; installs what they need
 	scripts/test
+
+soak: ## the chaos test on real systemd for SOAK (30m); SEED=n brings the steps of that run again
+	scripts/soak
 
 fuzz: ## each fuzz target for FUZZTIME (60s)
 	scripts/fuzz

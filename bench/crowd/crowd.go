@@ -48,6 +48,10 @@ type Config struct {
 	Waiting     int           // connections without an answer at a time, of all together; a member waits with the next beyond that
 	CPUs        []int         // where the members run; none: where this process may
 	Timeout     time.Duration // for all of it
+
+	// Ask is what each connection sends, of which the first part of the answer
+	// counts, whatever it is; empty: a byte, which has to come back.
+	Ask string
 }
 
 // Connection is one that was answered.
@@ -90,6 +94,7 @@ type task struct {
 	Interval    time.Duration `json:"interval"` // from one to the next; zero: none
 	Waiting     int           `json:"waiting"`
 	Until       time.Duration `json:"until"` // when all has to be over
+	Ask         string        `json:"ask"`
 }
 
 // outcome is what it answers.
@@ -158,6 +163,7 @@ func (c *Config) tasks(now time.Duration) []task {
 			Interval:    interval,
 			Waiting:     max(c.Waiting/c.Members, 1),
 			Until:       now + c.Timeout,
+			Ask:         c.Ask,
 		})
 	}
 	return list

@@ -2,6 +2,7 @@ package crowd
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -152,7 +153,7 @@ func (w *work) connect() {
 	}
 	c.open = monotonic()
 	if err == nil {
-		_, err = unix.Write(fd, []byte{'.'})
+		_, err = unix.Write(fd, []byte(cmp.Or(w.Ask, ".")))
 	}
 	if err == nil {
 		err = os.NewSyscallError("epoll_ctl", unix.EpollCtl(w.ep, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(i)}))
@@ -212,7 +213,7 @@ func (w *work) take(wait time.Duration) error {
 
 // hear takes what has come for c: its byte, or the end.
 func (w *work) hear(c *client) {
-	var b [2]byte
+	var b [1024]byte
 	n, _, err := unix.Recvfrom(c.fd, b[:], unix.MSG_DONTWAIT)
 	now := monotonic()
 	switch {
@@ -221,7 +222,8 @@ func (w *work) hear(c *client) {
 		w.lose(c, os.NewSyscallError("recv", err))
 	case n == 0:
 		w.lose(c, errors.New("the server has closed a connection"))
-	case n != 1 || b[0] != '.' || c.answered > 0:
+	case w.Ask != "" && c.answered > 0: // the rest of the answer
+	case w.Ask == "" && (n != 1 || b[0] != '.' || c.answered > 0):
 		w.lose(c, fmt.Errorf("%q came back, one byte was sent", b[:n]))
 	default:
 		c.answered = now

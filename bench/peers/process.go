@@ -25,6 +25,7 @@ type Peer struct {
 
 	argv    func(port, workers int) []string // its command line; the port is on 127.0.0.1
 	control func(port int) string            // path of its control socket; nil: it has none
+	ask     string                           // what it answers; empty: it echoes
 	threads bool                             // the workers are in one process: GOMAXPROCS says how many
 }
 
@@ -32,6 +33,8 @@ type Peer struct {
 const (
 	Mainstay     = "mainstay"      // with callbacks on the worker's loop, as the reference service has them
 	MainstayPool = "mainstay-pool" // with callbacks on the worker's pool of goroutines
+	MainstayHTTP = "mainstay-http" // its http-hello
+	MainstayWS   = "mainstay-ws"   // its ws-echo
 	Baseline     = "c-floor"       // what ratios are taken to
 	GoNet        = "go-net"
 )
@@ -43,7 +46,7 @@ func Make(ctx context.Context, dir, server string, names, custom []string) ([]Pe
 	var list []Peer
 	for _, name := range names {
 		switch name {
-		case Mainstay, MainstayPool:
+		case Mainstay, MainstayPool, MainstayHTTP, MainstayWS:
 			p, err := mainstay(dir, server, name)
 			if err != nil {
 				return nil, err
@@ -66,7 +69,7 @@ func Make(ctx context.Context, dir, server string, names, custom []string) ([]Pe
 				return []string{binary, fmt.Sprintf("127.0.0.1:%d", port)}
 			}})
 		default:
-			return nil, fmt.Errorf("peers: peer %q: want mainstay, mainstay-pool, c-floor or go-net", name)
+			return nil, fmt.Errorf("peers: peer %q: want mainstay, mainstay-pool, mainstay-http, mainstay-ws, c-floor or go-net", name)
 		}
 	}
 	for _, c := range custom {
@@ -107,9 +110,16 @@ func mainstay(dir, server, name string) (Peer, error) {
 		return Peer{}, fmt.Errorf("peers: %w", err)
 	}
 	control := func(port int) string { return filepath.Join(dir, fmt.Sprintf("control-%d.sock", port)) }
-	return Peer{Name: name, control: control, argv: func(port, workers int) []string {
+	kind, ask := "echo", ""
+	switch name {
+	case MainstayHTTP:
+		kind, ask = "http-hello", "GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+	case MainstayWS:
+		kind, ask = "ws-echo", "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+	}
+	return Peer{Name: name, ask: ask, control: control, argv: func(port, workers int) []string {
 		return []string{path, "run", "--config", config, "--workers", strconv.Itoa(workers),
-			"--listen", fmt.Sprintf("echo=tcp://127.0.0.1:%d", port), "--control", "unix://" + control(port)}
+			"--listen", fmt.Sprintf("%s=tcp://127.0.0.1:%d", kind, port), "--control", "unix://" + control(port)}
 	}}, nil
 }
 
@@ -137,6 +147,7 @@ type Process struct {
 	Name    string
 	Port    int    // on 127.0.0.1
 	Control string // path of its control socket; empty: it has none
+	Ask     string // what it answers; empty: it echoes what it is sent
 
 	cmd    *exec.Cmd
 	log    string // path of what it wrote
@@ -169,7 +180,7 @@ func Start(dir string, p Peer, workers int, cpus []int) (*Process, error) {
 	if err := proc.Start(cmd, cpus); err != nil {
 		return nil, fmt.Errorf("peers: %s: %w", p.Name, err)
 	}
-	s := &Process{Name: p.Name, Port: port, cmd: cmd, log: logFile.Name(), exited: make(chan struct{})}
+	s := &Process{Name: p.Name, Port: port, Ask: p.ask, cmd: cmd, log: logFile.Name(), exited: make(chan struct{})}
 	if p.control != nil {
 		s.Control = p.control(port)
 	}
@@ -260,6 +271,13 @@ func (s *Process) probe(ctx context.Context) error {
 	}
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(time.Second))
+	if s.Ask != "" {
+		if _, err := io.WriteString(c, s.Ask); err != nil {
+			return err
+		}
+		_, err := io.ReadFull(c, make([]byte, len("HTTP/1.1 ")))
+		return err
+	}
 	want := []byte("are you there?\n")
 	got := make([]byte, len(want))
 	if _, err := c.Write(want); err != nil {

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -32,7 +33,7 @@ type manager struct {
 	program   string
 	listeners []int // by the names; an os.File would make them blocking, for all who share them
 	names     []string
-	port      int // of the first
+	ports     map[string]int
 	socket    int // where it is notified
 	notify    string
 	reaping   sync.WaitGroup
@@ -51,17 +52,25 @@ type stored struct {
 
 func startManager(t *testing.T, workers int) *manager {
 	t.Helper()
-	dir := t.TempDir()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &manager{dir: dir, program: self, notify: dir + "/notify.sock", quit: make(chan struct{}), heard: make(chan struct{})}
+	return startManagerOf(t, workers, self)
+}
+
+// startManagerOf has a manager start a program that is this one, built in
+// another way.
+func startManagerOf(t *testing.T, workers int, program string) *manager {
+	t.Helper()
+	dir := t.TempDir()
+	m := &manager{dir: dir, program: program, notify: dir + "/notify.sock", quit: make(chan struct{}), heard: make(chan struct{}), ports: make(map[string]int)}
 	m.survival = &survival{&chaos{t: t, workers: workers}}
+	var err error
 	if m.client, err = control.NewClient("unix://" + dir + "/c.sock"); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"mortal", "inline"} {
+	for _, name := range []string{"mortal", "inline", "secure"} {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -69,13 +78,11 @@ func startManager(t *testing.T, workers int) *manager {
 		if err := errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), unix.Listen(fd, 4096)); err != nil {
 			t.Fatal(err)
 		}
-		if name == "mortal" {
-			sa, err := unix.Getsockname(fd)
-			if err != nil {
-				t.Fatal(err)
-			}
-			m.port = sa.(*unix.SockaddrInet4).Port
+		sa, err := unix.Getsockname(fd)
+		if err != nil {
+			t.Fatal(err)
 		}
+		m.ports[name] = sa.(*unix.SockaddrInet4).Port
 		m.listeners, m.names = append(m.listeners, fd), append(m.names, name)
 	}
 	m.configure("")
@@ -110,7 +117,9 @@ log.level = "info"
 [listener.mortal]
 [listener.inline]
 serve = "mortal-inline"
-`, m.workers, m.dir)
+[listener.secure]
+serve = "mortal"
+`, m.workers, m.dir) + withTLS(m.t, m.dir, "secure")
 	if err := os.WriteFile(m.dir+"/app.toml", []byte(text), 0o600); err != nil {
 		m.t.Fatal(err)
 	}
@@ -333,11 +342,19 @@ func (m *manager) stored() (names []string) {
 	return names
 }
 
-// talkers has clients talk to the listener mortal.
+// talkers has clients talk to the listeners mortal and secure.
 func (m *manager) talkers(n int, pause time.Duration) *talk.Group {
 	m.t.Helper()
-	to := fmt.Sprintf("127.0.0.1:%d", m.port)
-	g, err := talk.Start(func() (net.Conn, error) { return net.Dial("tcp", to) }, talk.Options{Clients: n, Pause: pause})
+	var dialed atomic.Int64
+	dial := func() (net.Conn, error) {
+		name := []string{"mortal", "secure"}[dialed.Add(1)%2]
+		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", m.ports[name]))
+		if err != nil {
+			return nil, err
+		}
+		return greet(conn, name)
+	}
+	g, err := talk.Start(dial, talk.Options{Clients: n, Pause: pause})
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -522,7 +539,7 @@ func TestWorkerThatDiesWhileThereIsNoSupervisorIsHarvestedByTheNext(t *testing.T
 	before := m.well()
 	var clients []*talker
 	for i := range 60 {
-		c := m.connect("mortal")
+		c := m.connect([]string{"mortal", "secure"}[i%2])
 		if _, _, err := c.ask(fmt.Sprint("name n", i)); err != nil {
 			t.Fatal(err)
 		}

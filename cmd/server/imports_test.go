@@ -18,6 +18,7 @@ import (
 var floors = map[string]int{
 	"pkg/activation":      0,
 	"pkg/backoff":         0,
+	"pkg/failpoint":       0,
 	"pkg/journal":         0,
 	"pkg/keeper":          0,
 	"pkg/metrics":         0,

@@ -12,13 +12,13 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 
 	"github.com/coder/websocket"
 
 	"github.com/mainstay-go/mainstay/pkg/control"
 	"github.com/mainstay-go/mainstay/pkg/service/servicetest"
+	"github.com/mainstay-go/mainstay/test/browser"
 	"github.com/mainstay-go/mainstay/test/node"
 )
 
@@ -209,7 +209,13 @@ ws.on("close", (code, reason) => { if (code != 4001 || reason != "enough") fail(
 
 func TestNodeClientNoticesNoReload(t *testing.T) {
 	s := startWS(t, "compress_above = 64\n")
-	cmd := node.Command(t, nodeTalks, "ws://"+s.Addr("ws-echo"))
+	talksOverReloads(t, s, node.Command(t, nodeTalks, "ws://"+s.Addr("ws-echo")))
+}
+
+// talksOverReloads runs a client that tells of each echo in a line, until its
+// input ends.
+func talksOverReloads(t *testing.T, s *servicetest.Service, cmd *exec.Cmd) {
+	t.Helper()
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -244,6 +250,49 @@ func TestNodeClientNoticesNoReload(t *testing.T) {
 	}
 }
 
+// pythonTalks is the same by Python's websockets.
+const pythonTalks = `
+import asyncio, sys, threading, websockets
+over = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+async def main():
+    async with websockets.connect(sys.argv[1], compression="deflate", max_size=None) as ws:
+        n = 0
+        while not over.is_set():
+            text = ("κόσμε %d" % n) * (n % 500 + 1)
+            await ws.send([text[:3], text[3:]])
+            pong = await ws.ping(str(n))
+            if await ws.recv() != text: raise Exception("another echo")
+            await ws.send(text.encode())
+            if await ws.recv() != text.encode(): raise Exception("another echo of bytes")
+            await pong
+            n += 1
+            print(n, flush=True)
+            await asyncio.sleep(0.001)
+        await ws.close(4001, "enough")
+    if ws.close_code != 4001: raise Exception("closed with %s" % ws.close_code)
+asyncio.run(main())
+`
+
+// withWebsockets returns a Python that has websockets.
+func withWebsockets(t *testing.T) string {
+	t.Helper()
+	for _, name := range []string{"python3", "/usr/bin/python3"} {
+		if exec.Command(name, "-c", "import websockets").Run() == nil {
+			return name
+		}
+	}
+	t.Skip("no Python with its package websockets is installed; scripts/install-test-tools does it")
+	return ""
+}
+
+func TestPythonClientNoticesNoReload(t *testing.T) {
+	python := withWebsockets(t)
+	s := startWS(t, "compress_above = 64\n")
+	cmd := exec.CommandContext(t.Context(), python, "-c", pythonTalks, "ws://"+s.Addr("ws-echo"))
+	talksOverReloads(t, s, cmd)
+}
+
 // page keeps one WebSocket: after each echo it asks whether it is to go on.
 const page = `<!doctype html><title>test</title><script>
 const tell = (what) => fetch("/tell?" + what).then((r) => r.text());
@@ -259,16 +308,6 @@ ws.onclose = (e) => tell("close " + e.code + " " + e.wasClean);
 </script>`
 
 func TestBrowserKeepsItsWebSocketOverReloads(t *testing.T) {
-	browser := ""
-	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
-		if path, err := exec.LookPath(name); err == nil {
-			browser = path
-			break
-		}
-	}
-	if browser == "" {
-		t.Skip("no browser: neither chromium, chromium-browser nor google-chrome is installed")
-	}
 	s := startWS(t, "origins = [\"http://127.0.0.1:*\"]\ncompress_above = 1\n")
 	var mu sync.Mutex
 	told, stop := map[string]int{}, false
@@ -290,22 +329,7 @@ func TestBrowserKeepsItsWebSocketOverReloads(t *testing.T) {
 	}))
 	defer pages.Close()
 
-	home, err := os.MkdirTemp("", "browser-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(home) // as far as its processes have ended
-	cmd := exec.Command(browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-		"--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--remote-debugging-port=0", "--user-data-dir="+home, pages.URL)
-	cmd.Env = append(os.Environ(), "HOME="+home, "XDG_CONFIG_HOME="+home, "XDG_CACHE_HOME="+home)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // it has children
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-		cmd.Wait()
-	}()
+	browser.Open(t, pages.URL)
 	saw := func(what string, times int) {
 		t.Helper()
 		s.Await(what+" in the browser", func(control.Status) bool {

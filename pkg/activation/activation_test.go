@@ -17,8 +17,8 @@ func TestSocketsAreInheritedByName(t *testing.T) {
 	got := activate(t, []*os.File{tcp, file},
 		"LISTEN_PID=self", "LISTEN_FDS=2", "LISTEN_FDNAMES=web:local", "LISTEN_PIDFDID=4711")
 	want := report{Sockets: []Socket{
-		{Name: "web", FD: 3, Network: "tcp", Address: addressOf(t, tcp), Inherited: true},
-		{Name: "local", FD: 4, Network: "unix", Address: addressOf(t, file), Inherited: true},
+		{Name: "web", FD: 3, Network: "tcp", Address: addressOf(t, tcp), Inherited: true, Blocking: true},
+		{Name: "local", FD: 4, Network: "unix", Address: addressOf(t, file), Inherited: true, Blocking: true},
 	}}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(Socket{})); diff != "" {
 		t.Errorf("inherited (-want +got):\n%s", diff)

@@ -17,6 +17,7 @@ type Socket struct {
 	Network   string // "tcp", "udp" or "unix"
 	Address   string // the bound address as a URL: "tcp://127.0.0.1:80", "tcp://[::]:80", "udp://127.0.0.1:53", "unix:///run/x.sock", "unix://@abstract"
 	Inherited bool   // handed over; false: bound by Listen
+	Blocking  bool   // it was blocking when it was handed over, for all who share it
 
 	file socketFile
 }
@@ -82,7 +83,7 @@ func inherit(fd int, name string) (Socket, error) {
 			return fail(err)
 		}
 	}
-	return Socket{Name: name, FD: fd, Network: network, Address: address, Inherited: true}, nil
+	return Socket{Name: name, FD: fd, Network: network, Address: address, Inherited: true, Blocking: flags&unix.O_NONBLOCK == 0}, nil
 }
 
 // checkListener returns the network of a listening stream socket or of a UDP

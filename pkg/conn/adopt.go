@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/rows"
 	"github.com/mainstay-go/mainstay/pkg/wire/tlsrec"
@@ -16,10 +17,31 @@ import (
 type Adopted struct {
 	conn   *Conn
 	row    *rows.Row
-	state  *state
+	resume resume
 	joined bool // to the other end of its pipe
 	served bool // or dropped
 	tailed bool // Tail was called
+}
+
+// resume is what of a captured state Serve needs.
+type resume struct {
+	flags                                      uint64
+	opened, lastIn, lastOut, partial, progress time.Duration
+	partner                                    rows.ID
+	timers                                     []stateTimer
+}
+
+// adoptedAtOnce is how many are made at a time: those of a batch come and go
+// together.
+const adoptedAtOnce = 32
+
+func (s *Set) newAdopted() *Adopted {
+	if len(s.adopted) == 0 {
+		s.adopted = make([]Adopted, adoptedAtOnce)
+	}
+	a := &s.adopted[0]
+	s.adopted = s.adopted[1:]
+	return a
 }
 
 // Adopt rebuilds the connection that a process has captured: body is what
@@ -33,8 +55,9 @@ type Adopted struct {
 // ErrStateVersion, ErrListener, ErrProtocol, the application's error or
 // panic, or a Config that is not usable. Loop only, and in no callback.
 func (s *Set) Adopt(fd int, id rows.ID, row *rows.Row, config func(listener string) *Config, body []byte) (*Adopted, error) {
-	st, err := parseState(body)
-	if err != nil {
+	st := &s.offered
+	defer st.forget()
+	if err := st.parse(body); err != nil {
 		return nil, err
 	}
 	cfg := config(st.listener)
@@ -48,9 +71,11 @@ func (s *Set) Adopt(fd int, id rows.ID, row *rows.Row, config func(listener stri
 	if _, err := s.allocator(); err != nil {
 		return nil, fmt.Errorf("conn: %w", err)
 	}
-	a := &Adopted{conn: s.rebuild(fd, id, settings, st), row: row, state: st}
-	if err = a.restoreLayer(); err == nil {
-		err = a.restore()
+	a := s.newAdopted()
+	a.conn, a.row = s.rebuild(fd, id, settings, st), row
+	a.resume = resume{st.flags, st.opened, st.lastIn, st.lastOut, st.partial, st.progress, rows.ID(st.partner), st.timers}
+	if err = a.restoreLayer(st); err == nil {
+		err = a.restore(st)
 	}
 	if err != nil {
 		a.Decline()
@@ -59,10 +84,17 @@ func (s *Set) Adopt(fd int, id rows.ID, row *rows.Row, config func(listener stri
 	return a, nil
 }
 
+// forget lets go of the bytes that s was parsed from.
+func (s *state) forget() { *s = state{listener: s.listener, protocol: s.protocol} }
+
 // settingsFor returns what a captured connection is served by: what its
 // listener's are accepted with, or what that may become.
 func (s *Set) settingsFor(cfg *Config, st *state) (*settings, error) {
-	for _, c := range append([]*Config{cfg}, cfg.Becomes...) {
+	for i := -1; i < len(cfg.Becomes); i++ {
+		c := cfg
+		if i >= 0 {
+			c = cfg.Becomes[i]
+		}
 		settings, err := s.settingsOf(c)
 		if err != nil {
 			return nil, err
@@ -85,10 +117,8 @@ func (s *Set) rebuild(fd int, id rows.ID, settings *settings, st *state) *Conn {
 		c.in = getBuffer(len(st.in)).add(st.in)
 	}
 	c.out.add(st.out)
-	x := new(extra)
-	c.extra.Store(x)
 	if settings.NewSession != nil {
-		x.session = settings.NewSession()
+		c.extra.Store(&extra{session: settings.NewSession()})
 	}
 	if c.eof {
 		why := error(ErrPeerClosed)
@@ -116,9 +146,14 @@ func (s *Set) rebuild(fd int, id rows.ID, settings *settings, st *state) *Conn {
 // restoreLayer makes what stands between descriptor and messages. A connection
 // goes on as it began, whatever the listener has here, but a handshake that is
 // still to come is that of here.
-func (a *Adopted) restoreLayer() error {
-	c, st := a.conn, a.state
-	x := c.extra.Load()
+func (a *Adopted) restoreLayer(st *state) error {
+	c, s := a.conn, st.layer
+	if len(st.header) == 0 && s == nil {
+		return nil
+	}
+	c.mu.Lock()
+	x := c.extraLocked()
+	c.mu.Unlock()
 	if len(st.header) > 0 {
 		n, h, err := headerParser.Parse(st.header)
 		if err != nil || n != len(st.header) {
@@ -126,12 +161,11 @@ func (a *Adopted) restoreLayer() error {
 		}
 		x.origin.Store(originOf(st.header, h))
 	}
-	s := st.layer
 	if s == nil {
 		return nil
 	}
 	l := &layer{stage: stageOpen, quiet: s.flags&layerQuiet != 0, truncated: s.flags&layerTruncated != 0}
-	if len(s.tls) == 0 {
+	if len(s.tls) == 0 && s.flags&layerNoted == 0 {
 		l.stage = stageHello
 		if s.flags&layerProxy != 0 {
 			l.stage = stageProxy
@@ -143,9 +177,9 @@ func (a *Adopted) restoreLayer() error {
 		x.layer = l
 		return nil
 	}
-	keys, err := tlsrec.RestoreState(s.tls)
+	keys, err := a.restoreKeys(s)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrState, err)
+		return err
 	}
 	info, err := tlsrec.ParseInfo(s.info)
 	if err != nil {
@@ -161,11 +195,23 @@ func (a *Adopted) restoreLayer() error {
 	return nil
 }
 
+// restoreKeys returns the state of TLS, from the capture or, if the connection
+// was at rest when its process died, from the slab.
+func (a *Adopted) restoreKeys(s *layerState) (*tlsrec.Conn, error) {
+	if s.flags&layerNoted != 0 {
+		return notedKeys(a.conn.set.alloc.Table(), a.conn.id, a.row)
+	}
+	keys, err := tlsrec.RestoreState(s.tls)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrState, err)
+	}
+	return keys, nil
+}
+
 // restore has protocol and application take up their parts.
-func (a *Adopted) restore() error {
-	c, st := a.conn, a.state
-	session := c.extra.Load().session
-	switch {
+func (a *Adopted) restore(st *state) error {
+	c := a.conn
+	switch session := c.Session(); {
 	case session != nil:
 		if err := guard(func() error { return session.RestoreState(st.session) }); err != nil {
 			return fmt.Errorf("conn: listener %q: state of the protocol: %w", st.listener, err)
@@ -192,7 +238,7 @@ func (a *Adopted) Conn() *Conn { return a.conn }
 // they were not. What was the end of a pipe and is not joined is closed by
 // Serve.
 func (a *Adopted) Join(other *Adopted) {
-	if a.state.partnerID() != other.conn.id || other.state.partnerID() != a.conn.id {
+	if a.resume.partner != other.conn.id || other.resume.partner != a.conn.id {
 		return
 	}
 	a.conn.pipeTo(other.conn)
@@ -242,7 +288,7 @@ func (a *Adopted) Serve(why Reason, waitForTail bool) {
 		return
 	}
 	a.served = true
-	c, st := a.conn, a.state
+	c, st := a.conn, &a.resume
 	s := c.set
 	loop := s.loop
 	now := loop.Now()
@@ -255,11 +301,13 @@ func (a *Adopted) Serve(why Reason, waitForTail bool) {
 	s.add(c)
 	c.token, _ = loop.Add(int(c.fd), 0, (*watcher)(c)) // it is not told to epoll yet, so nothing can fail
 	c.tcp = a.row.What.Load()&whatCounted != 0
-	c.tellRow(a.row)
+	adopter, ok := c.cfg.Handler.(SilentAdopter)
+	silent := ok && adopter.AdoptsSilently()
+	c.tellRow(a.row, silent && !c.has(flagNew))
 
 	c.mu.Lock()
-	x := c.extra.Load()
 	for _, t := range st.timers {
+		x := c.extraLocked()
 		if x.timers == nil {
 			x.timers = make(map[string]*timer)
 		}
@@ -277,11 +325,12 @@ func (a *Adopted) Serve(why Reason, waitForTail bool) {
 	if !c.has(flagFull) {
 		c.unclog()
 	}
-	a.state = &state{partner: st.partner}
+	st.timers = nil
 
-	if c.has(flagNew) {
+	switch {
+	case c.has(flagNew):
 		c.greet()
-	} else {
+	case !silent:
 		c.deliver(event{kind: adopted, reason: why})
 	}
 	if st.partner != 0 && !a.joined {
@@ -289,6 +338,7 @@ func (a *Adopted) Serve(why Reason, waitForTail bool) {
 	}
 	c.goOn(st.flags&stateReading != 0)
 	if c.state != Closed {
+		c.note() // not at the end of the turn: there may be hundreds of others before that
 		s.drainOf(c).joined(c)
 	}
 }
@@ -322,10 +372,11 @@ func (a *Adopted) Tail(b []byte) error {
 	if c.state == Closed {
 		return nil
 	}
-	t, err := parseTail(b)
+	var t tail
+	err := t.parse(b)
 	c.mu.Lock()
 	if err == nil {
-		err = c.tailLocked(t)
+		err = c.tailLocked(&t)
 	}
 	if err != nil {
 		c.failLocked(err)
@@ -340,7 +391,13 @@ func (a *Adopted) Tail(b []byte) error {
 		c.mark(0, 0)
 		return err
 	}
-	a.setTimers(t)
+	a.setTimers(&t)
+	if t.flags&tailMove != 0 {
+		_ = c.MoveTo(int(t.slot)) // an error says that it does not move, or is over
+	}
+	if t.flags&tailBind != 0 {
+		c.Bind(t.bound)
+	}
 	switch {
 	case t.flags&tailCloseNow != 0:
 		c.CloseNow(t.reason())
@@ -351,12 +408,16 @@ func (a *Adopted) Tail(b []byte) error {
 	return nil
 }
 
+// Lost says that there was a tail after all, of which Tail was told that there
+// is none: the connection is closed at once, with ErrTailLost. Loop only.
+func (a *Adopted) Lost() { a.conn.CloseNow(ErrTailLost) }
+
 // tailLocked puts what was sent behind the send queue and before what was
 // sent here. It needs mu.
 func (c *Conn) tailLocked(t *tail) error {
 	switch {
 	case len(t.sent) == 0:
-	case t.flags&tailMessages != 0 != (c.extra.Load().session != nil):
+	case t.flags&tailMessages != 0 != (c.cfg.NewSession != nil):
 		return fmt.Errorf("%w: late messages of another kind", ErrState)
 	case t.flags&tailMessages != 0:
 		if err := c.encodeAllLocked(t.sent); err != nil {

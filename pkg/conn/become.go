@@ -81,7 +81,7 @@ func (c *Conn) turnInto() {
 	c.partial = 0
 	now := c.set.loop.Now()
 	c.opened = ticksAt(now)
-	c.tellRow(c.set.alloc.Table().Row(c.id))
+	c.tellRow(c.set.alloc.Table().Row(c.id), false)
 	c.armDeadlines(now)
 	c.deliver(event{kind: connected})
 }

@@ -10,6 +10,10 @@ import (
 const (
 	slow      = 10 * time.Millisecond
 	slowEvery = time.Second
+
+	// wary is for how long each callback is timed by itself once some were
+	// slow.
+	wary = time.Minute
 )
 
 // eventKind tells which callback an event is for.
@@ -22,6 +26,7 @@ const (
 	bufferFull
 	bufferDrain
 	timerOver
+	left
 	closed
 )
 
@@ -31,6 +36,7 @@ type event struct {
 	message *buffer // of message
 	timer   *timer  // of timerOver
 	reason  Reason  // of adopted
+	slot    int     // of left
 	why     error   // of closed
 }
 
@@ -68,15 +74,20 @@ func (c *Conn) call(ev event) {
 		if c.takeTimer(ev.timer) {
 			h.OnTimer(c, ev.timer.name)
 		}
+	case left:
+		c.cfg.OnLeave(c, ev.slot)
 	case closed:
 		h.OnClose(c, ev.why)
 	}
 }
 
 // enter and leave stand around the callbacks of c on the loop. They read the
-// clock once, at the end: the start is the end of what went before.
+// clock at the end, since the start is the end of what went before; and during
+// the events of a turn, which are many and short, only after several of them.
 func (s *Set) enter(c *Conn) {
-	s.since = max(s.since, s.loop.Now())
+	if s.unclocked == 0 {
+		s.since = max(s.since, s.loop.Now())
+	}
 	s.note(c)
 }
 
@@ -85,14 +96,29 @@ func (s *Set) leave(c *Conn) {
 	if v := recover(); v != nil {
 		c.panicked(v)
 	}
+	s.unclocked, s.called = s.unclocked+1, c
 	if !s.inEvents {
 		s.unnote()
+	} else if s.unclocked >= clockEvery || s.since < s.waryUntil {
+		s.lookAtClock()
+	}
+}
+
+// lookAtClock tells if the callbacks since the last look have taken too long.
+// Which of several it was is not known; so for a while it is looked after each.
+func (s *Set) lookAtClock() {
+	if s.unclocked == 0 {
+		return
 	}
 	now := s.loop.Clock()
 	if took := now - s.since; took > slow {
-		c.cfg.tellSlow(c, took, now)
+		if s.unclocked > 1 {
+			s.called = nil
+		}
+		s.noted.tellSlow(s.called, took, now)
+		s.waryUntil = now + wary
 	}
-	s.since = now
+	s.since, s.unclocked, s.called = now, 0, nil
 }
 
 // panicked ends c. It runs on the stack that panicked.
@@ -117,6 +143,10 @@ func (s *settings) tellSlow(c *Conn, took, now time.Duration) {
 		s.slowSkipped++
 		return
 	}
-	s.Event(Event{Kind: SlowCallback, Listener: c.Listener(), Conn: c, Peer: c.Peer(), Took: took, Skipped: s.slowSkipped})
+	e := Event{Kind: SlowCallback, Listener: s.Listener, Conn: c, Took: took, Skipped: s.slowSkipped}
+	if c != nil {
+		e.Peer = c.Peer()
+	}
+	s.Event(e)
 	s.slowTold, s.slowSkipped = now, 0
 }

@@ -11,7 +11,6 @@ import (
 	"runtime/debug"
 	"time"
 
-	"github.com/mainstay-go/mainstay/pkg/rows"
 	"github.com/mainstay-go/mainstay/pkg/wire/tlsrec"
 )
 
@@ -53,7 +52,7 @@ var (
 //	string  output that the kernel has not got
 //	string  the layer before the descriptor, empty: none; otherwise
 //	        1 B     its flags
-//	        string  TLS: keys and sequence numbers, see package tlsrec; empty: the handshake is to come
+//	        string  TLS: keys and sequence numbers, see package tlsrec; empty: they are in the slab, if the flags say so, or the handshake is to come
 //	        string  TLS: what was agreed on
 //	        string  an incomplete record that has come
 //	        string  records that the kernel has not got, before the output
@@ -88,7 +87,7 @@ const (
 )
 
 // state is a captured state, taken apart. The slices alias what it was parsed
-// from.
+// from, but for that of the timers.
 type state struct {
 	flags                                      uint64
 	opened, lastIn, lastOut, partial, progress time.Duration
@@ -99,7 +98,7 @@ type state struct {
 	value                                      []byte
 	timers                                     []stateTimer
 	in                                         []byte
-	out                                        []byte // of parseState only: append takes it from the queue
+	out                                        []byte // of parse only: append takes it from the queue
 	layer                                      *layerState
 	header                                     []byte // PROXY's
 }
@@ -114,6 +113,7 @@ const (
 	layerProxy = 1 << iota // the PROXY header is to come
 	layerQuiet
 	layerTruncated
+	layerNoted // made by Resting: the keys are in the slab
 
 	layerKnown = 1<<iota - 1
 )
@@ -266,7 +266,8 @@ func parseLayer(b []byte) (*layerState, error) {
 	for _, part := range []*[]byte{&s.tls, &s.info, &s.in, &s.ready} {
 		*part = p.bytes()
 	}
-	if len(s.tls) == 0 && (len(s.info)+len(s.in)+len(s.ready) > 0 || s.flags&^layerProxy != 0) || len(s.tls) > 0 && s.flags&layerProxy != 0 {
+	hasKeys := len(s.tls) > 0 || s.flags&layerNoted != 0
+	if !hasKeys && (len(s.info)+len(s.in)+len(s.ready) > 0 || s.flags&^layerProxy != 0) || hasKeys && s.flags&layerProxy != 0 {
 		p.fail("a layer that cannot be")
 	}
 	return s, p.end()
@@ -311,13 +312,14 @@ func (s *state) append(dst []byte, out *queue) []byte {
 	return seal(b, start)
 }
 
-// parseState takes a captured state apart.
-func parseState(body []byte) (*state, error) {
+// parse takes a captured state apart. What s was before is forgotten, but for
+// names that come again: those of one listener are many.
+func (s *state) parse(body []byte) error {
+	*s = state{listener: s.listener, protocol: s.protocol}
 	p, version, err := unseal(body, stateVersionOld, stateVersion)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	s := new(state)
 	s.flags = p.number()
 	if s.flags&^stateKnown != 0 {
 		p.fail("unknown flags")
@@ -328,15 +330,19 @@ func parseState(body []byte) (*state, error) {
 	for _, n := range []*uint64{&s.rx, &s.tx, &s.partner} {
 		*n = p.number()
 	}
-	s.listener, s.protocol = string(p.bytes()), string(p.bytes())
+	s.listener = again(s.listener, p.bytes())
+	s.protocol = again(s.protocol, p.bytes())
 	s.session = p.bytes()
 	s.peer = string(p.bytes())
 	s.value = p.bytes()
-	seen := map[string]bool{}
+	var seen map[string]bool
 	for n := p.number(); n > 0 && p.err == nil; n-- {
 		t := stateTimer{string(p.bytes()), p.time()}
 		if seen[t.name] {
 			p.fail("a timer twice")
+		}
+		if seen == nil {
+			seen = make(map[string]bool)
 		}
 		seen[t.name] = true
 		s.timers = append(s.timers, t)
@@ -348,16 +354,24 @@ func parseState(body []byte) (*state, error) {
 			s.header = header
 		}
 		if s.layer, err = parseLayer(layer); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	if s.layer != nil && len(s.layer.tls) == 0 && s.flags&stateNew == 0 {
+	if s.layer != nil && len(s.layer.tls) == 0 && s.layer.flags&layerNoted == 0 && s.flags&stateNew == 0 {
 		p.fail("keys are missing")
 	}
 	if s.flags&stateHasValue == 0 && len(s.value) > 0 {
 		p.fail("a value that is none")
 	}
-	return s, p.end()
+	return p.end()
+}
+
+// again is b as a string, known if it is that one.
+func again(known string, b []byte) string {
+	if string(b) == known {
+		return known
+	}
+	return string(b)
 }
 
 func appendString[T string | []byte](b []byte, s T) []byte {
@@ -373,18 +387,18 @@ func seal(b []byte, start int) []byte {
 
 // unseal checks version, which may be one of two, and checksum and returns
 // what lies between them.
-func unseal(b []byte, oldest, newest uint16) (p *parser, version uint16, err error) {
+func unseal(b []byte, oldest, newest uint16) (p parser, version uint16, err error) {
 	if len(b) < 2+4 {
-		return nil, 0, fmt.Errorf("%w: %d bytes", ErrState, len(b))
+		return p, 0, fmt.Errorf("%w: %d bytes", ErrState, len(b))
 	}
 	if version = binary.LittleEndian.Uint16(b); version < oldest || version > newest {
-		return nil, 0, fmt.Errorf("%w: %d, want %d", ErrStateVersion, version, newest)
+		return p, 0, fmt.Errorf("%w: %d, want %d", ErrStateVersion, version, newest)
 	}
 	end := len(b) - 4
 	if crc32.Checksum(b[:end], castagnoli) != binary.LittleEndian.Uint32(b[end:]) {
-		return nil, 0, fmt.Errorf("%w: checksum", ErrState)
+		return p, 0, fmt.Errorf("%w: checksum", ErrState)
 	}
-	return &parser{b: b[2:end]}, version, nil
+	return parser{b: b[2:end]}, version, nil
 }
 
 // parser takes bytes apart. After an error it returns zeros.
@@ -436,6 +450,3 @@ func (p *parser) end() error {
 	}
 	return p.err
 }
-
-// partnerID is the ID of the pipe's other end, 0: none.
-func (s *state) partnerID() rows.ID { return rows.ID(s.partner) }

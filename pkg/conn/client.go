@@ -15,6 +15,7 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/backoff"
 	"github.com/mainstay-go/mainstay/pkg/reactor"
 	"github.com/mainstay-go/mainstay/pkg/wire"
+	"github.com/mainstay-go/mainstay/pkg/wire/tlsrec"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,13 +23,16 @@ import (
 type DialConfig struct {
 	// Config is of the connections, as for accepted ones: the callbacks are
 	// the same. Limits.FirstByte is none by default, as a server need not
-	// speak first. TLS, Config.Proxy and Becomes are for accepted ones only. Those
+	// speak first. TLS is that of addresses with tls://, may be nil (the
+	// system's roots) and needs Handshakes in either case; without a ServerName
+	// the address has that. With a ClientSessionCache sessions are resumed.
+	// Config.Proxy and Becomes are for accepted ones only. Those
 	// of UDP are always Pinned, and have no Protocol.
 	Config
 
 	// Address is where Dial connects to if it is not told: tcp://HOST:PORT,
-	// udp://HOST:PORT, unix:///PATH or unix://@NAME. It may be empty. One of
-	// UDP makes that of all.
+	// tls://HOST:PORT, udp://HOST:PORT, unix:///PATH or unix://@NAME. It may be
+	// empty. One of UDP makes that of all.
 	Address string
 
 	// Route, if not nil, makes of an address, this one or Dial's, one of those
@@ -44,10 +48,11 @@ type DialConfig struct {
 
 	// Proxy, if not empty, is asked for the connections, which are of TCP:
 	// socks5://[USER:PASSWORD@]HOST:PORT or http://[USER:PASSWORD@]HOST:PORT.
-	// It looks up the names. The way to it is not encrypted.
+	// It looks up the names. The way to it is not encrypted, but TLS is spoken
+	// with the far end, through it.
 	Proxy string
 
-	Timeout   time.Duration  // for all of an attempt: name, addresses, proxy; zero: DefaultConnect
+	Timeout   time.Duration  // for all of an attempt: name, addresses, proxy, TLS; zero: DefaultConnect
 	Reconnect bool           // until Client.Close: what fails or ends is tried again
 	Backoff   backoff.Policy // how long between; it counts from the end of a connection, and forgets while one lasts
 	Resolver  *net.Resolver  // nil: net.DefaultResolver
@@ -107,9 +112,10 @@ func (cfg DialConfig) dialer() (*Dialer, error) {
 	if cfg.Timeout <= 0 {
 		d.dial.Timeout = DefaultConnect
 	}
-	if c := &cfg.Config; c.TLS != nil || c.Proxy != nil || len(c.Becomes) > 0 {
-		return nil, fmt.Errorf("conn: listener %q: outgoing connections with TLS, a trusted proxy or what they may become, want none", cfg.Listener)
+	if c := &cfg.Config; c.Proxy != nil || len(c.Becomes) > 0 {
+		return nil, fmt.Errorf("conn: listener %q: outgoing connections with a trusted proxy or what they may become, want none", cfg.Listener)
 	}
+	d.cfg.TLS = nil // it is of accepted ones there
 	var err error
 	if cfg.Proxy != "" {
 		if d.proxy, err = parseProxy(cfg.Proxy); err != nil {
@@ -150,8 +156,16 @@ func (d *Dialer) route(address string) (route, error) {
 	}
 	r, err := parseRoute(to, d.proxy)
 	r.address = address
-	if err == nil && (r.network == "udp") != d.datagrams {
-		return r, fmt.Errorf("conn: address %q: datagrams and connections are not of one Dialer", address)
+	switch {
+	case err != nil:
+	case (r.network == "udp") != d.datagrams:
+		err = fmt.Errorf("conn: address %q: datagrams and connections are not of one Dialer", address)
+	case r.secure && d.set != nil && d.cfg.Handshakes == nil:
+		err = fmt.Errorf("conn: address %q: TLS without Handshakes", address)
+	case r.secure:
+		r.tls = tlsTo(d.dial.TLS, r.host)
+	case d.dial.TLS != nil:
+		err = fmt.Errorf("conn: address %q: it would not be encrypted, and there are settings for TLS: want one with TLS, as tls://HOST:PORT", address)
 	}
 	return r, err
 }
@@ -429,20 +443,23 @@ func (cl *Client) failed(err error) {
 }
 
 // arrived is given the descriptor of a connection that an attempt has made,
-// and the counts of its bytes.
-func (cl *Client) arrived(fd int, peer unix.Sockaddr, rx, tx uint64) {
+// the counts of its bytes, and what TLS was agreed on, nil if none.
+func (cl *Client) arrived(fd int, peer unix.Sockaddr, rx, tx uint64, tls *tlsrec.Result) {
 	cl.attempt = nil
 	s := cl.dialer.set
 	c, err := s.open(fd, peer, &cl.dialer.cfg)
 	if err != nil {
 		unix.Close(fd)
+		if tls != nil && tls.Conn != nil {
+			tls.Conn.Drop()
+		}
 		cl.down(err, 0)
 		return
 	}
 	delete(s.clients, cl)
 	c.rx.Store(rx)
 	c.tx.Store(tx)
-	if rx > 0 {
+	if rx > 0 && tls == nil {
 		c.partial = 0 // the deadline of the first byte does not hold: it was the proxy's
 	}
 	c.mu.Lock()
@@ -451,7 +468,12 @@ func (cl *Client) arrived(fd int, peer unix.Sockaddr, rx, tx uint64) {
 	cl.mu.Lock()
 	cl.conn, cl.since = c, s.loop.Now()
 	cl.mu.Unlock()
+	if tls != nil {
+		c.beginSecured(tls)
+		return
+	}
 	c.greet()
+	c.note()
 }
 
 // started sends what has waited for the connection: its first callback has
@@ -679,6 +701,20 @@ func (d *Dialer) encode(c *Conn) ([]byte, error) {
 }
 
 var errNotDialed = errors.New("conn: value of no outgoing connection")
+
+// appendAddress appends what encode would for an application without a value.
+func (d *Dialer) appendAddress(dst []byte, c *Conn) []byte {
+	return append(appendString(dst, c.Client().route.address), 0)
+}
+
+// overhead is how many bytes encode has beside the value; none of an accepted
+// connection, which has no Dialer.
+func (d *Dialer) overhead(c *Conn) int {
+	if d == nil {
+		return 0
+	}
+	return len(d.appendAddress(nil, c))
+}
 
 // decode is DecodeValue.
 func (d *Dialer) decode(c *Conn, b []byte) error {

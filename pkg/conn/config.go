@@ -130,6 +130,15 @@ type Config struct {
 	EncodeValue func(c *Conn) ([]byte, error)
 	DecodeValue func(c *Conn, b []byte) error
 
+	// OnLeave, if not nil, is a callback as the Handler's are: the connection is
+	// another process's, which serves in that slot, and this is the last one
+	// here, in the place of OnClose. What the application keeps of the
+	// connection here, such as its place in a list, can go; what travels is
+	// there already. Nothing can be done with c any more: its methods answer
+	// a *MovedError. It is not called of a connection that left before
+	// OnConnect. It costs an event for each connection that moves.
+	OnLeave func(c *Conn, slot int)
+
 	// Move, if not nil, is told on the loop that MoveTo was called, after
 	// the callbacks. Without it MoveTo answers ErrPinned.
 	Move func(c *Conn, slot int)
@@ -150,9 +159,11 @@ type Config struct {
 type EventKind int
 
 const (
-	// SlowCallback means that Inline callbacks of one connection have held
-	// the loop for more than 10 ms without a break. It is told at most once
-	// a second for each Config.
+	// SlowCallback means that Inline callbacks have held the loop for more
+	// than 10 ms without a break: those of one connection, or of up to eight
+	// one after the other, and then it is not said whose. For a minute from
+	// then on each is timed by itself. It is told at most once a second for
+	// each Config.
 	SlowCallback EventKind = iota + 1
 
 	// CallbackPanicked means that a callback panicked; the connection is
@@ -195,7 +206,7 @@ func (k EventKind) String() string {
 type Event struct {
 	Kind     EventKind
 	Listener string
-	Conn     *Conn         // nil if it is about a datagram
+	Conn     *Conn         // nil if it is about a datagram, or about one of several
 	Peer     string        // empty if it is about no one peer
 	Took     time.Duration // SlowCallback: how long the loop was held
 	Skipped  int           // how many of the kind were not told since the last one
@@ -207,6 +218,7 @@ type settings struct {
 	Config
 	readMax int    // most bytes of one read
 	raw     bool   // the encoding of a message is the message
+	whole   bool   // so is what is read, and the loop handles it
 	packets bool   // a message is a datagram; raw is true
 	key     uint32 // ListenerKey of Listener
 	kind    uint32 // the same of ProtocolName
@@ -248,7 +260,7 @@ func (cfg *Config) settings() (*settings, error) {
 	if _, raw := s.Protocol.(wire.Raw); raw {
 		// A read is a message there, so the limit is that of a read.
 		s.readMax = min(s.readMax, s.Limits.MaxMessage)
-		s.raw = true
+		s.raw, s.whole = true, s.Inline
 	}
 	if s.packets = s.raw && s.dialer != nil && s.dialer.datagrams; s.packets {
 		s.readMax = reactor.ReadBufferSize // what is too long is dropped as a whole

@@ -113,15 +113,17 @@ type extra struct {
 
 	// Guarded by the connection's mu.
 
-	why     error // what Close was given first
-	timers  map[string]*timer
-	late    queue  // behind out, while flagLate is set
-	holds   int    // Hold without Release, and partial
-	partly  bool   // Partial was called with true
-	slot    int    // MoveTo's, and where it went once flagLeft is set
-	bound   uint64 // Bind's
-	packets int    // datagrams in out
-	saved   []byte // Save's, to be put into the slab; nil: none is
+	why      error // what Close was given first
+	timers   map[string]*timer
+	late     queue  // behind out, while flagLate is set
+	bound    uint64 // Bind's
+	saved    []byte // Save's, to be put into the slab; nil: none is
+	holds    int32  // Hold without Release, and partial
+	slot     int32  // MoveTo's, and where it went once flagLeft is set
+	packets  int32  // datagrams in out
+	partly   bool   // Partial was called with true
+	noted    bool   // what stays as it is was put into the slab
+	tooLarge bool   // state has no room in the slab
 }
 
 // extraLocked returns c's extra, which it makes if there is none. It needs mu.
@@ -139,7 +141,7 @@ func (c *Conn) extraLocked() *extra {
 func (c *Conn) tidyLocked() {
 	x := c.extra.Load()
 	if x != nil && x.client == nil && x.session == nil && x.layer == nil && x.origin.Load() == nil && x.pipe.Load() == nil && !c.ending &&
-		x.frozen == nil && x.why == nil && len(x.timers) == 0 && x.holds == 0 && !c.has(flagLate|flagsMove) {
+		x.frozen == nil && x.why == nil && x.saved == nil && len(x.timers) == 0 && x.holds == 0 && !c.has(flagLate|flagsMove) {
 		c.extra.Store(nil)
 	}
 }
@@ -341,6 +343,7 @@ func (c *Conn) settle() {
 		c.set.freezeLater(c.extra.Load().frozen)
 	}
 	if flags&flagLeaving != 0 {
+		flags &^= flagsMove // it is about to, as soon as it is let go of
 		c.set.freezeLater(c.extra.Load().frozen)
 	}
 	c.flags.And(^(flagDirty | flags&flagsTell))
@@ -366,7 +369,6 @@ func (c *Conn) settle() {
 		}
 		c.mu.Lock()
 	}
-	c.noteLocked()
 	c.flushLocked()
 	if c.state == Closed {
 		return

@@ -11,6 +11,7 @@ import (
 
 	"github.com/mainstay-go/mainstay/pkg/reactor"
 	"github.com/mainstay-go/mainstay/pkg/wire/proxy"
+	"github.com/mainstay-go/mainstay/pkg/wire/tlsrec"
 	"golang.org/x/sys/unix"
 )
 
@@ -27,6 +28,9 @@ const (
 	// Proxying: the proxy is reached, and is asked for the connection.
 	Proxying
 
+	// Securing: the peer is reached, and TLS is agreed on.
+	Securing
+
 	// Negotiating: the protocol's own handshake with the server.
 	Negotiating
 )
@@ -40,6 +44,8 @@ func (s ConnectStep) String() string {
 		return "connect to"
 	case Proxying:
 		return "ask proxy"
+	case Securing:
+		return "speak TLS with"
 	case Negotiating:
 		return "negotiate with"
 	default:
@@ -54,13 +60,13 @@ type ConnectError struct {
 	Address string        // what was tried: a name, HOST:PORT, or a path; the proxy's if there is one
 	Target  string        // where it was to lead, as it was given to Dial
 	After   time.Duration // the deadline that is over, if Err is os.ErrDeadlineExceeded, else 0
-	Err     error         // such as ECONNREFUSED, a *proxy.Refused, a *net.DNSError, os.ErrDeadlineExceeded
+	Err     error         // such as ECONNREFUSED, a *proxy.Refused, a *net.DNSError, a *tls.CertificateVerificationError, os.ErrDeadlineExceeded
 }
 
 // Error tells all of it.
 func (e *ConnectError) Error() string {
 	text := fmt.Sprintf("conn: %s %s", e.Step, e.Address)
-	if e.Step == Proxying || e.Step == Negotiating {
+	if e.Step >= Proxying {
 		text += " for " + e.Target
 	}
 	if e.After > 0 {
@@ -113,8 +119,9 @@ type attempt struct {
 	token reactor.Token  // 0: not watched
 
 	handshake proxy.Handshake
-	out       []byte // to be written to the proxy
-	rx, tx    uint64 // bytes of the handshake
+	securing  *securing
+	out       []byte // to be written to the proxy, or to the peer in TLS
+	rx, tx    uint64 // bytes of both
 }
 
 // start begins. Loop only, and not in a callback, as all of attempt.
@@ -252,10 +259,13 @@ func (a *attempt) watch(ev reactor.Events) (err error) {
 // OnReady is called by the reactor.
 func (a *attempt) OnReady(reactor.Events) {
 	var err error
-	if a.step == Reaching {
+	switch a.step {
+	case Reaching:
 		err = a.connected()
-	} else {
+	case Proxying:
 		err = a.talk()
+	default:
+		err = a.secureOn()
 	}
 	if err == nil {
 		return
@@ -291,13 +301,21 @@ func (a *attempt) reached() (err error) {
 	if a.handshake, err = a.route.handshake(); err != nil {
 		return err
 	}
+	a.rx, a.tx, a.out = 0, 0, nil
 	if a.handshake == nil {
-		return a.arrived()
+		return a.through()
 	}
 	a.step = Proxying
-	a.rx, a.tx = 0, 0
 	a.out = a.handshake.Start(nil)
 	return a.tell()
+}
+
+// through goes on behind the proxy, if there is one.
+func (a *attempt) through() error {
+	if a.route.tls != nil {
+		return a.secure()
+	}
+	return a.arrived()
 }
 
 // toItself says whether a socket is connected to itself: where nobody listens
@@ -314,6 +332,19 @@ func toItself(fd int) bool {
 
 // tell writes what the proxy is to be told, as far as that goes.
 func (a *attempt) tell() error {
+	left, err := a.write()
+	switch {
+	case err != nil:
+		return err
+	case left:
+		return a.watch(reactor.Readable | reactor.Writable)
+	}
+	return a.watch(reactor.Readable)
+}
+
+// write writes out until the kernel takes no more, and says whether something
+// is left.
+func (a *attempt) write() (left bool, err error) {
 	for len(a.out) > 0 {
 		n, errno := reactor.Write(a.fd, a.out)
 		a.tx += uint64(n)
@@ -321,12 +352,12 @@ func (a *attempt) tell() error {
 		switch errno {
 		case 0, unix.EINTR:
 		case unix.EAGAIN:
-			return a.watch(reactor.Readable | reactor.Writable)
+			return true, nil
 		default:
-			return os.NewSyscallError("write", errno)
+			return true, os.NewSyscallError("write", errno)
 		}
 	}
-	return a.watch(reactor.Readable)
+	return false, nil
 }
 
 // talk goes on with the proxy. What comes behind its answer stays in the
@@ -356,7 +387,7 @@ func (a *attempt) talk() error {
 	case done && len(out) > 0:
 		return fmt.Errorf("%w: it has answered before it was asked", proxy.ErrMalformed)
 	case done:
-		return a.arrived()
+		return a.through()
 	}
 	return a.tell()
 }
@@ -371,7 +402,11 @@ func (a *attempt) arrived() error {
 	a.stopTimers()
 	a.unwatch()
 	a.fd, a.over = -1, true
-	a.client.arrived(fd, peer, a.rx, tx)
+	var secured *tlsrec.Result
+	if a.securing != nil {
+		secured = a.securing.result
+	}
+	a.client.arrived(fd, peer, a.rx, tx, secured)
 	return nil
 }
 
@@ -396,6 +431,7 @@ func (a *attempt) give(err error) {
 	a.note(err)
 	a.stopTimers()
 	a.unwatch()
+	a.unsecure()
 	if a.fd >= 0 {
 		unix.Close(a.fd)
 		a.fd = -1
@@ -446,6 +482,7 @@ func (a *attempt) drop() {
 	a.over = true
 	a.stopTimers()
 	a.unwatch()
+	a.unsecure()
 	if a.cancel != nil {
 		a.cancel()
 	}

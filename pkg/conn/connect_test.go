@@ -678,7 +678,7 @@ func TestAddressesAndProxiesAreChecked(t *testing.T) {
 		{name: "proxy", address: "tcp://example.com:80", proxy: "socks5://u:p@proxy.test:1080"},
 		{name: "proxy to nowhere yet", proxy: "http://proxy.test:3128/"},
 		{name: "no scheme", address: "example.com:80", want: "want tcp://HOST:PORT"},
-		{name: "another scheme", address: "tls://example.com:80", want: "want tcp://HOST:PORT"},
+		{name: "another scheme", address: "quic://example.com:80", want: "want tcp://HOST:PORT"},
 		{name: "no port", address: "tcp://example.com", want: "want tcp://HOST:PORT"},
 		{name: "port 0", address: "tcp://example.com:0", want: `port "0"`},
 		{name: "port with a name", address: "tcp://example.com:http", want: `port "http"`},
@@ -721,7 +721,6 @@ func TestDialerRefusesWhatIsOfAcceptedConnections(t *testing.T) {
 		name   string
 		change func(*Config)
 	}{
-		{"TLS", func(c *Config) { secured(t, c) }},
 		{"a PROXY header", func(c *Config) { proxied(c) }},
 		{"what they become", func(c *Config) { c.Becomes = []*Config{{ProtocolName: "other"}} }},
 	} {

@@ -65,7 +65,7 @@ func (c *Conn) flushPackets() {
 // packetDropped takes note of a datagram that is not delivered: an empty one,
 // or one that is longer than the limit.
 func (c *Conn) packetDropped(n int) {
-	c.rx.Store(c.rx.Load() + uint64(n))
+	addTo(&c.rx, n)
 	c.lastIn = ticksAt(c.set.loop.Now())
 	if n > 0 {
 		c.tellDropped(fmt.Errorf("datagram of %d bytes, want at most %d: %w", n, c.cfg.Limits.MaxMessage, ErrTooLong))

@@ -34,6 +34,7 @@
 //	dial     client.go    Dialer.Dial makes a Client, which tries until there is a connection, and then again if it is to
 //	resolve  resolve.go   names, on goroutines of their own
 //	connect  connect.go   one attempt: the addresses one after the other, the proxy, each within a deadline; then open
+//	secure   secure.go    with tls://, as the last step of an attempt: the handshake, on the goroutines of handshakes.go
 //
 // Beside the walk stand route.go (addresses), datagram.go (an outgoing connection of UDP), pipe.go (two connections joined), packet.go (datagrams,
 // which have no connection), account.go (what the seat is told), journal.go
@@ -68,9 +69,10 @@
 //     layer itself keeps, an incomplete one that has come and those that the
 //     kernel has not taken. The counts of bytes are the descriptor's. The keys
 //     are advanced by what travels, so a capture is taken after the last record.
-//   - A row has no room for keys, PROXY headers and Clients: a connection with
-//     one of them, or one that is opening, is never noted as at rest, and ends
-//     with its process if that is killed.
+//   - The keys of TLS lie in the slab, where they outlive the process: in no
+//     message that the supervisor makes, in no core dump, and nowhere once they
+//     are not needed. What crypto/tls has, a handshake or TLS 1.2, ends with its
+//     process if that is killed.
 //   - Every wait has a deadline: handshake, first byte, rest of a message, authentication,
 //     idle, a peer that does not read, close. A message's is not put off by
 //     what is only a part of it, in a protocol that takes parts into itself

@@ -27,6 +27,22 @@ type Frozen struct {
 
 	flags  uint32
 	timers map[string]*timer
+
+	extra extra // for a connection that has none
+}
+
+// frozenAtOnce is how many are made at a time: most often many connections
+// move, and their Frozen are gone soon after. It is not more, since a Conn that
+// somebody keeps after it has moved keeps all of them.
+const frozenAtOnce = 16
+
+func (s *Set) newFrozen() *Frozen {
+	if len(s.frozen) == 0 {
+		s.frozen = make([]Frozen, frozenAtOnce)
+	}
+	f := &s.frozen[0]
+	s.frozen = s.frozen[1:]
+	return f
 }
 
 // Freeze has c stand still. It is not read any more from now on; when the
@@ -41,26 +57,31 @@ type Frozen struct {
 // if it, or its pipe's other end, does not move, ErrFrozen if somebody else
 // freezes it. Loop only, and in no callback.
 func (s *Set) Freeze(c *Conn, frozen func(f *Frozen, err error)) {
-	var err error
-	switch {
-	case c.state != Open || c.has(flagsEnded):
-		err = c.gone()
-	case c.has(flagsFreezes | flagLeaving):
-		err = ErrFrozen
-	case c.pinned():
-		err = ErrPinned
-	}
-	f := &Frozen{conn: c, told: frozen}
-	if err != nil {
-		s.loop.AtTurnEnd(func() { f.tell(nil, err) })
+	if err := c.mayFreeze(); err != nil {
+		s.loop.AtTurnEnd(func() { frozen(nil, err) })
 		return
 	}
+	f := s.newFrozen()
+	f.conn, f.told = c, frozen
 	if c.cfg.FinishFirst && c.kept() {
 		f.announce()
 	} else {
 		f.begin()
 	}
 	s.freezeLater(f)
+}
+
+// mayFreeze says why c is not to be frozen, nil: it may be.
+func (c *Conn) mayFreeze() error {
+	switch {
+	case c.state != Open || c.has(flagsEnded):
+		return c.gone()
+	case c.has(flagsFreezes | flagLeaving):
+		return ErrFrozen
+	case c.pinned():
+		return ErrPinned
+	}
+	return nil
 }
 
 // Unfreeze gives up a Freeze whose frozen was not called yet, and is not
@@ -103,9 +124,18 @@ func (f *Frozen) tell(frozen *Frozen, err error) {
 func (f *Frozen) announce() {
 	c := f.conn
 	c.mu.Lock()
-	c.extraLocked().frozen = f
+	f.noteLocked()
 	c.flags.Or(flagLeaving)
 	c.mu.Unlock()
+}
+
+// noteLocked has the connection know of f. It needs mu.
+func (f *Frozen) noteLocked() {
+	c := f.conn
+	if c.extra.Load() == nil {
+		c.extra.Store(&f.extra)
+	}
+	c.extra.Load().frozen = f
 }
 
 // begin stops reading.
@@ -114,7 +144,7 @@ func (f *Frozen) begin() {
 	f.since = c.set.loop.Now()
 	f.reading = c.watched&watchInput != 0
 	c.mu.Lock()
-	c.extraLocked().frozen = f
+	f.noteLocked()
 	c.flags.And(^flagLeaving)
 	c.flags.Or(flagFreezing)
 	c.mu.Unlock()
@@ -213,7 +243,8 @@ func (f *Frozen) include(p *Conn) bool {
 	case p.has(flagFreezing | flagLeaving): // by an attempt of its own
 		p.extra.Load().frozen.fail(ErrFrozen)
 	}
-	f.partner = &Frozen{conn: p, partner: f, second: true}
+	f.partner = p.set.newFrozen()
+	f.partner.conn, f.partner.partner, f.partner.second = p, f, true
 	f.partner.begin()
 	return true
 }
@@ -321,7 +352,7 @@ func (f *Frozen) Thaw() {
 
 // Left says that another process has committed itself to the connection: it
 // is over here. The descriptor is closed, which the peer does not notice, and
-// OnClose is not called; that is the other's. Methods answer *MovedError with
+// OnClose is not called, that is the other's, but OnLeave. Methods answer *MovedError with
 // the slot. It returns what was sent, or asked of the connection, since
 // Capture, for Adopted.Tail there; nil if there is nothing.
 func (f *Frozen) Left(slot int) (tail []byte) {
@@ -329,7 +360,7 @@ func (f *Frozen) Left(slot int) (tail []byte) {
 	c.mu.Lock()
 	tail = f.tailLocked()
 	x := c.extra.Load()
-	x.slot, x.frozen = slot, nil
+	x.slot, x.frozen = int32(slot), nil
 	fd := int(c.fd)
 	c.fd = -1
 	c.dropLocked()
@@ -338,7 +369,9 @@ func (f *Frozen) Left(slot int) (tail []byte) {
 	c.mu.Unlock()
 	c.state = Closed
 	_ = c.set.loop.Remove(c.token) // out of epoll since the freeze
-	unix.Close(fd)
+	// It never blocks, so the Go scheduler need not know of it: no process has
+	// it linger.
+	_, _, _ = unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0)
 	c.count(0)
 	c.dropInput()
 	if x.layer != nil {
@@ -348,6 +381,9 @@ func (f *Frozen) Left(slot int) (tail []byte) {
 	c.set.remove(c)
 	if c.cfg.Released != nil {
 		c.cfg.Released(c)
+	}
+	if c.cfg.OnLeave != nil && !c.has(flagNew) {
+		c.deliver(event{kind: left, slot: slot})
 	}
 	c.set.drained()
 	return tail

@@ -5,7 +5,7 @@ package conn
 // The callbacks of one connection come in order, never two at once, and never
 // one inside another: OnConnect or OnAdopt first, OnClose last and exactly
 // once. A connection that is given to another process has its OnClose
-// there, one that ends with its process has none. With
+// there, and here Config.OnLeave; one that ends with its process has none. With
 // Config.Inline they run on the loop and must not block; otherwise they run
 // on a goroutine of the Pool and may. A panic in one of them closes that
 // connection with a *PanicError.
@@ -47,6 +47,13 @@ var _ Handler = NopHandler{}
 
 // OnConnect does nothing.
 func (NopHandler) OnConnect(*Conn) {}
+
+// SilentAdopter is a Handler that may have nothing to do in OnAdopt.
+type SilentAdopter interface {
+	// AdoptsSilently returns true if OnAdopt does nothing. It is not called
+	// then, so that the connection is at rest at once. Loop only.
+	AdoptsSilently() bool
+}
 
 // OnAdopt does nothing.
 func (NopHandler) OnAdopt(*Conn, Reason) {}

@@ -19,15 +19,23 @@ type Handshakes struct {
 	most, goroutines int
 
 	done, resumed, failed atomic.Uint64
+	cooled                func(n int) // nil: nobody wants to know
 
 	// Guarded by mu.
 
 	mu      sync.Mutex
 	places  int            // taken
-	waiting []*Conn        // for a place
+	waiting []applicant    // for a place
 	queue   []func()       // to be computed
 	running int            // goroutines
 	wg      sync.WaitGroup // of these
+}
+
+// applicant is what a handshake is for.
+type applicant interface {
+	waits() bool         // false: it is over; any goroutine
+	post(f func()) error // to its loop
+	placeFree()          // it has a place, to be given back by leave; on its loop
 }
 
 // NewHandshakes allows most handshakes at a time; zero means DefaultHandshakes.
@@ -39,6 +47,12 @@ func NewHandshakes(most int) *Handshakes {
 	}
 	return &Handshakes{most: most, goroutines: max(1, runtime.GOMAXPROCS(0)-1)}
 }
+
+// OnCooled has f told on the loop that n connections with TLS have become
+// idle: what their handshakes have left, and some of their keys' memory, is
+// garbage, of which there is several times as much as they still take. To be called before the first
+// handshake.
+func (h *Handshakes) OnCooled(f func(n int)) { h.cooled = f }
 
 // HandshakeFigures are the counts of a Handshakes.
 type HandshakeFigures struct {
@@ -59,16 +73,15 @@ func (h *Handshakes) Figures() HandshakeFigures {
 	}
 }
 
-// enter says whether c may begin now. Otherwise its turn is told by
-// Conn.placeFree.
-func (h *Handshakes) enter(c *Conn) bool {
+// enter says whether a may begin now. Otherwise its turn is told by placeFree.
+func (h *Handshakes) enter(a applicant) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.places < h.most {
 		h.places++
 		return true
 	}
-	h.waiting = append(h.waiting, c)
+	h.waiting = append(h.waiting, a)
 	return false
 }
 
@@ -80,7 +93,7 @@ func (h *Handshakes) leave() {
 		next := h.waiting[0]
 		h.waiting[0] = nil
 		h.waiting = h.waiting[1:]
-		if !next.has(flagClosed) && next.set.loop.Post(next.placeFree) == nil {
+		if next.waits() && next.post(next.placeFree) == nil {
 			return
 		}
 	}

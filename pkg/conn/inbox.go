@@ -136,7 +136,7 @@ func (c *Conn) runEvent(ev event) {
 		}
 	}()
 	// After Close the application wants no more than to hear of the end.
-	if ev.kind == closed || !c.has(flagGoodbye|flagCloseNow) {
+	if ev.kind == closed || ev.kind == left || !c.has(flagGoodbye|flagCloseNow) {
 		c.call(ev)
 	}
 	returned = true

@@ -1,6 +1,9 @@
 package conn
 
-import "time"
+import (
+	"crypto/tls"
+	"time"
+)
 
 // Info is what an operator is shown of a connection.
 type Info struct {
@@ -11,6 +14,7 @@ type Info struct {
 	Buffered int           // bytes read that no callback has got
 	Queued   int           // bytes that wait to be sent
 	Messages int           // messages that wait for the Pool
+	Mortal   string        // why it ends with its process, even between two messages, if that is killed; empty: it need not
 }
 
 // Info looks at a connection. Loop only.
@@ -42,7 +46,26 @@ func (c *Conn) Info() Info {
 	default:
 		info.State = Open.String()
 	}
+	info.Mortal = c.mortal()
 	return info
+}
+
+// mortal says why c is never noted as at rest, empty if it may be.
+func (c *Conn) mortal() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	x := c.extra.Load()
+	switch {
+	case x != nil && x.layer != nil && x.layer.legacy != nil:
+		return tls.VersionName(x.layer.info.Version)
+	case c.cfg.Pinned:
+		return "it does not move"
+	case x != nil && x.pipe.Load() != nil:
+		return "it is piped"
+	case x != nil && x.tooLarge:
+		return "its state is too large"
+	}
+	return ""
 }
 
 // ticks is a point in the loop's time in hundredths of a second, rounded down,

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/rows"
+	"github.com/mainstay-go/mainstay/pkg/wire/tlsrec"
 	"golang.org/x/sys/unix"
 )
 
@@ -23,19 +24,33 @@ import (
 // it is not. What the kernel does not count, such as a unix socket, has its
 // note taken back before each read and write and made again afterwards.
 //
-// A connection with TLS, and one that a PROXY header has begun or is to begin,
-// is never noted as at rest: for the keys of the one there is no place that
-// other processes do not see, and for the header of the other there is none.
-// Nor is an outgoing connection, whose Client is in no row. None of them
-// outlives a process that is killed; all move as others do.
+// With TLS what is noted are the numbers of the records, too, after those that
+// are about to be written: they share a word with the bits. The keys, which
+// change seldom, are in the slab. So who comes next goes on with the record
+// that nobody has sealed or opened yet; what the dead process has sealed and
+// not written is nowhere. A connection is at rest whose PROXY header, or first
+// record, is still to come as a whole, and again when its handshake is over; of
+// that in between crypto/tls has the state. So it is with TLS 1.2, which is
+// never noted as at rest.
 //
-// The state that a row has no room for lies in the half of its slab that the
-// bits name:
+// Without TLS a session's state of up to six bytes stands there, in the place
+// of the numbers: three bits of length, and from bit 16 on the state. It is all
+// that most have. What a row has no room for lies in the half of its slab that
+// the bits name, which costs memory:
 //
 //	2 B  length of the session's state, little endian
 //	2 B  length of the application's, and one; 0: there is none
+//	2 B  length of the PROXY header, of an outgoing connection of its listener's name
+//	2 B  length of what TLS has agreed on
+//	1 B  length of TLS' keys, see tlsrec.Conn.AppendKeys; 0: there are none
+//	1 B  1: header and what TLS has agreed on are in the annex, otherwise at the end
+//	127  TLS' keys, then zeros; or not there
 //	  -  the session's state
 //	  -  the application's
+//	  -  header, and what TLS has agreed on
+//
+// Whoever takes up the connection reads the keys there: they are in no message,
+// and nobody else's memory.
 
 // The bits of a note.
 const (
@@ -45,19 +60,57 @@ const (
 	noteNew           // OnConnect was not called
 	notePaused        // as Conn.Pause
 	noteAuthenticated // as Conn.Authenticated
+	noteOpening       // what comes first, TLS' first record or, with noteHeader, the PROXY header, has not come
+	noteHeader
+	noteQuiet   // nothing for the protocol has come since the handshake of TLS
+	noteSession // the state of the session stands above, and no numbers
 
 	noteSlabs = noteSlab | noteHalf
+
+	// The numbers of the next records stand above the bits.
+	noteIn     = 10
+	noteInMax  = 1<<30 - 1 // the peer was asked for another key long before
+	noteOut    = noteIn + 30
+	noteOutMax = 1<<24 - 1 // there is another key then
+
+	noteLength = 10
+	noteState  = 16
+	maxNoted   = (64 - noteState) / 8 // bytes of a session's state
 )
 
+// noteOf returns the bits of a session's state, which has 1 to maxNoted bytes.
+func noteOf(state []byte) uint64 {
+	bits := noteSession | uint64(len(state))<<noteLength
+	for i, b := range state {
+		bits |= uint64(b) << (noteState + 8*i)
+	}
+	return bits
+}
+
+// notedSession is the reverse; nil: it is not there.
+func notedSession(bits uint64) []byte {
+	n := int(bits >> noteLength & 7)
+	if bits&noteSession == 0 || n > maxNoted {
+		return nil
+	}
+	state := make([]byte, n)
+	for i := range state {
+		state[i] = byte(bits >> (noteState + 8*i))
+	}
+	return state
+}
+
 const (
-	slabHeader = 4
+	slabHeader = 10
+	slabKeys   = tlsrec.MaxState
 
 	// MaxSaved is the most bytes of an application's state that Conn.Save
 	// keeps.
 	MaxSaved = 256
 
-	// whatCounted, in Row.What, says that the kernel counts the bytes.
-	whatCounted = 1
+	// In Row.What.
+	whatCounted = 1 // the kernel counts the bytes
+	whatDialed  = 2 // it is an outgoing connection
 )
 
 // ErrNotSaved says that nobody knows how to save a connection's state: its
@@ -89,8 +142,8 @@ func (c *Conn) Save() error {
 	if err := guard(func() (err error) { b, err = encode(c); return err }); err != nil {
 		return fmt.Errorf("conn: state of the application: %w", err)
 	}
-	if len(b) > MaxSaved {
-		return fmt.Errorf("conn: state of the application: %d bytes, want at most %d: %w", len(b), MaxSaved, ErrTooLong)
+	if n := len(b) - c.cfg.dialer.overhead(c); n > MaxSaved {
+		return fmt.Errorf("conn: state of the application: %d bytes, want at most %d: %w", n, MaxSaved, ErrTooLong)
 	}
 	c.mu.Lock()
 	if c.has(flagsEnded) {
@@ -119,18 +172,41 @@ func (c *Conn) note() {
 // noteLocked brings the journal up to date. It needs mu, and comes before the
 // write. Loop only, and in no callback.
 func (c *Conn) noteLocked() {
+	if l := c.layered(); l != nil {
+		c.noteUnsentLocked(l.sealed.bytes)
+		return
+	}
+	c.noteUnsentLocked(c.out.bytes)
+}
+
+// noteUnsentLocked is noteLocked if all that is to be written, as it goes to
+// the kernel, is unsent bytes.
+func (c *Conn) noteUnsentLocked(unsent int) {
 	if c.state == Closed {
 		return
 	}
 	row := c.row()
 	rx, tx := c.rx.Load(), c.tx.Load()
 	notedRx, notedTx, noted := row.Published()
-	bits, rests := c.restLocked(noted)
+	bits, rests := c.restLocked(noted, unsent)
 	switch {
 	case rests:
-		row.Publish(rx, tx+uint64(c.out.bytes), bits)
+		row.Publish(rx, tx+uint64(unsent), bits)
+		if noted&noteSlab != 0 && (noted^bits)&noteHalf != 0 {
+			c.forgetKeys(noted)
+		}
 	case noted&noteAtRest != 0 && notedRx == rx && notedTx == tx:
 		row.Publish(rx, tx, noted&^noteAtRest)
+	}
+}
+
+// forgetKeys overwrites what keys the half of the slab has that bits names, and
+// that counts no more: with those of before a KeyUpdate, what was sent before
+// can be read.
+func (c *Conn) forgetKeys(bits uint64) {
+	slab, err := c.set.alloc.Table().OwnSlab(c.id, partOf(bits))
+	if err == nil && slab[slabKeysLen] != 0 {
+		clear(slab[slabHeader : slabHeader+slabKeys])
 	}
 }
 
@@ -143,15 +219,15 @@ func (c *Conn) disturb() {
 	}
 }
 
-// restLocked says whether c is at rest but for what is queued, and with which
-// bits that is to be noted. It needs mu.
-func (c *Conn) restLocked(noted uint64) (bits uint64, rests bool) {
+// restLocked says whether c is at rest but for what is queued, unsent bytes as
+// they go to the kernel, and with which bits that is to be noted. It needs mu.
+func (c *Conn) restLocked(noted uint64, unsent int) (bits uint64, rests bool) {
 	flags := c.flags.Load()
 	if flags&flagRunning != 0 {
 		c.flags.Or(flagUnsettled) // it is settled again afterwards
 		return 0, false
 	}
-	if c.state != Open || flags&flagsEnded != 0 || c.in != nil || c.held || c.ending || c.cfg.Pinned || c.cfg.dialer != nil || !c.tcp && c.out.bytes > 0 {
+	if c.state != Open || flags&flagsEnded != 0 || c.in != nil || c.held || c.ending || c.cfg.Pinned || !c.tcp && unsent > 0 {
 		return 0, false
 	}
 	bits = noted&noteSlabs | noteAtRest
@@ -165,79 +241,149 @@ func (c *Conn) restLocked(noted uint64) (bits uint64, rests bool) {
 		bits |= noteAuthenticated
 	}
 	x := c.extra.Load()
+	if c.cfg.dialer != nil && (x == nil || x.client == nil || flags&flagNew != 0) {
+		return 0, false
+	}
 	if x == nil {
 		return bits, true
-	}
-	if x.layer != nil || x.origin.Load() != nil {
-		return 0, false // keys, and whose it is, are in no row
 	}
 	if x.holds > 0 || x.pipe.Load() != nil || x.late.bytes > 0 {
 		return 0, false
 	}
-	if x.session == nil && x.saved == nil {
+	if l := x.layer; l != nil {
+		layerBits, rests := l.rests()
+		if !rests || c.out.bytes > 0 { // which has no length yet
+			return 0, false
+		}
+		bits |= layerBits
+	}
+	if x.session == nil && x.saved == nil && !c.keepsLocked(x) {
 		return bits, true
 	}
 	return c.slabLocked(x, bits)
 }
 
-// slabLocked puts the states of session and application into the slab, if they
-// are not there, and returns the bits that say so. It needs mu.
+// rests says whether the layer is at rest, and which bits and numbers tell
+// how. It needs the connection's mu.
+func (l *layer) rests() (bits uint64, rests bool) {
+	switch {
+	case l.stage == stageProxy:
+		return noteOpening | noteHeader, true
+	case l.stage == stageHello:
+		return noteOpening, true
+	case l.tls == nil || l.in != nil || l.failed || l.bye || l.truncated || !l.tls.Rests():
+		return 0, false
+	}
+	in, out := l.tls.Numbers()
+	if in > noteInMax || out > noteOutMax {
+		return 0, false
+	}
+	if l.quiet {
+		bits = noteQuiet
+	}
+	return bits | in<<noteIn | out<<noteOut, true
+}
+
+// keepsLocked says whether there is something to be kept in the slab that
+// neither session nor application has. It needs mu.
+func (c *Conn) keepsLocked(x *extra) bool {
+	return x.layer != nil && x.layer.tls != nil || x.origin.Load() != nil || c.cfg.dialer != nil
+}
+
+// slabLocked puts what the row has no room for into the slab, unless it is
+// there, and returns the bits that say so. It needs mu.
 func (c *Conn) slabLocked(x *extra, bits uint64) (_ uint64, rests bool) {
 	s := c.set
-	session := s.scratch[:0]
+	next := slab{value: x.saved}
+	buf := s.scratch[:0]
 	if x.session != nil {
 		if x.session.Buffered() > 0 {
 			return 0, false
 		}
-		err := guard(func() (err error) { session, err = x.session.AppendState(session); return err })
+		err := guard(func() (err error) { buf, err = x.session.AppendState(buf); return err })
 		if err != nil {
 			return 0, false
 		}
-		s.scratch = session
+		s.scratch = buf
+	}
+	n := len(buf)
+	if bits&noteSlab == 0 && next.value == nil && n > 0 && n <= maxNoted && x.layer == nil && !c.keepsLocked(x) {
+		return bits | noteOf(buf), true
+	}
+	next.session = buf[:n:n]
+	var keys *tlsrec.Conn
+	if x.layer != nil {
+		keys = x.layer.tls
 	}
 	table := s.alloc.Table()
-	value, hasValue := x.saved, x.saved != nil
 	if bits&noteSlab != 0 {
-		old, err := table.Slab(c.id, halfOf(bits))
+		noted := x.noted && next.value == nil && (keys == nil || x.layer.noted == keys.Updates())
+		if noted && x.session == nil {
+			return bits, true
+		}
+		half, err := table.Slab(c.id, partOf(bits))
 		if err != nil {
 			return 0, false
 		}
-		oldSession, oldValue, ok := parseSlab(old)
-		if ok && !hasValue {
-			if bytes.Equal(session, oldSession) {
+		if old, ok := parseSlab(half, nil); ok && next.value == nil {
+			if noted && bytes.Equal(next.session, old.session) {
 				return bits, true
 			}
-			value, hasValue = oldValue, oldValue != nil
+			next.value = old.value
 		}
 	}
-	bits, err := c.writeSlab(bits, session, value, hasValue)
+	if d := c.cfg.dialer; d != nil {
+		if next.origin = []byte(c.cfg.Listener); next.value == nil {
+			next.value = d.appendAddress(nil, c)
+		}
+	} else if o := x.origin.Load(); o != nil {
+		next.origin = o.header
+	}
+	if keys != nil {
+		var err error
+		if buf, err = x.layer.info.Append(buf); err != nil {
+			x.tooLarge = true
+			return 0, false
+		}
+		s.scratch = buf
+		next.info = buf[n:]
+	}
+	bits, half, err := c.writeSlab(bits, &next, keys != nil)
 	if err != nil {
+		x.tooLarge = errors.Is(err, ErrTooLong)
 		return 0, false
 	}
-	x.saved = nil
+	x.saved, x.noted, x.tooLarge = nil, true, false
+	if keys != nil {
+		half[slabKeysLen] = byte(len(keys.AppendKeys(half[slabHeader:slabHeader])))
+		x.layer.noted = keys.Updates()
+	}
 	return bits, true
 }
 
-// writeSlab fills the half of the slab that is not in use, and returns the bits
-// that say that it is.
-func (c *Conn) writeSlab(bits uint64, session, value []byte, hasValue bool) (uint64, error) {
-	if n := slabHeader + len(session) + len(value); n > rows.SlabHalf {
-		return 0, fmt.Errorf("conn: state of %d bytes, want at most %d: %w", n, rows.SlabHalf, ErrTooLong)
+// writeSlab fills the half of the slab that is not in use, but for the keys,
+// for which it leaves room, and returns it with the bits that say that it is.
+func (c *Conn) writeSlab(bits uint64, s *slab, keys bool) (_ uint64, half []byte, err error) {
+	table := c.set.alloc.Table()
+	apart := s.size(keys) > rows.SlabHalf
+	if apart {
+		own, rest := s.sizes(keys)
+		if own > rows.SlabHalf || rest > rows.SlabAnnex {
+			return 0, nil, fmt.Errorf("conn: state of %d bytes and %d that stay as they are, want at most %d and %d: %w", own, rest, rows.SlabHalf, rows.SlabAnnex, ErrTooLong)
+		}
 	}
 	bits = (bits ^ noteHalf) | noteSlab
-	slab, err := c.set.alloc.Table().Slab(c.id, halfOf(bits))
-	if err != nil {
-		return 0, fmt.Errorf("conn: %w", err)
+	if half, err = table.OwnSlab(c.id, partOf(bits)); err != nil {
+		return 0, nil, fmt.Errorf("conn: %w", err)
 	}
-	binary.LittleEndian.PutUint16(slab, uint16(len(session)))
-	n := 0
-	if hasValue {
-		n = len(value) + 1
+	var annex []byte
+	if apart {
+		if annex, err = table.OwnSlab(c.id, rows.Annex); err != nil {
+			return 0, nil, fmt.Errorf("conn: %w", err)
+		}
 	}
-	binary.LittleEndian.PutUint16(slab[2:], uint16(n))
-	copy(slab[slabHeader:], session)
-	copy(slab[slabHeader+len(session):], value)
-	return bits, nil
+	s.put(half, annex, keys)
+	return bits, half, nil
 }
 
 // passSavedLocked puts into the slab what Save has left to be put there when
@@ -250,58 +396,177 @@ func (c *Conn) passSavedLocked() error {
 		return nil
 	}
 	row := c.row()
-	rx, tx, bits := row.Published()
-	var session []byte
-	if bits&noteSlab != 0 {
-		old, err := c.set.alloc.Table().Slab(c.id, halfOf(bits))
-		if err != nil {
-			return fmt.Errorf("conn: %w", err)
+	rx, tx, noted := row.Published()
+	var s slab
+	var keys []byte
+	var err error
+	if noted&noteSlab != 0 {
+		if s, keys, err = readSlab(c.set.alloc.Table(), c.id, noted); err != nil {
+			return err
 		}
-		session, _, _ = parseSlab(old)
 	}
-	bits, err := c.writeSlab(bits, session, x.saved, true)
+	if noted&noteSession != 0 {
+		s.session = notedSession(noted)
+		noted &= noteSession - 1
+	}
+	s.value = x.saved
+	bits, half, err := c.writeSlab(noted, &s, len(keys) > 0)
 	if err != nil {
 		return err
 	}
+	half[slabKeysLen] = byte(copy(half[slabHeader:], keys))
 	row.Publish(rx, tx, bits)
+	if len(keys) > 0 {
+		c.forgetKeys(noted)
+	}
 	x.saved = nil
 	return nil
 }
 
-func halfOf(bits uint64) int {
-	if bits&noteHalf != 0 {
-		return 1
-	}
-	return 0
+// slab is what a slab has, but for the keys.
+type slab struct {
+	session, value []byte // value is nil if there is none
+	origin, info   []byte
 }
 
-// parseSlab takes a half of a slab apart. value is nil if there is none.
-func parseSlab(b []byte) (session, value []byte, ok bool) {
-	n := int(binary.LittleEndian.Uint16(b))
-	m := int(binary.LittleEndian.Uint16(b[2:]))
-	b = b[slabHeader:]
-	if n+max(m-1, 0) > len(b) {
-		return nil, nil, false
+// size is how much of a half it takes.
+func (s *slab) size(keys bool) int {
+	own, rest := s.sizes(keys)
+	return own + rest
+}
+
+// sizes tells apart what may go to the annex.
+func (s *slab) sizes(keys bool) (own, rest int) {
+	own = slabHeader + len(s.session) + len(s.value)
+	if keys {
+		own += slabKeys
 	}
-	session = b[:n:n]
-	if m > 0 {
-		value = b[n : n+m-1 : n+m-1]
+	return own, len(s.origin) + len(s.info)
+}
+
+// put writes it into a half, with room for keys, and with the rest in the annex
+// unless that is nil. What the annex has may be what s has.
+func (s *slab) put(half, annex []byte, keys bool) {
+	binary.LittleEndian.PutUint16(half, uint16(len(s.session)))
+	n := 0
+	if s.value != nil {
+		n = len(s.value) + 1
 	}
-	return session, value, true
+	binary.LittleEndian.PutUint16(half[2:], uint16(n))
+	binary.LittleEndian.PutUint16(half[4:], uint16(len(s.origin)))
+	binary.LittleEndian.PutUint16(half[6:], uint16(len(s.info)))
+	half[slabKeysLen], half[slabApart] = 0, 0
+	rest := half[slabHeader:]
+	if keys {
+		clear(rest[:slabKeys])
+		rest = rest[slabKeys:]
+	}
+	rest = rest[copy(rest, s.session):]
+	rest = rest[copy(rest, s.value):]
+	if annex != nil {
+		half[slabApart] = 1
+		rest = annex
+	}
+	copy(rest[copy(rest, s.origin):], s.info)
+}
+
+// Where in a half stand a length and a mark.
+const (
+	slabKeysLen = 8
+	slabApart   = 9
+)
+
+func partOf(bits uint64) rows.Part {
+	if bits&noteHalf != 0 {
+		return rows.SecondHalf
+	}
+	return rows.FirstHalf
+}
+
+// parseSlab takes a half of a slab apart. Without the annex origin and info may
+// be missing.
+func parseSlab(half, annex []byte) (s slab, ok bool) {
+	b := half[slabHeader:]
+	if half[slabKeysLen] > 0 {
+		b = b[slabKeys:]
+	}
+	take := func(n int) (part []byte) {
+		if ok = ok && n <= len(b); ok {
+			part, b = b[:n:n], b[n:]
+		}
+		return part
+	}
+	ok = half[slabKeysLen] <= slabKeys && half[slabApart] <= 1
+	length := func(at int) int { return int(binary.LittleEndian.Uint16(half[at:])) }
+	s.session = take(length(0))
+	if n := length(2); n > 0 {
+		s.value = take(n - 1)
+	}
+	if half[slabApart] == 1 {
+		if b = annex; annex == nil {
+			return s, ok
+		}
+	}
+	s.origin, s.info = take(length(4)), take(length(6))
+	return s, ok
+}
+
+// readSlab reads what the slab has of a connection whose note has bits.
+func readSlab(table *rows.Table, id rows.ID, bits uint64) (s slab, keys []byte, err error) {
+	half, err := table.Slab(id, partOf(bits))
+	if err != nil {
+		return s, nil, fmt.Errorf("conn: %w", err)
+	}
+	var annex []byte
+	if half[slabApart] == 1 {
+		if annex, err = table.Slab(id, rows.Annex); err != nil {
+			return s, nil, fmt.Errorf("conn: %w", err)
+		}
+	}
+	s, ok := parseSlab(half, annex)
+	if !ok {
+		return s, nil, fmt.Errorf("%w: slab of row %d", ErrState, id)
+	}
+	return s, half[slabHeader : slabHeader+int(half[slabKeysLen])], nil
+}
+
+// notedKeys returns the keys that the slab has of a connection that was at rest.
+func notedKeys(table *rows.Table, id rows.ID, row *rows.Row) (*tlsrec.Conn, error) {
+	_, _, bits := row.Published()
+	if bits&(noteAtRest|noteSlab) != noteAtRest|noteSlab {
+		return nil, fmt.Errorf("%w: no keys in the slab of row %d", ErrState, id)
+	}
+	_, keys, err := readSlab(table, id, bits)
+	if err != nil {
+		return nil, err
+	}
+	c, err := tlsrec.RestoreKeys(keys, bits>>noteIn&noteInMax, bits>>noteOut)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrState, err)
+	}
+	return c, nil
 }
 
 // tellRow notes where this process has c, and what it is. Of its journal what
-// was saved stays, and nothing else: callbacks are to come.
-func (c *Conn) tellRow(row *rows.Row) {
+// was saved stays, and nothing else, for callbacks are to come; if none are,
+// all of it stays, until it is brought up to date: who had it before has left
+// it as it was when nothing was under way, or not at rest.
+func (c *Conn) tellRow(row *rows.Row, quiet bool) {
 	what := uint64(c.cfg.kind) << 32
 	if c.tcp {
 		what |= whatCounted
+	}
+	if c.cfg.dialer != nil {
+		what |= whatDialed
 	}
 	row.What.Store(what)
 	now := c.set.loop.Now()
 	row.Opened.Store(int64(now - c.opened.until(now)))
 	row.Where.Store(uint64(c.cfg.key)<<32 | uint64(uint32(c.fd)))
 	row.Local.Store(uint64(c.token))
+	if quiet {
+		return
+	}
 	_, _, bits := row.Published()
 	row.Publish(c.rx.Load(), c.tx.Load(), bits&noteSlabs)
 }
@@ -310,6 +575,7 @@ func (c *Conn) tellRow(row *rows.Row) {
 type Noted struct {
 	FD       int    // its descriptor in the process that owns it
 	Listener uint32 // ListenerKey of its listener
+	Dialed   bool   // it is an outgoing one: Resting knows its listener's name
 
 	// AtRest: it was at rest when Read bytes were read and Written ones
 	// written. If Counted is set this is to be compared with what the kernel
@@ -325,7 +591,7 @@ func NotedIn(row *rows.Row) Noted {
 	where, what := row.Where.Load(), row.What.Load()
 	rx, tx, bits := row.Published()
 	return Noted{
-		FD: int(int32(uint32(where))), Listener: uint32(where >> 32),
+		FD: int(int32(uint32(where))), Listener: uint32(where >> 32), Dialed: what&whatDialed != 0,
 		AtRest: bits&noteAtRest != 0, Counted: what&whatCounted != 0,
 		Read: rx, Written: tx,
 	}
@@ -339,11 +605,12 @@ func NoteFD(row *rows.Row, fd int) {
 
 // Resting appends to dst what Frozen.Capture would have for a connection that
 // was at rest when its process died, and to which nothing was done since: fd
-// is its descriptor, listener the name of its listener, now the time by
-// CLOCK_MONOTONIC. Deadlines of silence begin anew, named timers are gone. The
-// application's state is the one that was saved last. It fails with
-// ErrNotAtRest, with ErrState if the slab is not understood, or if the kernel
-// has forgotten the peer. Any goroutine may call it.
+// is its descriptor, listener the name of its listener, which matters only for an
+// accepted one, now the time by CLOCK_MONOTONIC. Deadlines of silence begin
+// anew, named timers are gone. The application's state is the one that was
+// saved last. Keys of TLS are not told: Set.Adopt reads them in the slab. It
+// fails with ErrNotAtRest, with ErrState if the slab is not understood, or if
+// the kernel has forgotten the peer. Any goroutine may call it.
 func Resting(dst []byte, table *rows.Table, id rows.ID, row *rows.Row, fd int, listener string, now time.Duration) ([]byte, error) {
 	rx, tx, bits := row.Published()
 	if bits&noteAtRest == 0 {
@@ -353,38 +620,51 @@ func Resting(dst []byte, table *rows.Table, id rows.ID, row *rows.Row, fd int, l
 	if err != nil {
 		return dst, fmt.Errorf("conn: descriptor %d: %w", fd, os.NewSyscallError("getpeername", err))
 	}
+	what := row.What.Load()
 	var protocol [4]byte
-	binary.LittleEndian.PutUint32(protocol[:], uint32(row.What.Load()>>32))
+	binary.LittleEndian.PutUint32(protocol[:], uint32(what>>32))
 	s := state{
 		flags: stateResting, listener: listener, protocol: string(protocol[:]), peer: address(peer),
 		opened: max(now-time.Duration(row.Opened.Load()), 0), rx: rx, tx: tx,
 	}
-	if rx == 0 {
-		s.partial = max(s.opened, 1) // the deadline of the first byte goes on
+	set := func(bit uint64, when bool) {
+		if when {
+			s.flags |= bit
+		}
 	}
-	if bits&notePaused == 0 {
-		s.flags |= stateReading
-	} else {
-		s.flags |= statePaused
-	}
-	if bits&noteAuthenticated != 0 {
-		s.flags |= stateAuthenticated
-	}
-	if bits&noteNew != 0 {
-		s.flags |= stateNew
-	}
+	set(stateReading, bits&notePaused == 0)
+	set(statePaused, bits&notePaused != 0)
+	set(stateAuthenticated, bits&noteAuthenticated != 0)
+	set(stateNew, bits&noteNew != 0)
+	s.session = notedSession(bits)
 	if bits&noteSlab != 0 {
-		slab, err := table.Slab(id, halfOf(bits))
+		slab, keys, err := readSlab(table, id, bits)
 		if err != nil {
-			return dst, fmt.Errorf("conn: %w", err)
+			return dst, err
 		}
-		var ok bool
-		if s.session, s.value, ok = parseSlab(slab); !ok {
-			return dst, fmt.Errorf("%w: slab of row %d", ErrState, id)
+		s.session, s.value = slab.session, slab.value
+		set(stateHasValue, s.value != nil)
+		if what&whatDialed != 0 {
+			s.listener = string(slab.origin)
+		} else {
+			s.header = slab.origin
 		}
-		if s.value != nil {
-			s.flags |= stateHasValue
+		if len(keys) > 0 {
+			s.layer = &layerState{flags: layerNoted, info: slab.info}
 		}
+	}
+	switch {
+	case bits&noteOpening != 0:
+		s.layer = new(layerState)
+		if bits&noteHeader != 0 {
+			s.layer.flags = layerProxy
+		}
+		s.partial = max(s.opened, 1) // the deadline of opening goes on
+	case bits&noteQuiet != 0 && s.layer != nil:
+		s.layer.flags |= layerQuiet
+		s.partial = 1
+	case rx == 0:
+		s.partial = max(s.opened, 1) // the deadline of the first byte goes on
 	}
 	return s.append(dst, new(queue)), nil
 }

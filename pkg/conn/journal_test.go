@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -185,54 +186,6 @@ func TestConnectionIsNotAtRest(t *testing.T) {
 	}
 }
 
-func TestConnectionWhoseLayerIsInNoRowIsNeverAtRest(t *testing.T) {
-	const header = "PROXY TCP4 192.0.2.1 198.51.100.1 1000 443\r\n"
-	for _, tt := range []struct {
-		name   string
-		change func(*testing.T, *Config)
-		open   func(t *testing.T, nc net.Conn) net.Conn
-	}{
-		{"TLS", func(t *testing.T, cfg *Config) { secured(t, cfg) }, func(t *testing.T, nc net.Conn) net.Conn {
-			return handshaken(t, nc, clientTLS(tls.VersionTLS13))
-		}},
-		{"PROXY header", func(_ *testing.T, cfg *Config) { proxied(cfg) }, func(t *testing.T, nc net.Conn) net.Conn {
-			write(t, nc, header)
-			return nc
-		}},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			r := newRig(t)
-			cfg := r.config(funcs{message: echo(t)}, true)
-			cfg.EncodeValue = func(*Conn) ([]byte, error) { return []byte("state"), nil }
-			tt.change(t, cfg)
-			nc, c := r.tcp(cfg)
-			never := func(when string) {
-				t.Helper()
-				r.do(func() {}) // a turn
-				r.do(func() {
-					if NotedIn(c.row()).AtRest {
-						t.Errorf("it is at rest %s", when)
-					}
-				})
-			}
-			never("before it was opened")
-			client := tt.open(t, nc)
-			write(t, client, "hello\n")
-			expect(t, client, "hello\n")
-			never("between two messages")
-			if err := c.Save(); err != nil {
-				t.Error(err)
-			}
-			never("with what was saved")
-			r.do(func() {
-				if _, err := Resting(nil, r.set.alloc.Table(), c.id, c.row(), int(c.fd), "test", 0); err != ErrNotAtRest {
-					t.Errorf("Resting: %v", err)
-				}
-			})
-		})
-	}
-}
-
 func TestConnectionIsNotAtRestBeforeItsFirstCallbackHasReturned(t *testing.T) {
 	for _, adopted := range []bool{false, true} {
 		t.Run(fmt.Sprintf("adopted %t", adopted), func(t *testing.T) {
@@ -327,6 +280,94 @@ func TestConnectionThatRestsIsTakenUp(t *testing.T) {
 			}
 			client.Close()
 			w.b.until("it is closed", func() bool { return c.State() == Closed })
+		})
+	}
+}
+
+func TestWhatIsSavedBeforeTheTailHasComeIsSaved(t *testing.T) {
+	w := newTwo(t)
+	saved := make(chan struct{}, 2)
+	a, b := w.configs(funcs{
+		message: func(c *Conn, m []byte) {
+			c.SetValue(string(m))
+			if err := c.Save(); err != nil {
+				t.Error(err)
+			}
+			echo(t)(c, m)
+			saved <- struct{}{}
+		},
+		adopt: func(*Conn, Reason) {},
+	}, true, func(c *Config) {
+		c.EncodeValue = func(c *Conn) ([]byte, error) { return []byte(c.Value().(string)), nil }
+		c.DecodeValue = func(c *Conn, b []byte) error { c.SetValue(string(b)); return nil }
+	})
+	client, c := w.a.tcp(a)
+	write(t, client, "one\n")
+	expect(t, client, "one\n")
+	receive(t, saved)
+	f := w.freeze(c)
+	ad := w.adopt(f, b)
+	w.commit(f)
+	w.b.do(func() { ad.Serve(Move, true) })
+	w.a.do(func() { f.Left(7) })
+	write(t, client, "two\n")
+	receive(t, saved)
+	w.b.do(func() {
+		if err := ad.Tail(nil); err != nil {
+			t.Error(err)
+		}
+	})
+	expect(t, client, "two\n")
+	c = ad.Conn()
+	untilRest(t, w.b, c, true)
+	c = (&two{t: t, a: w.b, b: w.a}).dies(c, a)
+	untilRest(t, w.a, c, true)
+	if c.Value() != "two" {
+		t.Errorf("after a death its state is %q, want what was saved last", c.Value())
+	}
+	client.Close()
+	w.a.until("it is closed", func() bool { return c.State() == Closed })
+}
+
+// silent has nothing to do in OnAdopt.
+type silent struct{ funcs }
+
+func (silent) AdoptsSilently() bool { return true }
+
+func TestConnectionThatHasMovedIsAtRestAtOnce(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		inline  bool
+		handler func(funcs) Handler
+	}{
+		{"inline", true, func(f funcs) Handler { return f }},
+		{"by the pool, without OnAdopt", false, func(f funcs) Handler { return silent{f} }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newTwo(t)
+			a, b := w.configs(tt.handler(funcs{message: echo(t), adopt: func(*Conn, Reason) {}}), tt.inline, nil)
+			client, c := w.a.tcp(a)
+			write(t, client, "hello\n")
+			expect(t, client, "hello\n")
+			f := w.freeze(c)
+			ad := w.adopt(f, b)
+			w.commit(f)
+			w.b.do(func() {
+				ad.Serve(Move, true)
+				if !NotedIn(f.Row()).AtRest {
+					t.Error("it is not at rest before the end of the turn")
+				}
+			})
+			w.a.do(func() { f.Left(7) })
+			w.b.do(func() {
+				if err := ad.Tail(nil); err != nil {
+					t.Error(err)
+				}
+			})
+			write(t, client, "again\n")
+			expect(t, client, "again\n")
+			client.Close()
+			w.b.until("it is closed", func() bool { return ad.Conn().State() == Closed })
 		})
 	}
 }
@@ -427,21 +468,106 @@ func TestConnectionOfWhichNobodyWasToldIsGreetedElsewhere(t *testing.T) {
 }
 
 func TestSessionThatRestsIsTakenUp(t *testing.T) {
-	w := newTwo(t)
-	a, b := w.configs(funcs{message: echo(t)}, true, func(c *Config) {
-		c.Protocol = nil
-		c.NewSession = func() wire.Session { return new(counting) }
-	})
-	client, c := w.a.tcp(a)
-	write(t, client, "x\n")
-	first := read(t, client)
-	untilRest(t, w.a, c, true)
-	c = w.dies(c, b)
-	write(t, client, "x\n")
-	if second := read(t, client); second == first {
-		t.Errorf("the session has counted %q twice", first)
+	for _, tt := range []struct {
+		name  string
+		short bool // its state has room in the row
+		save  string
+		slab  bool // the slab is used, which costs memory
+	}{
+		{name: "short", short: true},
+		{name: "long", slab: true},
+		{name: "short, and something is saved", short: true, save: "all", slab: true},
+		{name: "short, and something is saved only later", short: true, save: "second", slab: true},
+		{name: "short, and what is saved moves before it is put into the slab", short: true, save: "move", slab: true},
+		{name: "long, and what is saved moves before it is put into the slab", save: "move", slab: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newTwo(t)
+			saves := false
+			a, b := w.configs(funcs{
+				message: func(c *Conn, m []byte) {
+					if saves {
+						c.SetValue("saved")
+						if err := c.Save(); err != nil {
+							t.Error(err)
+						}
+					}
+					echo(t)(c, m)
+				},
+				adopt: func(*Conn, Reason) {},
+			}, true, func(c *Config) {
+				c.Protocol = nil
+				c.NewSession = func() wire.Session {
+					if tt.short {
+						return new(brief)
+					}
+					return new(lengthy)
+				}
+				c.EncodeValue = func(c *Conn) ([]byte, error) { return []byte(c.Value().(string)), nil }
+				c.DecodeValue = func(c *Conn, b []byte) error { c.SetValue(string(b)); return nil }
+			})
+			client, c := w.a.tcp(a)
+			saves = tt.save == "all"
+			write(t, client, "x\n")
+			expect(t, client, "1:x\n")
+			untilRest(t, w.a, c, true)
+			if tt.save == "second" {
+				w.a.do(func() { saves = true })
+				write(t, client, "x\n")
+				expect(t, client, "2:x\n")
+				untilRest(t, w.a, c, true)
+			}
+			if tt.save == "move" {
+				f := w.freeze(c)
+				f.Conn().extra.Load().saved = []byte("saved") // as Save leaves it
+				w.a.do(func() {
+					f.Conn().mu.Lock()
+					defer f.Conn().mu.Unlock()
+					if err := f.Conn().passSavedLocked(); err != nil {
+						t.Error(err)
+					}
+				})
+				w.a.do(f.Thaw)
+			}
+			if _, _, bits := c.row().Published(); (bits&noteSlab != 0) != tt.slab || tt.slab == (notedSession(bits) != nil) {
+				t.Errorf("bits %x, want a slab %v", bits, tt.slab)
+			}
+			c = w.dies(c, b)
+			write(t, client, "x\n")
+			want := "2:x\n"
+			if tt.save == "second" {
+				want = "3:x\n"
+			}
+			expect(t, client, want)
+			if got := c.Value(); tt.save != "" && got != "saved" || tt.save == "" && got != "" {
+				t.Errorf("its value is %q after %q was saved", got, tt.save)
+			}
+			untilRest(t, w.b, c, true)
+		})
 	}
-	untilRest(t, w.b, c, true)
+}
+
+// lengthy is a session whose state has no room in a row.
+type lengthy struct{ counting }
+
+func (p *lengthy) AppendState(dst []byte) ([]byte, error) {
+	return fmt.Appendf(dst, "%08d", p.sent), nil
+}
+func (p *lengthy) RestoreState(b []byte) (err error) {
+	p.sent, err = strconv.Atoi(string(b))
+	return err
+}
+
+// brief is a session whose state is a byte.
+type brief struct{ counting }
+
+func (p *brief) AppendState(dst []byte) ([]byte, error) { return append(dst, byte(p.sent)), nil }
+func (p *brief) RestoreState(b []byte) error {
+	if len(b) != 1 {
+		return fmt.Errorf("state of %d bytes", len(b))
+	}
+	p.sent = int(b[0])
+	return nil
 }
 
 // read reads what comes.
@@ -507,7 +633,7 @@ func TestRestingSaysWhyNot(t *testing.T) {
 			t.Errorf("without a descriptor: %v", err)
 		}
 		rx, tx, bits := c.row().Published()
-		slab, err := table.Slab(c.id, 0)
+		slab, err := table.OwnSlab(c.id, rows.FirstHalf)
 		if err != nil {
 			t.Error(err)
 		}
@@ -546,18 +672,31 @@ func (*still) AppendState(dst []byte) ([]byte, error) { return append(dst, "stat
 func (*still) RestoreState([]byte) error              { return nil }
 
 func BenchmarkNote(b *testing.B) {
-	for _, session := range []bool{false, true} {
-		b.Run(fmt.Sprintf("session=%t", session), func(b *testing.B) {
+	for _, bb := range []struct {
+		name         string
+		session, tls bool
+	}{{name: "plain"}, {name: "session", session: true}, {name: "TLS", tls: true}, {name: "session over TLS", session: true, tls: true}} {
+		b.Run(bb.name, func(b *testing.B) {
 			r := newRig(b)
-			cfg := r.config(funcs{}, true)
-			if session {
+			cfg := r.config(funcs{message: func(*Conn, []byte) {}}, true)
+			if bb.session {
 				cfg.NewSession = func() wire.Session { return new(still) }
 			}
-			_, c := r.tcp(cfg)
+			if bb.tls {
+				secured(b, cfg)
+			}
+			nc, c := r.tcp(cfg)
+			if bb.tls {
+				handshaken(b, nc, clientTLS(tls.VersionTLS13))
+				r.until("it is noted", func() bool { return !c.has(flagOpening) && NotedIn(c.row()).AtRest })
+			}
 			r.do(func() {
 				for b.Loop() {
 					c.rx.Add(1)
 					c.note()
+				}
+				if !NotedIn(c.row()).AtRest {
+					b.Error("it was not noted")
 				}
 			})
 		})
@@ -565,16 +704,40 @@ func BenchmarkNote(b *testing.B) {
 }
 
 func FuzzSlab(f *testing.F) {
-	f.Add([]byte{})
-	f.Add([]byte("\x02\x00\x03\x00ssvv"))
-	f.Add(bytes.Repeat([]byte{0xff}, rows.SlabHalf))
-	f.Add([]byte{0xfc, 0x01, 0, 0})
-	f.Fuzz(func(t *testing.T, b []byte) {
-		slab := make([]byte, rows.SlabHalf)
-		copy(slab, b)
-		session, value, ok := parseSlab(slab)
-		if ok && len(session)+len(value) > rows.SlabHalf-slabHeader {
-			t.Errorf("%d and %d bytes out of %d", len(session), len(value), len(slab))
+	f.Add([]byte{}, []byte{}, false)
+	whole := make([]byte, rows.SlabHalf)
+	(&slab{session: []byte("ss"), value: []byte("vv"), origin: []byte("oo"), info: []byte("ii")}).put(whole, nil, false)
+	f.Add(whole, []byte{}, false)
+	apart := make([]byte, rows.SlabHalf)
+	(&slab{session: []byte("ss"), origin: []byte("oo"), info: []byte("ii")}).put(apart, make([]byte, rows.SlabAnnex), false)
+	f.Add(apart, []byte("ooii"), true)
+	f.Add(bytes.Repeat([]byte{0xff}, rows.SlabHalf), []byte{}, false)
+	f.Fuzz(func(t *testing.T, b, more []byte, hasAnnex bool) {
+		half := make([]byte, rows.SlabHalf)
+		copy(half, b)
+		var annex []byte
+		if hasAnnex {
+			annex = make([]byte, rows.SlabAnnex)
+			copy(annex, more)
+		}
+		s, ok := parseSlab(half, annex)
+		if !ok {
+			return
+		}
+		if n := s.size(half[slabKeysLen] > 0); n > rows.SlabHalf+rows.SlabAnnex || !hasAnnex && n > rows.SlabHalf {
+			t.Errorf("%d bytes out of %d and %d", n, len(half), len(annex))
+		}
+		if half[slabKeysLen] > 0 {
+			return // which put takes from elsewhere
+		}
+		if half[slabApart] == 0 {
+			annex = nil
+		}
+		again := make([]byte, rows.SlabHalf)
+		s.put(again, annex, false)
+		s2, ok := parseSlab(again, annex)
+		if same := bytes.Equal(s.session, s2.session) && bytes.Equal(s.value, s2.value) && bytes.Equal(s.origin, s2.origin) && bytes.Equal(s.info, s2.info); !ok || !same || (s.value == nil) != (s2.value == nil) {
+			t.Errorf("%+v is written as %+v", s, s2)
 		}
 	})
 }

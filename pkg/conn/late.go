@@ -24,7 +24,7 @@ func (c *Conn) postponeLocked(m []byte) error {
 	case queued+n > limit:
 		return fmt.Errorf("%w: %d bytes wait, %d more would pass %d", ErrFull, queued, n, limit)
 	}
-	late := &c.extra.Load().late
+	late := &c.extraLocked().late
 	late.add(head[:size])
 	late.add(m)
 	c.markFullLocked()
@@ -34,10 +34,13 @@ func (c *Conn) postponeLocked(m []byte) error {
 // lateLocked puts what was sent late behind the send queue, where it is sent
 // to from now on. It needs mu.
 func (c *Conn) lateLocked() {
+	c.flags.And(^flagLate)
 	x := c.extra.Load()
+	if x == nil || x.late.head == nil {
+		return
+	}
 	late := x.late
 	x.late = queue{}
-	c.flags.And(^flagLate)
 	if x.session == nil {
 		c.out.join(&late)
 		return

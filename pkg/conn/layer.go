@@ -32,13 +32,17 @@ type layer struct {
 	stepping  bool              // and a goroutine has it
 	tls       *tlsrec.Conn      // once open: this
 	legacy    *tlsrec.Legacy    // or this
+	tickets   *tlsrec.Tickets   // of an outgoing one whose sessions are kept; nil: no more of them are wanted
 	in        *buffer           // an incomplete record
+	warm      bool              // tls is in set.warm
 	quiet     bool              // no byte of a message has come
 	failed    bool              // there is nothing more to be sealed
 	owes      bool              // legacy has something to send
 	peerBye   bool              // legacy has the peer's close_notify
 	truncated bool              // the stream has ended, and not within TLS
 	bye       bool              // our close_notify is sealed
+
+	noted uint32 // Updates of the keys that are in the slab, if extra.noted
 
 	info *tlsrec.Info // set once, under mu
 
@@ -119,6 +123,10 @@ func recordComplete(in []byte) bool {
 // openRecords opens what is complete in data, which lies in the loop's buffer,
 // and keeps the rest.
 func (c *Conn) openRecords(l *layer, data []byte) {
+	if l.tickets != nil && !l.tickets.Feed(data) {
+		l.tickets = nil
+	}
+	c.warm(l)
 	used, plain, err := l.tls.OpenAll(data)
 	if err != nil {
 		used = len(data) // what comes behind is of no meaning
@@ -272,11 +280,13 @@ func (c *Conn) flushSealedLocked(l *layer) {
 	plain := l.tls != nil || l.legacy != nil
 	bye := c.state == Closing && !c.has(flagLate) && l.goodbye()
 	if queued := c.queuedLocked(); c.blocked || l.sealed.bytes == 0 && !bye && !l.pending() && (!plain || c.out.bytes == 0) {
+		c.noteUnsentLocked(l.sealed.bytes)
 		c.mu.Unlock()
 		c.count(queued)
 		return
 	}
 	if l.sealed.bytes > 0 {
+		c.noteUnsentLocked(l.sealed.bytes)
 		part := l.sealed.head.bytes()
 		c.mu.Unlock()
 		part = part[:min(len(part), reactor.MaxWrite)]
@@ -292,18 +302,24 @@ func (c *Conn) flushSealedLocked(l *layer) {
 	c.mu.Unlock()
 	// Only the loop takes bytes out, and Send only adds behind them.
 	s := c.set
-	records, err := l.seal(s.sealed[:0], text, bye)
-	if err != nil && !l.failed {
-		c.tlsFailed(l, err)
-	}
-	if s.sealed = records; cap(records) > 2*sealMost {
-		s.sealed = nil // made by a long handshake, or by crypto/tls
+	c.warm(l)
+	records := c.sealDirect(l, text, bye)
+	if records == nil {
+		var err error
+		records, err = l.seal(s.sealed[:0], text, bye)
+		if err != nil && !l.failed {
+			c.tlsFailed(l, err)
+		}
+		if s.sealed = records; cap(records) > 2*sealMost {
+			s.sealed = nil // made by a long handshake, or by crypto/tls
+		}
 	}
 	c.mu.Lock()
 	c.takeLocked(len(text))
 	if l.failed {
 		c.takeLocked(c.out.bytes) // nobody will get it
 	}
+	c.noteUnsentLocked(len(records)) // which are numbered now
 	c.mu.Unlock()
 	n, ok := 0, true
 	if len(records) > 0 {
@@ -327,17 +343,39 @@ func (c *Conn) put(b []byte) (n int, ok bool) {
 	return n, true
 }
 
+// sealDirect makes one record where the text lies, if that is in the loop's
+// buffer, of which nothing else is needed any more. Otherwise it returns nil.
+func (c *Conn) sealDirect(l *layer, text []byte, bye bool) []byte {
+	loop := c.set.loop
+	if bye || l.tls == nil || len(text) == 0 || !loop.Holds(text) {
+		return nil
+	}
+	record := loop.Around(text, tlsrec.RecordHead, tlsrec.RecordTail)
+	if record == nil || !l.tls.SealWithin(record) {
+		return nil
+	}
+	return record
+}
+
 // plainLocked returns the start of the send queue in one piece, so that many
 // messages make few records. It needs mu.
 func (c *Conn) plainLocked() []byte {
-	head := c.out.head
-	if head == nil {
-		return nil
+	var direct []byte
+	if c.set.current == c {
+		direct = c.set.direct
 	}
-	if part := head.bytes(); head.next == nil || len(part) >= sealMost {
+	head := c.out.head
+	switch {
+	case head == nil && direct == nil:
+		return nil
+	case head == nil || len(direct) >= sealMost:
+		return direct[:min(len(direct), sealMost)]
+	case len(direct) > 0:
+	case head.next == nil || len(head.bytes()) >= sealMost:
+		part := head.bytes()
 		return part[:min(len(part), sealMost)]
 	}
-	text := c.set.plain[:0]
+	text := append(c.set.plain[:0], direct...)
 	for b := head; b != nil && len(text) < sealMost; b = b.next {
 		part := b.bytes()
 		text = append(text, part[:min(len(part), sealMost-len(text))]...)

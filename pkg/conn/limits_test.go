@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -369,6 +370,70 @@ func TestSlowInlineCallbackIsTold(t *testing.T) {
 			t.Error("seat says that a callback runs")
 		}
 	})
+}
+
+func TestSlowCallbackAmongOthersIsToldAndThenByName(t *testing.T) {
+	r := newRig(t)
+	events := make(chan Event, 10)
+	cfg := r.config(funcs{message: func(c *Conn, m []byte) {
+		if string(m) == "slow" {
+			<-time.After(2 * slow)
+		}
+		echo(t)(c, m)
+	}}, true)
+	cfg.Event = func(e Event) { events <- e }
+	var clients [3]net.Conn
+	var conns [3]*Conn
+	for i := range clients {
+		clients[i], conns[i] = r.pair(cfg)
+	}
+	// All that is written while the loop stands comes in one turn.
+	oneTurn := func(words ...string) {
+		r.do(func() {
+			for i, w := range words {
+				write(t, clients[i], w)
+			}
+		})
+		for i, w := range words {
+			expect(t, clients[i], w)
+		}
+	}
+	// On a machine that is busy other callbacks look slow too: what is told of
+	// them is not looked at.
+	told := func(wary bool) Event {
+		t.Helper()
+		r.do(func() {
+			r.set.settings[cfg].slowTold = -slowEvery // it may be told
+			r.set.waryUntil = 0
+			if wary {
+				r.set.waryUntil = r.loop.Clock() + time.Hour
+			}
+			for len(events) > 0 {
+				<-events
+			}
+		})
+		oneTurn("x", "slow", "x")
+		return receive(t, events)
+	}
+	for _, tt := range []struct {
+		name string
+		wary bool
+		of   *Conn
+		peer string
+	}{
+		{name: "first", of: nil},
+		{name: "while it is wary", wary: true, of: conns[1], peer: conns[1].Peer()},
+	} {
+		var e Event
+		for end := time.Now().Add(patience); time.Now().Before(end); {
+			if e = told(tt.wary); e.Took >= 2*slow && e.Conn == tt.of {
+				break
+			}
+		}
+		if e.Kind != SlowCallback || e.Listener != "test" || e.Conn != tt.of || e.Peer != tt.peer || e.Took < 2*slow {
+			t.Errorf("%s: event %+v, want a slow callback of %v", tt.name, e, tt.of)
+		}
+	}
 }
 
 func TestInputThatWaitsPutsNoOtherDeadlineOff(t *testing.T) {

@@ -57,7 +57,7 @@ func (c *Conn) MoveTo(slot int) error {
 		defer c.mu.Unlock()
 		return c.goneLocked()
 	}
-	c.extraLocked().slot = slot
+	c.extraLocked().slot = int32(slot)
 	c.flags.Or(flagMove)
 	first := c.dirtyLocked()
 	c.mu.Unlock()
@@ -98,7 +98,7 @@ func (c *Conn) Bind(id uint64) {
 func (c *Conn) tellMove(flags uint32) {
 	c.mu.Lock()
 	x := c.extra.Load()
-	slot, id := x.slot, x.bound
+	slot, id := int(x.slot), x.bound
 	c.mu.Unlock()
 	if flags&flagBind != 0 {
 		c.cfg.Bound(c, id)
@@ -213,7 +213,7 @@ func (c *Conn) gone() error {
 
 func (c *Conn) goneLocked() error {
 	if c.has(flagLeft) {
-		return &MovedError{Slot: c.extra.Load().slot}
+		return &MovedError{Slot: int(c.extra.Load().slot)}
 	}
 	return ErrClosed
 }

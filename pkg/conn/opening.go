@@ -180,7 +180,9 @@ func (c *Conn) takeHeader(l *layer) bool {
 		return false
 	}
 	o := originOf(c.in.bytes()[:n], h)
-	c.extra.Load().origin.Store(o)
+	x := c.extra.Load()
+	x.origin.Store(o)
+	x.noted = false
 	if c.in.off += n; len(c.in.bytes()) == 0 {
 		c.in.free()
 		c.in = nil
@@ -206,6 +208,11 @@ func (c *Conn) openPlain() {
 	c.held = c.in != nil
 	c.mark(0, 0)
 }
+
+// waits says that a place is of use.
+func (c *Conn) waits() bool { return !c.has(flagClosed) }
+
+func (c *Conn) post(f func()) error { return c.set.loop.Post(f) }
 
 // placeFree is told on the loop that a handshake may begin.
 func (c *Conn) placeFree() {
@@ -282,6 +289,7 @@ func (c *Conn) handshaken(l *layer, r tlsrec.Result) {
 	}
 	c.mu.Lock()
 	l.info = &r.Info
+	c.extra.Load().noted = false
 	c.mu.Unlock()
 	l.stage, l.tls, l.legacy, l.quiet = stageOpen, r.Conn, r.Legacy, true
 	now := c.set.loop.Now()

@@ -101,7 +101,7 @@ func (c *Conn) readable() {
 	if c.rx.Load() == 0 && !c.has(flagOpening) {
 		c.partial = 0 // the deadline of the first byte is over
 	}
-	c.rx.Store(c.rx.Load() + uint64(n))
+	addTo(&c.rx, n)
 	c.set.countsOf(c.cfg.Seat).in += uint64(n)
 	c.lastIn = ticksAt(loop.Now())
 	if c.state == Closing || c.ending {
@@ -111,7 +111,33 @@ func (c *Conn) readable() {
 		c.unwrap(l, n)
 		return
 	}
-	c.take(loop.ReadBuffer()[:n])
+	data := loop.ReadBuffer()[:n]
+	if c.cfg.whole && c.in == nil {
+		c.takeWhole(data)
+		return
+	}
+	c.take(data)
+}
+
+// takeWhole is take of what is one message as it is.
+func (c *Conn) takeWhole(data []byte) {
+	c.deliverWhole(data)
+	if c.has(flagsEnded) {
+		c.dropInput()
+		return
+	}
+	c.partial = 0
+}
+
+func (c *Conn) deliverWhole(data []byte) {
+	s := c.set
+	s.enter(c)
+	defer s.leave(c)
+	s.countsOf(c.cfg.Seat).messages++
+	c.message(data)
+	if c.has(flagTellFull) && c.takeTellFull() {
+		c.call(event{kind: bufferFull})
+	}
 }
 
 // take delivers what has come, which lies in the loop's buffer.

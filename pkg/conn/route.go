@@ -1,6 +1,7 @@
 package conn
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -17,6 +18,8 @@ import (
 type route struct {
 	address string // as it was given
 	network string // tcp, udp, unix
+	secure  bool   // TLS over it
+	tls     *tls.Config
 	host    string // address or name
 	port    int
 	path    string // of unix; "@name": abstract
@@ -31,7 +34,7 @@ type via struct {
 	as    proxy.Credentials
 }
 
-var errAddress = errors.New("want tcp://HOST:PORT, udp://HOST:PORT, unix:///PATH or unix://@NAME")
+var errAddress = errors.New("want tcp://HOST:PORT, tls://HOST:PORT, udp://HOST:PORT, unix:///PATH or unix://@NAME")
 
 // parseRoute reads an address.
 func parseRoute(address string, through *via) (route, error) {
@@ -43,8 +46,10 @@ func parseRoute(address string, through *via) (route, error) {
 	if !ok {
 		return bad(errAddress)
 	}
-	r.network = network
-	switch network {
+	if r.network = network; network == "tls" {
+		r.network, r.secure = "tcp", true
+	}
+	switch r.network {
 	case "tcp", "udp":
 		var err error
 		if r.host, r.port, err = hostPort(where); err != nil {
@@ -62,8 +67,8 @@ func parseRoute(address string, through *via) (route, error) {
 		return bad(errAddress)
 	}
 	if through != nil {
-		if network != "tcp" {
-			return bad(errors.New("only tcp:// goes through a proxy"))
+		if r.network != "tcp" {
+			return bad(errors.New("only tcp:// and tls:// go through a proxy"))
 		}
 		if _, err := r.handshake(); err != nil {
 			return bad(err)

@@ -33,6 +33,9 @@ type Set struct {
 	freezes    []*Frozen     // the same, while that is done
 	processing []*Conn       // the same for waiting
 	since      time.Duration // when the running callbacks were started
+	unclocked  int           // callbacks since the clock was read
+	called     *Conn         // whose was the last one of these
+	waryUntil  time.Duration // until then it is read after each
 	iovecs     []unix.Iovec
 	scratch    []byte           // of slabLocked
 	plain      []byte           // of a send queue, in one piece to be sealed
@@ -49,6 +52,11 @@ type Set struct {
 	counts     counts
 	arena      *arena // of Packets; nil: there are none
 	resolver   resolver
+	warm       []*Conn        // with TLS, that were not idle for long when that was looked at last
+	cooling    *reactor.Timer // to look again; nil: there is none
+	offered    state          // that is being adopted
+	adopted    []Adopted      // for those that will be
+	frozen     []Frozen       // for those that will be frozen
 
 	// Guarded by mu.
 
@@ -215,7 +223,7 @@ func (c *Conn) takeRow(alloc *rows.Allocator) error {
 	}
 	c.id = id
 	row.Cookie.Store(cookie)
-	c.tellRow(row)
+	c.tellRow(row, false)
 	return nil
 }
 

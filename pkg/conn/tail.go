@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 )
 
@@ -11,7 +12,12 @@ import (
 // came from, while it was on its way.
 var ErrClosedBefore = errors.New("conn: closed before it moved")
 
-// A tail is what was asked of a connection between Capture and Left:
+// ErrTailLost ends a connection that went on before it was known what was sent
+// to it in the process it came from: that has no place in the stream any more.
+var ErrTailLost = errors.New("conn: what was sent before it moved has come too late")
+
+// A tail is what was asked of a connection between Capture and Left, and what
+// was asked before but not acted on:
 //
 //	2 B     version, little endian
 //	1..10   flags
@@ -20,8 +26,16 @@ var ErrClosedBefore = errors.New("conn: closed before it moved")
 //	        string  name
 //	        1..10   0: stopped; otherwise nanoseconds until it is over, and 1
 //	string  what was sent: encoded, or of a session the messages, each a string
+//	1..10   slot of MoveTo
+//	1..10   ID of Bind
 //	4 B     CRC-32C of all before it, little endian
-const tailVersion = 1
+//
+// Version 1 ends with what was sent. It is still written where it can tell
+// all, so that programs that know no other are content.
+const (
+	tailVersion    = 2
+	tailVersionOld = 1
+)
 
 const (
 	tailClose = 1 << iota
@@ -30,8 +44,11 @@ const (
 	tailResumed // Resume was called
 	tailAuthenticated
 	tailMessages // what was sent is messages
+	tailMove     // MoveTo was called
+	tailBind     // Bind was called
 
 	tailKnown = 1<<iota - 1
+	tailsMove = tailMove | tailBind // version 2
 )
 
 // maxReason bounds the text of why a connection was closed.
@@ -42,6 +59,8 @@ type tail struct {
 	why    string
 	timers []tailTimer
 	sent   []byte
+	slot   uint64 // of tailMove
+	bound  uint64 // of tailBind
 }
 
 type tailTimer struct {
@@ -67,6 +86,9 @@ func (f *Frozen) tailLocked() []byte {
 	set(tailPaused, now&^f.flags&flagPaused != 0)
 	set(tailResumed, f.flags&^now&flagPaused != 0)
 	set(tailAuthenticated, now&^f.flags&flagAuthenticated != 0)
+	set(tailMove, now&flagMove != 0)
+	set(tailBind, now&flagBind != 0)
+	t.slot, t.bound = uint64(x.slot), x.bound
 	clock := c.set.loop.Clock()
 	for name, timer := range x.timers {
 		if f.timers[name] != timer {
@@ -92,7 +114,11 @@ func (f *Frozen) tailLocked() []byte {
 // append appends the tail with the bytes of sent.
 func (t *tail) append(dst []byte, sent *queue) []byte {
 	start := len(dst)
-	b := binary.LittleEndian.AppendUint16(dst, tailVersion)
+	version := uint16(tailVersionOld)
+	if t.flags&tailsMove != 0 {
+		version = tailVersion
+	}
+	b := binary.LittleEndian.AppendUint16(dst, version)
 	b = binary.AppendUvarint(b, t.flags)
 	b = appendString(b, t.why)
 	b = binary.AppendUvarint(b, uint64(len(t.timers)))
@@ -106,18 +132,22 @@ func (t *tail) append(dst []byte, sent *queue) []byte {
 	}
 	b = binary.AppendUvarint(b, uint64(sent.bytes))
 	b = sent.appendTo(b)
+	if version > tailVersionOld {
+		b = binary.AppendUvarint(b, t.slot)
+		b = binary.AppendUvarint(b, t.bound)
+	}
 	return seal(b, start)
 }
 
-// parseTail takes a tail apart; an empty one is one that asks for nothing.
-func parseTail(b []byte) (*tail, error) {
-	t := new(tail)
+// parse takes a tail apart; an empty one is one that asks for nothing.
+func (t *tail) parse(b []byte) error {
+	*t = tail{}
 	if len(b) == 0 {
-		return t, nil
+		return nil
 	}
-	p, _, err := unseal(b, tailVersion, tailVersion)
+	p, version, err := unseal(b, tailVersionOld, tailVersion)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	t.flags = p.number()
 	if t.flags&^tailKnown != 0 {
@@ -131,7 +161,13 @@ func parseTail(b []byte) (*tail, error) {
 		t.timers = append(t.timers, timer)
 	}
 	t.sent = p.bytes()
-	return t, p.end()
+	if version > tailVersionOld {
+		t.slot, t.bound = p.number(), p.number()
+	}
+	if t.flags&tailsMove != 0 && version == tailVersionOld || t.slot > math.MaxInt32 {
+		p.fail("a move that cannot be")
+	}
+	return p.end()
 }
 
 // reason is why the connection was closed.

@@ -31,6 +31,9 @@ const (
 // ErrTooLong if it alone is longer than that, or the protocol's own error.
 // Any goroutine may call it; messages of one goroutine leave in order.
 func (c *Conn) Send(m []byte) error {
+	if c.borrow(m) {
+		return nil // it is settled when its callbacks have returned
+	}
 	first, err := c.enqueue(m)
 	if err == nil && first && !c.set.settleLater(c) {
 		err = ErrClosed
@@ -48,10 +51,6 @@ func (c *Conn) enqueue(m []byte) (first bool, err error) {
 		defer c.mu.Unlock()
 		return false, c.goneLocked()
 	}
-	if c.borrowLocked(m) {
-		c.mu.Unlock()
-		return false, nil // it is settled when its callbacks have returned
-	}
 	defer c.mu.Unlock() // the protocol may panic
 	queued := c.queuedLocked()
 	if err := c.enqueueLocked(m); err != nil || c.queuedLocked() == queued {
@@ -60,31 +59,37 @@ func (c *Conn) enqueue(m []byte) (first bool, err error) {
 	return c.dirtyLocked(), nil
 }
 
-// borrowLocked makes m the send queue, without a copy, if it lies in the
-// loop's buffer and may be sent from there: nothing else waits, and c is the
-// one whose callbacks that buffer is for. It stays as it is until c has been
-// settled. It needs mu.
-func (c *Conn) borrowLocked(m []byte) bool {
+// borrow makes m the send queue, without a copy, if it lies in the loop's
+// buffer and may be sent from there: nothing else waits, and c is the one whose
+// callbacks that buffer is for. It stays as it is until c has been settled.
+func (c *Conn) borrow(m []byte) bool {
 	s := c.set
 	// Nobody has a valid message in the loop's buffer but the callbacks that
 	// the loop runs, and whoever they wait for: so reading current is no race.
-	if !c.cfg.raw || c.cfg.packets || c.out.bytes != 0 || c.has(flagLate) || !s.loop.Holds(m) || s.current != c || len(m) == 0 || len(m) > c.cfg.Limits.SendHard || c.layered() != nil {
+	if !c.cfg.raw || c.cfg.packets || !s.loop.Holds(m) || s.current != c || len(m) == 0 || len(m) > c.cfg.Limits.SendHard {
 		return false
 	}
-	s.direct = m
-	c.addedLocked(len(m))
-	return true
+	c.mu.Lock()
+	free := c.out.bytes == 0 && !c.has(flagsEnded|flagLate)
+	if l := c.layered(); l != nil && (l.tls == nil || l.sealed.bytes != 0) {
+		free = false
+	}
+	if free {
+		s.direct = m
+		c.addedLocked(len(m))
+	}
+	c.mu.Unlock()
+	return free
 }
 
 // enqueueLocked puts m, encoded, in the send queue. It needs mu.
 func (c *Conn) enqueueLocked(m []byte) error {
 	q := &c.out
 	if c.has(flagLate) {
-		x := c.extra.Load()
-		if x.session != nil {
+		if c.cfg.NewSession != nil {
 			return c.postponeLocked(m)
 		}
-		q = &x.late
+		q = &c.extraLocked().late
 	}
 	return c.encodeLocked(q, m, c.cfg.Limits.SendHard)
 }
@@ -112,7 +117,7 @@ func (c *Conn) encodeLocked(q *queue, m []byte, limit int) error {
 		err = fmt.Errorf("conn: %w", err)
 	case n > limit:
 		err = fmt.Errorf("conn: message of %d bytes, want at most %d: %w", n, limit, ErrTooLong)
-	case queued+n > limit, c.cfg.packets && c.extra.Load().packets >= max(1, limit/minBuffer):
+	case queued+n > limit, c.cfg.packets && int(c.extra.Load().packets) >= max(1, limit/minBuffer):
 		err = fmt.Errorf("%w: %d bytes wait, %d more would pass %d", ErrFull, queued, n, limit)
 	case c.cfg.packets && n > MaxDatagram:
 		err = fmt.Errorf("conn: datagram of %d bytes, want at most %d: %w", n, MaxDatagram, ErrTooLong)
@@ -153,8 +158,8 @@ func (c *Conn) protocol() wire.Protocol {
 
 // queuedLocked returns how many bytes wait to be sent. It needs mu.
 func (c *Conn) queuedLocked() int {
-	if c.has(flagLate) {
-		return c.unsentLocked() + c.extra.Load().late.bytes
+	if x := c.extra.Load(); x != nil && c.has(flagLate) {
+		return c.unsentLocked() + x.late.bytes
 	}
 	return c.unsentLocked()
 }
@@ -196,13 +201,14 @@ func (c *Conn) takeTellFull() bool {
 	return due
 }
 
-// flushLocked writes once, if there is something and the kernel takes it. It
-// needs mu and lets go of it. Loop only.
+// flushLocked brings the journal up to date, and writes once, if there is
+// something and the kernel takes it. It needs mu and lets go of it. Loop only.
 func (c *Conn) flushLocked() {
 	if l := c.layered(); l != nil {
 		c.flushSealedLocked(l)
 		return
 	}
+	c.noteUnsentLocked(c.out.bytes)
 	queued := c.out.bytes
 	if c.cfg.packets {
 		c.mu.Unlock()
@@ -266,7 +272,7 @@ func (c *Conn) writeDirect() {
 
 // sent counts n bytes that the kernel has taken.
 func (c *Conn) sent(n int) {
-	c.tx.Store(c.tx.Load() + uint64(n))
+	addTo(&c.tx, n)
 	if c.set.inEvents {
 		c.set.countsOf(c.cfg.Seat).out += uint64(n)
 	} else {

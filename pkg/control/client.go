@@ -46,11 +46,35 @@ func NewClient(address string) (*Client, error) {
 	}, nil
 }
 
+// Address is the URL that the client was made for.
+func (c *Client) Address() string { return "unix://" + c.path }
+
 // Status asks how the service is.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var st Status
 	err := c.call(ctx, http.MethodGet, "/v1/status", nil, &st)
 	return st, err
+}
+
+// Examine asks how the supervisor's process stands.
+func (c *Client) Examine(ctx context.Context) (Examination, error) {
+	var x Examination
+	err := c.call(ctx, http.MethodGet, "/v1/examine", nil, &x)
+	return x, err
+}
+
+// Metrics asks for the page of metrics, in Prometheus' text format.
+func (c *Client) Metrics(ctx context.Context) ([]byte, error) {
+	body, err := c.do(ctx, http.MethodGet, "/metrics", nil)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	text, err := io.ReadAll(io.LimitReader(body, maxAnswer))
+	if err != nil {
+		return nil, fmt.Errorf("control: %s: metrics: %w", c.path, err)
+	}
+	return text, nil
 }
 
 // Scale sets the number of workers of a pool.

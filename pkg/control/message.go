@@ -2,6 +2,7 @@
 // with JSON on a unix socket, and the command line, or curl, asks.
 //
 //	GET  /v1/status       Status
+//	GET  /v1/examine      Examination
 //	GET  /v1/connections  ?listener= &peer= &limit= &sort=; Connections
 //	GET  /v1/events       a stream of Event, one JSON object a line: those
 //	                      that are remembered, then those that happen, until
@@ -43,6 +44,7 @@ const (
 	StateDegraded  = "degraded"  // some slot has none, or the last reload was rolled back half-way
 	StateReloading = "reloading" // a reload is under way
 	StateStopping  = "stopping"  // the service drains
+	StateOrphaned  = "orphaned"  // there is no supervisor, and workers serve on: told by the command line, not by a server
 )
 
 // Status is how the service is at one moment.
@@ -61,6 +63,8 @@ type Status struct {
 	LastGood    *Release   `json:"last_good,omitempty"` // to which rollback returns; nil: there is none
 	Connections int64      `json:"connections"`         // of all workers
 
+	Strangers []Stranger `json:"strangers,omitempty"` // processes in the unit's cgroup that nobody supervises
+
 	// Of the connections of workers that died, since the supervisor's start.
 
 	Kept uint64 `json:"connections_kept"` // other workers have them
@@ -74,6 +78,35 @@ type Release struct {
 	Build      string `json:"build,omitempty"`    // as its workers said
 	Executable string `json:"executable"`         // the path of its program
 	Replaced   bool   `json:"replaced,omitempty"` // another file is there now, or none
+}
+
+// Stranger is a process in the unit's cgroup that is neither the supervisor, nor
+// a worker of it or a worker's keeper, nor started by one of those.
+type Stranger struct {
+	PID     int    `json:"pid"`
+	Name    string `json:"name"`
+	Kind    string `json:"kind"`    // worker or keeper, of an earlier supervisor; other
+	AgeMS   int64  `json:"age_ms"`  // since it was seen first
+	Account string `json:"account"` // what it is, and what will become of it
+}
+
+// Examination is what a supervisor says of itself to a doctor.
+type Examination struct {
+	PID           int      `json:"pid"`
+	Stores        bool     `json:"stores"`              // the service manager keeps descriptors for it
+	Stored        int      `json:"stored"`              // descriptors that it has asked to be kept
+	StoreMax      int      `json:"store_max,omitempty"` // that are kept at most; 0: not known, as before systemd 254
+	StoreNeed     int      `json:"store_need"`          // at most, in a reload
+	FilesSoft     uint64   `json:"files_soft"`          // RLIMIT_NOFILE
+	FilesHard     uint64   `json:"files_hard"`
+	FilesNeed     int      `json:"files_need"`               // at most, in a reload
+	Open          int      `json:"open"`                     // files
+	Cgroup        string   `json:"cgroup,omitempty"`         // that is the service's alone
+	Blocking      []string `json:"blocking,omitempty"`       // listeners that were blocking when they were handed over
+	Unprotected   string   `json:"unprotected,omitempty"`    // why it cannot reach the connections of a dead worker
+	ConfigDiffers bool     `json:"config_differs,omitempty"` // what is on disk is not what runs
+	ConfigError   string   `json:"config_error,omitempty"`   // why what is on disk cannot be used
+	LinesDropped  uint64   `json:"lines_dropped"`            // of its log
 }
 
 // Listener is a socket the service listens on.
@@ -118,6 +151,7 @@ type Worker struct {
 	LongestStallUS uint64 `json:"longest_stall_us"` // the longest time that one it gave stood still
 	HeartbeatAgeMS int64  `json:"heartbeat_age_ms"` // -1: no heartbeat yet
 	RSSBytes       int64  `json:"rss_bytes"`
+	CPUMS          int64  `json:"cpu_ms"`            // processor time since its start
 	Handler        string `json:"handler,omitempty"` // listener of the callback that runs on the loop
 	HandlerMS      int64  `json:"handler_ms,omitempty"`
 	Respawns       uint64 `json:"respawns"`             // of the slot: deaths that were not asked for
@@ -243,9 +277,10 @@ type Connection struct {
 	IdleMS     int64  `json:"idle_ms"` // since the last byte in or out
 	BytesIn    uint64 `json:"bytes_in"`
 	BytesOut   uint64 `json:"bytes_out"`
-	Buffered   int    `json:"buffered"` // bytes read that are no whole message yet
-	Queued     int    `json:"queued"`   // bytes that wait to be sent
-	Messages   int    `json:"messages"` // that wait for the pool
+	Buffered   int    `json:"buffered"`         // bytes read that are no whole message yet
+	Queued     int    `json:"queued"`           // bytes that wait to be sent
+	Messages   int    `json:"messages"`         // that wait for the pool
+	Mortal     string `json:"mortal,omitempty"` // why it ends if its worker is killed, even between two messages; empty: it need not
 }
 
 // SortConnections puts all into an order of Sorts.

@@ -44,6 +44,12 @@ type Reverter interface {
 	Rollback(ctx context.Context, step func(string)) error
 }
 
+// Examiner is a Backend that can tell how its process stands.
+type Examiner interface {
+	// Examine looks at limits, store, sandbox and configuration.
+	Examine(ctx context.Context) (Examination, error)
+}
+
 // ConnectionLister is a Backend that can list its workers' connections.
 type ConnectionLister interface {
 	// Connections lists them; those of a worker that does not answer are

@@ -152,6 +152,7 @@ func NewServer(backend Backend) *Server {
 	s.closing, s.close = context.WithCancel(context.Background())
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", s.status)
+	mux.HandleFunc("GET /v1/examine", s.examine)
 	mux.HandleFunc("GET /v1/connections", s.connections)
 	mux.HandleFunc("GET "+eventsPath, s.events)
 	mux.HandleFunc("POST /v1/recycle", s.slot("recycled worker %d", Operator.Recycle))
@@ -237,6 +238,20 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	answer(w, st)
+}
+
+func (s *Server) examine(w http.ResponseWriter, r *http.Request) {
+	e, ok := s.backend.(Examiner)
+	if !ok {
+		refuse(w, http.StatusNotImplemented, errNotHere)
+		return
+	}
+	x, err := e.Examine(r.Context())
+	if err != nil {
+		refuse(w, http.StatusServiceUnavailable, err)
+		return
+	}
+	answer(w, x)
 }
 
 func (s *Server) reload(w http.ResponseWriter, r *http.Request) {

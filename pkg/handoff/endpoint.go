@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mainstay-go/mainstay/pkg/failpoint"
 )
 
 const (
@@ -13,9 +15,10 @@ const (
 	// Readable: the connections that are served already have their turn.
 	readBudget = 8
 
-	// goneBudget bounds what is read before a death is acted on. No inbox
-	// holds so many messages.
-	goneBudget = 1 << 16
+	// goneBudget is how many messages are read at most before a death is acted
+	// on, should others not let the inbox become empty. It holds no more: each
+	// takes a kilobyte of its sender's inboxBuffer or more.
+	goneBudget = 1 << 14
 
 	// A message that does not fit into an inbox is tried again after firstRetry,
 	// then after twice the time each, up to lastRetry.
@@ -61,6 +64,7 @@ type Endpoint struct {
 	// As taker.
 
 	waits    []*wait // for tails, oldest first
+	dead     []death // processes whose last messages may still be in the inbox
 	inbox    []byte  // what was received last
 	received [maxDescriptors]int
 	records  []record
@@ -85,6 +89,14 @@ type peer struct {
 	queued int      // connections in it
 	sent   []*batch // offered and not decided, in order; the last may wait for room
 	late   []uint64 // batches decided without an answer, which may still be read
+
+	dying bool // it is in dead
+}
+
+// death is a process that is dead.
+type death struct {
+	incarnation uint64
+	budget      int // messages until it is acted on, if the inbox is not empty before
 }
 
 // point is a step at which tests end or stop a process.
@@ -108,7 +120,18 @@ const (
 	points
 )
 
+// failpoints are what the points are called outside of this package.
+var failpoints = [points]string{
+	pointOffer: "handoff.offer", pointSend: "handoff.send", pointSent: "handoff.sent", pointDecide: "handoff.decide",
+	pointLeft: "handoff.left", pointTails: "handoff.tails", pointTold: "handoff.told", pointRead: "handoff.read",
+	pointCommit: "handoff.commit", pointHalf: "handoff.half", pointCommitted: "handoff.committed",
+	pointAnswer: "handoff.answer", pointAnswered: "handoff.answered", pointServed: "handoff.served",
+}
+
 func (e *Endpoint) at(p point) {
+	if failpoint.Enabled {
+		failpoint.Here(failpoints[p])
+	}
 	if e.step != nil {
 		e.step(p)
 	}
@@ -172,19 +195,44 @@ func (e *Endpoint) meet(incarnation uint64) *peer {
 
 // Gone says that a process is dead: what it was offered and has not taken, it
 // never will, and no tails will come from it any more than have come. What it
-// was given is over. Its descriptor is closed.
+// was given is over. Its descriptor is closed. All that happens when what the
+// inbox has now is read: by this call, or by the next ones of Readable.
 func (e *Endpoint) Gone(incarnation uint64) {
 	if e.closed {
 		return
 	}
 	e.enter()
-	// Its last words are in the inbox already: after them nothing comes.
-	_ = e.read(goneBudget)
-	e.abandonTails(incarnation)
 	if p := e.peers[incarnation]; p != nil {
-		e.forget(p)
+		p.dying = true
 	}
+	// Its last words are in the inbox already: after them nothing comes.
+	e.dead = append(e.dead, death{incarnation, goneBudget})
+	_ = e.read(readBudget)
 	e.leave()
+}
+
+// bury notes that so many messages were read, and acts on the deaths of those
+// of whom no more can come.
+func (e *Endpoint) bury(messages int) {
+	if len(e.dead) == 0 {
+		return
+	}
+	left := e.dead[:0]
+	var buried []uint64
+	for _, d := range e.dead {
+		if d.budget -= messages; d.budget > 0 {
+			left = append(left, d)
+		} else {
+			buried = append(buried, d.incarnation)
+		}
+	}
+	e.dead = left
+	for _, incarnation := range buried {
+		e.abandonTails(incarnation)
+		if p := e.peers[incarnation]; p != nil {
+			e.forget(p)
+		}
+	}
 }
 
 // forget ends all that there was with a peer that is dead.
@@ -242,9 +290,11 @@ func (e *Endpoint) read(budget int) error {
 	for range budget {
 		n, nfds, truncated, err := e.kernel.receive(e.options.Inbox, e.inbox, e.received[:])
 		if errors.Is(err, unix.EAGAIN) {
+			e.bury(goneBudget)
 			return nil
 		}
 		if err != nil {
+			e.bury(goneBudget)
 			return err
 		}
 		fds := e.received[:nfds]
@@ -256,6 +306,7 @@ func (e *Endpoint) read(budget int) error {
 				e.kernel.close(fd)
 			}
 		}
+		e.bury(1)
 	}
 	return nil
 }
@@ -358,8 +409,11 @@ func (e *Endpoint) arm() {
 			due(p.queue[0].by)
 		}
 	}
-	if len(e.waits) > 0 {
-		due(e.waits[0].by)
+	for _, w := range e.waits {
+		if !w.over {
+			due(w.by)
+			break
+		}
 	}
 	// One that is early is left alone: it finds nothing to do and sets itself
 	// anew. Deadlines move with every batch, and most never come.
@@ -386,10 +440,14 @@ func (e *Endpoint) tick() {
 		}
 		e.expire(p, now)
 	}
-	for len(e.waits) > 0 && e.waits[0].by <= now {
-		w := e.waits[0]
-		e.endWait(w)
-		e.options.Trouble(fmt.Errorf("handoff: batch %d from %d: no tails after %v", w.batch, w.from, e.options.TailWait))
+	for _, w := range e.waits {
+		if w.by > now {
+			break
+		}
+		if !w.over {
+			e.goOn(w)
+			e.options.Trouble(fmt.Errorf("handoff: batch %d from %d: no tails after %v", w.batch, w.from, e.options.TailWait))
+		}
 	}
 	e.leave()
 }

@@ -48,7 +48,7 @@ type batch struct {
 // excluded returns why a peer is offered nothing; nil: it is.
 func (p *peer) excluded() error {
 	switch {
-	case p.broken:
+	case p.broken || p.dying:
 		return ErrPeerGone
 	case p.inbox < 0:
 		return ErrUnknownPeer
@@ -349,6 +349,7 @@ func (e *Endpoint) endBatch(p *peer, b *batch, codes []byte, err error) {
 	p.sent = slices.DeleteFunc(p.sent, func(x *batch) bool { return x == b })
 	b.bulk.close()
 	tails := tails{endpoint: e, peer: p, batch: b.number}
+	now := e.options.Now()
 	place := 0
 	for _, x := range b.parcels {
 		reason := err
@@ -360,7 +361,7 @@ func (e *Endpoint) endBatch(p *peer, b *batch, codes []byte, err error) {
 		if first.Row().TakeBack(first.ID(), e.options.Self, p.incarnation) {
 			e.thaw(x, reason)
 		} else {
-			e.left(p, x, place, &tails)
+			e.left(p, x, place, now, &tails)
 		}
 		place += x.unit.connections()
 	}
@@ -392,7 +393,7 @@ func (e *Endpoint) thaw(x parcel, err error) {
 	if o.Err == nil {
 		o.Err = err
 	}
-	e.count(x)
+	x.count(e.options.Now())
 	x.unit.First.Thaw()
 	if x.unit.Second != nil {
 		x.unit.Second.Thaw()
@@ -401,9 +402,9 @@ func (e *Endpoint) thaw(x parcel, err error) {
 }
 
 // left ends a parcel's way at the peer.
-func (e *Endpoint) left(p *peer, x parcel, place int, tails *tails) {
+func (e *Endpoint) left(p *peer, x parcel, place int, now time.Duration, tails *tails) {
 	x.call.outcome.Given += x.unit.connections()
-	e.count(x)
+	x.count(now)
 	tails.add(place, x.unit.First.Left(p.slot))
 	e.at(pointLeft)
 	if second := x.unit.Second; second != nil {
@@ -425,8 +426,7 @@ func (e *Endpoint) follow(p *peer, id rows.ID, row *rows.Row) {
 }
 
 // count notes for how long a parcel stood still.
-func (e *Endpoint) count(x parcel) {
-	now := e.options.Now()
+func (x parcel) count(now time.Duration) {
 	o := &x.call.outcome
 	o.Longest = max(o.Longest, now-x.unit.First.Since())
 	if x.unit.Second != nil {

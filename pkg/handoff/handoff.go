@@ -12,7 +12,7 @@
 //	giver                                   taker
 //	capture, Row.Offer each
 //	        ── offer: states and descriptors ──>
-//	                                        check row and cookie, Adopt each
+//	                                        check rows and cookies, Adopt each
 //	                                        Row.Commit each; not won: Drop
 //	        <── answer: taken, or refused and why ──
 //	                                        Serve each; own sends wait
@@ -35,6 +35,9 @@
 //     offer of it unread, since the word could not tell the two apart. So a
 //     peer that owes an answer after the deadline is late, and gets nothing
 //     more until it has answered. A peer answers in the order of the offers.
+//   - What was sent while a connection moved is never lost in silence: a tail
+//     that comes when the connection has gone on without it closes it. Only
+//     a death of the giver takes its last words along, as any crash does.
 //   - Two connections that are piped move as one: only the first is offered,
 //     the word of the second follows. If its owner is declared dead just
 //     between the two steps, both are closed, as by a crash.
@@ -198,8 +201,9 @@ type Offer struct {
 	ID   rows.ID
 	Row  *rows.Row
 
-	// FD is the connection's descriptor, close-on-exec and checked by its
-	// cookie. It is the adopter's if Adopt succeeds.
+	// FD is the connection's descriptor, close-on-exec. The cookies of a
+	// batch's first and last were compared with their rows', and if one was
+	// another, all. It is the adopter's if Adopt succeeds.
 	FD int
 
 	// Since is when the connection was stopped, as the giver's Options.Now
@@ -212,7 +216,8 @@ type Offer struct {
 }
 
 // Incoming is a connection that was rebuilt. Its methods are called on the
-// loop: Drop and nothing else, or Serve and then Tail, once each.
+// loop: Drop and nothing else, or Serve and then Tail, and then perhaps Lost,
+// once each.
 type Incoming interface {
 	// Serve says that the connection is this process's. With waitForTail it
 	// writes nothing of what is sent here before Tail.
@@ -222,6 +227,11 @@ type Incoming interface {
 	// it goes before what was sent here. The slice is valid until Tail
 	// returns. An error goes to Options.Trouble.
 	Tail(tail []byte) error
+
+	// Lost says that there is a tail after all, too late, after Tail with nil:
+	// what was sent there has no place in the stream any more, and the
+	// connection, if it is still there, is to be closed at once.
+	Lost()
 
 	// Drop says that the connection is another's: this copy of the descriptor
 	// is closed, with no effect on the connection.
@@ -277,7 +287,8 @@ type Options struct {
 	Deadline time.Duration
 
 	// TailWait is how long the taker waits for tails from a giver that seems
-	// alive. Zero means DefaultTailWait.
+	// alive; then its connections go on, and those of which a tail comes after
+	// all are told by Incoming.Lost. Zero means DefaultTailWait.
 	TailWait time.Duration
 
 	// Now is the time as CLOCK_MONOTONIC has it, in all processes the same.

@@ -465,6 +465,78 @@ func TestTakerWaitsForTailsOnlySoLong(t *testing.T) {
 	}
 }
 
+func TestTailThatComesTooLateClosesItsConnection(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		tail string
+		lost int
+	}{
+		{"nothing was sent", "", 0},
+		{"something was sent", "late", 1},
+		{"in pieces", strings.Repeat("late", maxMessage), 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			giver, taker := two(t)
+			taker.options.TailWait = giver.options.Deadline / 2
+			a, b := giver.open("a"), giver.open("b")
+			a.tail = tt.tail
+			giver.Give(2, 0, freeze(a, b), nil)
+			converse(t, taker)
+			giver.clock.pass(taker.options.TailWait)
+			if got := taker.conns[a.id]; got.tails != 1 || got.tail != "" || len(taker.troubles) != 1 {
+				t.Fatalf("it is %+v, troubles %v, want it to go on without", got, taker.troubles)
+			}
+			converse(t, giver, taker) // the answer was there all the time
+			if got := taker.conns[a.id]; got.tails != 1 || got.lost != tt.lost {
+				t.Errorf("it is %+v, want %d lost", got, tt.lost)
+			}
+			if got := taker.conns[b.id]; got.tails != 1 || got.lost != 0 {
+				t.Errorf("the other one is %+v", got)
+			}
+			if len(taker.waits) != 0 || (len(taker.troubles) > 1) != (tt.lost > 0) {
+				t.Errorf("%d batches wait for tails, troubles %v", len(taker.waits), taker.troubles)
+			}
+		})
+	}
+}
+
+func TestDeathIsActedOnWhenTheInboxIsRead(t *testing.T) {
+	giver, taker := two(t)
+	for range 3 * readBudget { // from whomever
+		if err := unix.Sendmsg(taker.sending, []byte("noise"), nil, nil, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := giver.open("c")
+	giver.Give(2, 0, freeze(c), nil)
+	taker.Gone(1)
+	if n := len(taker.troubles); n != readBudget {
+		t.Errorf("%d messages are read in one turn, want %d", n, readBudget)
+	}
+	if taker.conns[c.id] != nil || len(taker.dead) != 1 || taker.Room(1) != 0 {
+		t.Error("the death is acted on, and its last message is not read")
+	}
+	converse(t, taker)
+	if got := taker.conns[c.id]; got == nil || got.tails != 1 || len(taker.dead) != 0 || taker.peers[1] != nil {
+		t.Errorf("it is %+v, want it served and told that there is no tail", got)
+	}
+
+	// An inbox that never becomes empty puts it off for a while only.
+	giver.Gone(2)
+	giver, taker = two(t)
+	taker.dead = append(taker.dead, death{1, 2})
+	for range 3 {
+		if err := unix.Sendmsg(taker.sending, []byte("noise"), nil, nil, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	taker.enter()
+	if err := taker.read(2); err != nil || len(taker.dead) != 0 || taker.peers[1] != nil {
+		t.Errorf("%v: the dead are %v", err, taker.dead)
+	}
+	taker.leave()
+}
+
 func TestCloseDecidesWhatIsUnderWay(t *testing.T) {
 	giver, taker := two(t)
 	a, b := giver.open("a"), giver.open("b")
@@ -544,6 +616,28 @@ func TestDescriptorOfAnotherConnectionIsRefused(t *testing.T) {
 	if got.Given != 1 || got.Refused != 1 || got.Err != Malformed || len(taker.troubles) != 1 {
 		t.Errorf("outcome %+v, troubles %v", got, taker.troubles)
 	}
+}
+
+func TestShiftedDescriptorsAreRefused(t *testing.T) {
+	giver, taker := two(t)
+	giver.kernel = shifting{new(system)}
+	var conns []*testConn
+	for range 5 {
+		conns = append(conns, giver.open("c"))
+	}
+	var got Outcome
+	giver.Give(2, 0, freeze(conns...), func(o Outcome) { got = o })
+	converse(t, giver, taker)
+	if got.Refused != 5 || got.Err != Malformed || len(taker.log) != 0 {
+		t.Errorf("outcome %+v, the taker's: %q", got, taker.log)
+	}
+}
+
+// shifting is a kernel that mixes descriptors up.
+type shifting struct{ *system }
+
+func (k shifting) send(inbox int, m []byte, fds []int) error {
+	return k.system.send(inbox, m, append(fds[1:len(fds):len(fds)], fds[0]))
 }
 
 func TestBatchOfAnotherVersionIsRefusedAsAWhole(t *testing.T) {

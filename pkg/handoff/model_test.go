@@ -83,6 +83,7 @@ type modelConn struct {
 	state   modelState
 	version byte // of what it knows of the connection
 	tails   int
+	lost    bool
 	partner *modelConn
 }
 
@@ -237,6 +238,13 @@ func (c *modelConn) Tail(tail []byte) error {
 		w.fail("process %d: connection %d gets no tail", c.p.number, c.number)
 	}
 	return nil
+}
+
+func (c *modelConn) Lost() {
+	if c.lost || c.tails != 1 || c.state == held {
+		c.p.world.fail("process %d: connection %d has lost its tail in state %d after %d tails, lost before: %v", c.p.number, c.number, c.state, c.tails, c.lost)
+	}
+	c.lost = true
 }
 
 func (c *modelConn) Drop() {
@@ -496,7 +504,7 @@ func (w *world) fingerprint() uint64 {
 			continue
 		}
 		for _, c := range p.conns {
-			fmt.Fprint(&h, "|c", c.number, c.state, c.version, c.tails)
+			fmt.Fprint(&h, "|c", c.number, c.state, c.version, c.tails, c.lost)
 		}
 		for _, x := range p.inbox {
 			w.print(&h, x)
@@ -516,7 +524,7 @@ func (w *world) fingerprint() uint64 {
 			}
 		}
 		for _, v := range p.waits {
-			fmt.Fprint(&h, "|w", v.from, v.batch, v.by-p.clock)
+			fmt.Fprint(&h, "|w", v.from, v.batch, v.by-p.clock, v.over)
 			for _, c := range v.connections {
 				fmt.Fprint(&h, c != nil)
 			}

@@ -256,6 +256,7 @@ func (c *echo) Left(int) []byte {
 }
 func (c *echo) Serve(bool)        { c.serve() }
 func (c *echo) Tail([]byte) error { return nil }
+func (c *echo) Lost()             {}
 func (c *echo) Drop()             { unix.Close(c.fd) }
 
 // stage is the test's side: two workers and their clients.

@@ -85,6 +85,7 @@ type testConn struct {
 	frozen bool
 	slot   int // where it went
 	tails  int
+	lost   int
 }
 
 func newTable(t testing.TB, n int) *rows.Table {
@@ -232,6 +233,11 @@ func (c *testConn) Tail(tail []byte) error {
 	c.tail = string(tail)
 	c.host.note("tail %s %q", brief(c.state), brief(c.tail))
 	return nil
+}
+
+func (c *testConn) Lost() {
+	c.lost++
+	c.host.note("lost %s", brief(c.state))
 }
 
 func (c *testConn) Drop() {

@@ -22,6 +22,7 @@ type entrant struct {
 type wait struct {
 	from, batch uint64
 	by          time.Duration
+	over        bool       // they are awaited no more, but may still come
 	connections []Incoming // by their places; nil: not taken, or it has its tail
 	partial     []byte     // of a tail whose rest is to follow
 	partialOf   int        // its place
@@ -68,6 +69,7 @@ func (e *Endpoint) onOffer(h header, rest []byte, fds []int, truncated bool) err
 func (e *Endpoint) rebuild(h header, records []record, fds []int, large bulk, codes []byte) {
 	e.entrants = e.entrants[:0]
 	var worst error
+	suspect := e.shifted(records, fds)
 	for i := 0; i < len(records); {
 		n := 1
 		if i+1 < len(records) && records[i+1].second {
@@ -76,11 +78,11 @@ func (e *Endpoint) rebuild(h header, records []record, fds []int, large bulk, co
 		x := entrant{place: i, id: records[i].id}
 		err := errNoDescriptor
 		if i+n <= len(fds) {
-			x.first, x.row, err = e.adopt(h.from, &records[i], &fds[i], large)
+			x.first, x.row, err = e.adopt(h.from, &records[i], &fds[i], large, suspect)
 		}
 		if err == nil && n == 2 {
 			x.secondID = records[i+1].id
-			if x.second, x.secondRow, err = e.adopt(h.from, &records[i+1], &fds[i+1], large); err != nil {
+			if x.second, x.secondRow, err = e.adopt(h.from, &records[i+1], &fds[i+1], large, suspect); err != nil {
 				x.first.Drop()
 			} else {
 				e.options.Join(x.first, x.second)
@@ -114,9 +116,35 @@ func (e *Endpoint) rebuild(h header, records []record, fds []int, large bulk, co
 // open no more.
 var errNoDescriptor = fmt.Errorf("handoff: RLIMIT_NOFILE is reached: %w", NoRoom)
 
-// adopt checks one connection and rebuilds it. It sets *fd to -1 if it is
-// kept.
-func (e *Endpoint) adopt(from uint64, r *record, fd *int, large bulk) (Incoming, *rows.Row, error) {
+// shifted says whether the descriptors may be those of other connections than
+// the records beside them. Whoever owns a connection knows its descriptor, and
+// the kernel keeps the order: what can go wrong between the two lists is that
+// one is shifted against the other, and that shows at the ends. To ask the
+// kernel for every cookie costs a tenth of the whole hand-off.
+func (e *Endpoint) shifted(records []record, fds []int) bool {
+	n := min(len(records), len(fds))
+	return n > 0 && (e.checkCookie(records[0].id, fds[0]) != nil || e.checkCookie(records[n-1].id, fds[n-1]) != nil)
+}
+
+// checkCookie returns an error unless the descriptor is the connection's.
+func (e *Endpoint) checkCookie(id rows.ID, fd int) error {
+	row := e.options.Table.Row(id)
+	if row == nil {
+		return TakenBack
+	}
+	cookie, err := e.kernel.cookie(fd)
+	if err != nil {
+		return fmt.Errorf("%w: %w", Malformed, err)
+	}
+	if want := row.Cookie.Load(); cookie != want {
+		return fmt.Errorf("%w: cookie %#x, the row has %#x", Malformed, cookie, want)
+	}
+	return nil
+}
+
+// adopt checks one connection, its cookie too if the descriptor is suspect,
+// and rebuilds it. It sets *fd to -1 if it is kept.
+func (e *Endpoint) adopt(from uint64, r *record, fd *int, large bulk, suspect bool) (Incoming, *rows.Row, error) {
 	row := e.options.Table.Row(r.id)
 	if row == nil {
 		return nil, nil, TakenBack
@@ -124,15 +152,14 @@ func (e *Endpoint) adopt(from uint64, r *record, fd *int, large bulk) (Incoming,
 	if o := row.Owner(); o.Incarnation != from || o.Offered != e.options.Self && !r.second {
 		return nil, nil, TakenBack
 	}
-	cookie, err := e.kernel.cookie(*fd)
-	if err != nil {
-		return nil, nil, fmt.Errorf("%w: %w", Malformed, err)
-	}
-	if want := row.Cookie.Load(); cookie != want {
-		return nil, nil, fmt.Errorf("%w: cookie %#x, the row has %#x", Malformed, cookie, want)
+	if suspect {
+		if err := e.checkCookie(r.id, *fd); err != nil {
+			return nil, nil, err
+		}
 	}
 	body := r.body
 	if r.inBulk {
+		var err error
 		if body, err = large.read(e.body, r.offset, r.size); err != nil {
 			return nil, nil, fmt.Errorf("%w: %w", Malformed, err)
 		}
@@ -262,6 +289,11 @@ func (e *Endpoint) tail(w *wait, place int, piece []byte, more bool) error {
 	if place >= len(w.connections) || w.connections[place] == nil {
 		return fmt.Errorf("a tail for place %d, which has none to come", place)
 	}
+	if w.over {
+		w.connections[place].Lost()
+		w.connections[place] = nil
+		return fmt.Errorf("a tail for place %d, of %d bytes or more, comes too late: the connection is closed", place, len(piece))
+	}
 	if len(w.partial) > 0 && w.partialOf != place {
 		return fmt.Errorf("a tail for place %d within that for %d", place, w.partialOf)
 	}
@@ -280,9 +312,18 @@ func (e *Endpoint) tail(w *wait, place int, piece []byte, more bool) error {
 	return c.Tail(piece)
 }
 
-// endWait has those who have no tail yet go on without.
+// endWait has those who have no tail yet go on without: none will come.
 func (e *Endpoint) endWait(w *wait) {
 	e.waits = slices.DeleteFunc(e.waits, func(x *wait) bool { return x == w })
+	e.goOn(w)
+}
+
+// goOn has those who have no tail yet go on without.
+func (e *Endpoint) goOn(w *wait) {
+	if w.over {
+		return
+	}
+	w.over, w.partial = true, nil
 	for _, c := range w.connections {
 		if c == nil {
 			continue

@@ -116,7 +116,8 @@ func wait(pid int) (unix.WaitStatus, error) {
 // where the kernel is built without kcmp(2).
 func SharesFiles(worker, keeper int) (bool, error) {
 	const kcmpFiles = 2 // KCMP_FILES
-	order, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(worker), uintptr(keeper), kcmpFiles, 0, 0, 0)
+	// It does not sleep, so the Go scheduler need not be told of it.
+	order, _, errno := unix.RawSyscall6(unix.SYS_KCMP, uintptr(worker), uintptr(keeper), kcmpFiles, 0, 0, 0)
 	if errno != 0 {
 		return false, fmt.Errorf("keeper: processes %d and %d: %w", worker, keeper, os.NewSyscallError("kcmp", errno))
 	}

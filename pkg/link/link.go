@@ -62,11 +62,15 @@
 package link
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -87,6 +91,11 @@ import (
 //	1  the first
 //	2  Identity.Control
 const Contract = 2
+
+// OrphanGrace is how long a worker serves on without a supervisor before it
+// finishes its connections and exits: longer than any restart, and than a look
+// with a debugger.
+const OrphanGrace = 120 * time.Second
 
 // Speaks says whether this side understands another one of that contract.
 func Speaks(contract int) bool { return contract == Contract || contract == Contract-1 }
@@ -179,6 +188,37 @@ func ParseIdentity(text string) (Identity, error) {
 		return Identity{}, fmt.Errorf("link: %s=%q: incomplete", Env, text)
 	}
 	return id, nil
+}
+
+// maxEnviron is how much of a process' environment is read, in bytes.
+const maxEnviron = 1 << 20
+
+// IdentityOf returns the Identity with which the process of this number was
+// started. A worker's keeper has its worker's. The error matches fs.ErrNotExist
+// if there is no such process, or if it is no worker, and fs.ErrPermission if it
+// may not be looked at. The contract is whatever it says.
+func IdentityOf(pid int) (Identity, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/environ", pid))
+	if err != nil {
+		return Identity{}, fmt.Errorf("link: %w", err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxEnviron))
+	if err != nil {
+		return Identity{}, fmt.Errorf("link: %w", err) // gone since, or not ours
+	}
+	for v := range bytes.SplitSeq(text, []byte{0}) {
+		value, ok := bytes.CutPrefix(v, []byte(Env+"="))
+		if !ok {
+			continue
+		}
+		var id Identity
+		if err := json.Unmarshal(value, &id); err != nil {
+			return Identity{}, fmt.Errorf("link: process %d: %s: %w", pid, Env, err)
+		}
+		return id, nil
+	}
+	return Identity{}, fmt.Errorf("link: process %d: no worker: %w", pid, fs.ErrNotExist)
 }
 
 // Files is what a worker's descriptors are to be made from.

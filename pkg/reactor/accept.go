@@ -2,6 +2,7 @@ package reactor
 
 import (
 	"bytes"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -24,7 +25,7 @@ type Acceptor struct {
 // errno is that of the system call, EAGAIN if nobody waits.
 func (a *Acceptor) Accept(socket int) (fd int, peer unix.Sockaddr, errno unix.Errno) {
 	size := uint32(unsafe.Sizeof(a.raw))
-	n, _, errno := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(socket), uintptr(unsafe.Pointer(&a.raw)), uintptr(unsafe.Pointer(&size)),
+	n, _, errno := syscall.RawSyscall6(unix.SYS_ACCEPT4, uintptr(socket), uintptr(unsafe.Pointer(&a.raw)), uintptr(unsafe.Pointer(&size)),
 		unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
 	if errno != 0 {
 		return -1, nil, errno

@@ -3,6 +3,7 @@ package reactor
 import (
 	"fmt"
 	"os"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -74,7 +75,7 @@ func (p *poller) close() {
 func (p *poller) ctl(op, fd int, ev Events, t Token) unix.Errno {
 	// The kernel's 64 bits of data are these two fields on every architecture.
 	e := unix.EpollEvent{Events: uint32(ev), Fd: int32(t.index()), Pad: int32(t.generation())}
-	_, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(p.epfd), uintptr(op), uintptr(fd),
+	_, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(p.epfd), uintptr(op), uintptr(fd),
 		uintptr(unsafe.Pointer(&e)), 0, 0)
 	return errno
 }
@@ -82,7 +83,7 @@ func (p *poller) ctl(op, fd int, ev Events, t Token) unix.Errno {
 // poll returns how many events are there now. It never blocks, so the Go
 // scheduler need not know of it.
 func (p *poller) poll() (int, error) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(p.epfd),
+	n, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(p.epfd),
 		uintptr(unsafe.Pointer(&p.events[0])), maxEvents, 0, 0, 0)
 	return waited(n, errno)
 }
@@ -115,7 +116,7 @@ func (p *poller) event(i int) (Token, Events) {
 func (p *poller) wake() {
 	one := [8]byte{1}
 	// EAGAIN means that the counter is full: an edge is there already.
-	unix.RawSyscall(unix.SYS_WRITE, uintptr(p.wakefd), uintptr(unsafe.Pointer(&one[0])), 8)
+	syscall.RawSyscall6(unix.SYS_WRITE, uintptr(p.wakefd), uintptr(unsafe.Pointer(&one[0])), 8, 0, 0, 0)
 }
 
 // MaxWrite is the most that Write and Writev give to the kernel at once: a
@@ -123,11 +124,14 @@ func (p *poller) wake() {
 // long as the copying takes.
 const MaxWrite = 256 << 10
 
+// The raw calls here are package syscall's, to which x/sys/unix comes by a
+// detour through the stack.
+
 // Read is read(2) on a non-blocking descriptor, without telling the Go
 // scheduler of it. It returns 0 at the end of the stream, and EAGAIN when
 // there is nothing to read. p must not be empty.
 func Read(fd int, p []byte) (int, unix.Errno) {
-	n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))
+	n, _, errno := syscall.RawSyscall6(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), 0, 0, 0)
 	if errno != 0 {
 		return 0, errno
 	}
@@ -137,7 +141,7 @@ func Read(fd int, p []byte) (int, unix.Errno) {
 // Write is write(2) on a non-blocking descriptor, without telling the Go
 // scheduler of it. It writes at most MaxWrite bytes; p must not be empty.
 func Write(fd int, p []byte) (int, unix.Errno) {
-	n, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(min(len(p), MaxWrite)))
+	n, _, errno := syscall.RawSyscall6(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(min(len(p), MaxWrite)), 0, 0, 0)
 	if errno != 0 {
 		return 0, errno
 	}
@@ -148,7 +152,7 @@ func Write(fd int, p []byte) (int, unix.Errno) {
 // scheduler of it. The caller sees to it that iov is not empty, holds at most
 // MaxWrite bytes and at most IOV_MAX (1024) parts.
 func Writev(fd int, iov []unix.Iovec) (int, unix.Errno) {
-	n, _, errno := unix.RawSyscall(unix.SYS_WRITEV, uintptr(fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
+	n, _, errno := syscall.RawSyscall6(unix.SYS_WRITEV, uintptr(fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)), 0, 0, 0)
 	if errno != 0 {
 		return 0, errno
 	}

@@ -364,6 +364,16 @@ func (l *Loop) Prepend(head []byte, n int) []byte {
 	return l.buffer[start : ReadBufferSize+n]
 }
 
+// Around returns p, which lies in what ReadBuffer or Prepend has returned, with
+// so many bytes of that before and behind it; nil if it has not as many. Loop only.
+func (l *Loop) Around(p []byte, before, after int) []byte {
+	at := int(uintptr(unsafe.Pointer(unsafe.SliceData(p))) - uintptr(unsafe.Pointer(unsafe.SliceData(l.buffer))))
+	if at < before || at+len(p)+after > len(l.buffer) {
+		return nil
+	}
+	return l.buffer[at-before : at+len(p)+after]
+}
+
 // Holds says whether p lies in what ReadBuffer or Prepend has returned. Any
 // goroutine may call it.
 func (l *Loop) Holds(p []byte) bool {

@@ -58,7 +58,7 @@ func (a *Allocator) Take() (ID, *Row, error) {
 // It returns false if it owns it no more, for another has committed.
 func (a *Allocator) Free(id ID) bool {
 	index := id.index()
-	if !a.table.rows[index].free(id.generation(), a.incarnation) {
+	if !a.table.free(id, a.incarnation) {
 		return false
 	}
 	if a.table.blocks[index/blockRows].Load()&^blockUsed == a.incarnation {

@@ -30,17 +30,20 @@ type Row struct {
 
 	// The journal: what was read and written when the connection was last
 	// settled, twice, so that one of them is whole at any time.
-	current atomic.Uint64 // its lowest bit tells which half
+	current uint64 // its lowest bit tells which half
 	halves  [2]half
 
-	_ [128 - 7*8 - 2*halfSize]byte
+	// written has a bit for each part of the slab that is not zero.
+	written atomic.Uint32
+
+	_ [128 - 7*8 - 2*halfSize - 4]byte
 }
 
 const halfSize = 24
 
-// half is written with plain stores, which cost a fraction of atomic ones: who
-// reads it comes after the owner. What a process has stored before its death
-// is there, in the order of the program.
+// half and current are written with plain stores, which cost a fraction of
+// atomic ones: who reads them comes after the owner. What a process has stored
+// before its death is there, in the order of the program.
 type half struct{ rx, tx, bits uint64 }
 
 // Owner is the owner word, taken apart.
@@ -104,15 +107,24 @@ func (r *Row) Move(id ID, me, to uint64) bool {
 	}
 }
 
-// free makes the row free, whomever it is offered to. It returns false if it
-// is not me's.
-func (r *Row) free(generation uint16, me uint64) bool {
+// free makes a row free, whomever it is offered to, and what was written to
+// its slab zero. It returns false if it is not me's.
+func (t *Table) free(id ID, me uint64) bool {
+	r := &t.rows[id.index()]
 	for {
 		o := r.Owner()
-		if o.Generation != generation || o.Incarnation != me {
+		if o.Generation != id.generation() || o.Incarnation != me {
 			return false
 		}
-		if r.swap(o, Owner{Generation: generation}) {
+		// Nobody may have it when its slab is wiped, nor before that is done.
+		mine := Owner{Generation: id.generation(), Incarnation: me}
+		if o.Offered != 0 && !r.swap(o, mine) {
+			continue
+		}
+		if r.written.Load() != 0 {
+			t.wipe(id)
+		}
+		if r.swap(mine, Owner{Generation: id.generation()}) {
 			return true
 		}
 	}
@@ -122,19 +134,19 @@ func (r *Row) free(generation uint16, me uint64) bool {
 // bits: all three or, if the process dies meanwhile, none. Only the owner's
 // loop calls it, before the write that makes it true.
 func (r *Row) Publish(rx, tx, bits uint64) {
-	n := r.current.Load()
+	n := r.current
 	next := half{rx, tx, bits}
 	if r.halves[n&1] == next {
 		return
 	}
 	r.halves[(n+1)&1] = next
-	r.current.Store(n + 1)
+	r.current = n + 1
 }
 
 // Published returns what Publish noted last. Only the owner calls it, or who
 // has become it, or any process once the owner is dead.
 func (r *Row) Published() (rx, tx, bits uint64) {
-	h := &r.halves[r.current.Load()&1]
+	h := &r.halves[r.current&1]
 	return h.rx, h.tx, h.bits
 }
 

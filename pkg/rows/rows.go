@@ -32,11 +32,14 @@
 //	  4096     8  block 0: incarnation that claims it, 0: none; bit 63: it was ever used
 //	     ...      the other blocks, up to the end of a page
 //	     ...  128 row 0, then the others, up to the end of a page
-//	     ... 1024 slab of row 0, then the others
+//	     ... 1024 slab of row 0: its halves, then the others'
+//	     ... 4096 slab of row 0: its annex, then the others'
 //
 // A slab is room for more state than a row has: two halves, of which the
-// protocol's bits in the row say which one counts. It is mapped, and costs
-// memory, from its first use on.
+// protocol's bits in the row say which one counts, and an annex for what has
+// no room there and does not change. Each is mapped, and costs memory, from
+// its first use on. It may hold secrets: it is in no core dump, and overwritten
+// with zeros when the row is freed.
 //
 // Start reading at Row, then Allocator.
 package rows
@@ -53,7 +56,7 @@ import (
 
 const (
 	magic   = 0x53574f524e49414d // "MAINROWS", little endian
-	version = 2
+	version = 3
 	page    = 4096
 
 	// blockRows is the number of rows in a block: 64 KiB of them.
@@ -251,7 +254,7 @@ func (t *Table) Owned(incarnation uint64, f func(ID, *Row)) {
 // the process is gone.
 func (t *Table) Reclaim(incarnation uint64) (freed int) {
 	t.Owned(incarnation, func(id ID, r *Row) {
-		if r.free(id.generation(), incarnation) {
+		if t.free(id, incarnation) {
 			freed++
 		}
 	})

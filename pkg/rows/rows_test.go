@@ -176,7 +176,7 @@ func TestCommitAndTakeBackRaceAndOneWins(t *testing.T) {
 		if committed.Load() == takenBack.Load() {
 			t.Fatalf("committed: %v, taken back: %v", committed.Load(), takenBack.Load())
 		}
-		if owner := r.Owner().Incarnation; !r.free(id.generation(), owner) {
+		if owner := r.Owner().Incarnation; !table.free(id, owner) {
 			t.Fatal("not freed")
 		}
 	}

@@ -20,7 +20,7 @@
 //	    40    88  zero
 //	   128   512  seat 0, then the others
 //
-// Start reading at Create (the supervisor's side), Open (the worker's) and
+// Start reading at Create (the supervisor's side), Open (the worker's), Look (anybody's) and
 // Seat.
 package scoreboard
 
@@ -87,7 +87,7 @@ func create(fd, seats int) (*Board, error) {
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
 		return nil, fmt.Errorf("scoreboard: %w", os.NewSyscallError("fcntl F_ADD_SEALS", err))
 	}
-	b, err := mapBoard(fd, seats)
+	b, err := mapBoard(fd, seats, unix.PROT_READ|unix.PROT_WRITE)
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +101,13 @@ func create(fd, seats int) (*Board, error) {
 // Open maps the board behind fd, which it takes over only on success. It
 // fails if fd is no memfd sealed against resizing, or if its header is not
 // that of a board of this version.
-func Open(fd int) (*Board, error) {
+func Open(fd int) (*Board, error) { return open(fd, unix.PROT_READ|unix.PROT_WRITE) }
+
+// Look is Open for a descriptor that may only be read: nothing of the Board may
+// be written.
+func Look(fd int) (*Board, error) { return open(fd, unix.PROT_READ) }
+
+func open(fd, protection int) (*Board, error) {
 	seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
 	if err != nil {
 		return nil, fmt.Errorf("scoreboard: fd %d: %w", fd, os.NewSyscallError("fcntl F_GET_SEALS", err))
@@ -120,7 +126,7 @@ func Open(fd int) (*Board, error) {
 	if seats > MaxSeats {
 		return nil, fmt.Errorf("scoreboard: fd %d: %d bytes, want at most %d seats", fd, st.Size, MaxSeats)
 	}
-	b, err := mapBoard(fd, int(seats))
+	b, err := mapBoard(fd, int(seats), protection)
 	if err != nil {
 		return nil, err
 	}
@@ -145,8 +151,8 @@ func (b *Board) check(seats int) error {
 	return nil
 }
 
-func mapBoard(fd, seats int) (*Board, error) {
-	mem, err := unix.Mmap(fd, 0, int(size(seats)), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+func mapBoard(fd, seats, protection int) (*Board, error) {
+	mem, err := unix.Mmap(fd, 0, int(size(seats)), protection, unix.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("scoreboard: %w", os.NewSyscallError("mmap", err))
 	}

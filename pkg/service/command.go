@@ -78,7 +78,7 @@ Exit codes: 0 done, 1 refused or failed (the reason is on standard error),
 		s.statusCommand(), s.connectionsCommand(), s.eventsCommand(),
 		s.scaleCommand(), s.recycleCommand(), s.drainCommand(), s.resumeCommand(),
 		s.moveCommand(), s.rebalanceCommand(),
-		s.configCommand(), s.unitLintCommand(), s.versionCommand(), s.reapCommand(),
+		s.configCommand(), s.unitLintCommand(), s.doctorCommand(), s.versionCommand(), s.reapCommand(),
 		s.completionCommand(), s.manCommand(),
 	)
 	return root
@@ -174,6 +174,9 @@ func (s *Service) ask(cmd *cobra.Command, do func(ctx context.Context, c *contro
 		ctx, cancel := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 		defer cancel()
 		err = do(ctx, c, args)
+		if _, ok := errors.AsType[*exitError](err); ok {
+			return err
+		}
 		switch {
 		case err == nil:
 			return nil

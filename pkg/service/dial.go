@@ -1,6 +1,7 @@
 package service
 
 import (
+	"crypto/tls"
 	"fmt"
 	"net"
 	"time"
@@ -36,6 +37,7 @@ type Dialer[T any] struct {
 	OnBufferFull  func(c *Conn[T])
 	OnBufferDrain func(c *Conn[T])
 	OnTimer       func(c *Conn[T], name string)
+	OnLeave       func(c *Conn[T], slot int)
 	OnClose       func(c *Conn[T], why error)
 
 	// OnDown says that cl has no connection: an attempt has failed (why is
@@ -51,8 +53,15 @@ type Dialer[T any] struct {
 
 	// Proxy, if not empty, is asked for the connection, and looks up the name:
 	// socks5://[USER:PASSWORD@]HOST:PORT or http://[USER:PASSWORD@]HOST:PORT.
-	// Only for tcp://. The way to it is not encrypted.
+	// Only for tcp:// and tls://. The way to it is not encrypted; TLS is
+	// spoken with the far end, through it.
 	Proxy string
+
+	// TLS, if not nil, is for tls://, and has all addresses be of that: the
+	// authorities that are believed, certificates of one's own, ALPN and so on.
+	// Without a ServerName the address has it; with a ClientSessionCache
+	// sessions are resumed. It is not changed, and not to be changed.
+	TLS *tls.Config
 
 	Timeout   time.Duration // of an attempt, all of it; zero: 10 s
 	Reconnect bool          // tries again, after what fails or ends, until Client.Close
@@ -167,9 +176,10 @@ func (c *Conn[T]) Client() (cl Client[T], ok bool) {
 // them: those that Dial makes by it go to another worker by hand-off, as
 // accepted ones do, unless they are Pinned. In connections and in logs their
 // listener is "dial:" and the name. address is where Dial connects to unless
-// it is told: tcp://HOST:PORT, udp://HOST:PORT, unix:///PATH or unix://@NAME;
-// it may be empty. It panics if the name is not usable or taken, or if address
-// or d is not usable. The addresses of a WebSocketDialer are its own.
+// it is told: tcp://HOST:PORT, tls://HOST:PORT, udp://HOST:PORT, unix:///PATH
+// or unix://@NAME; it may be empty. It panics if the name is not usable or
+// taken, or if address or d is not usable. The addresses of a WebSocketDialer
+// are its own.
 func (s *Service) Dial(name, address string, d Dialing) {
 	if err := checkListenerName(name); err != nil {
 		panic("service: dial: " + err.Error())
@@ -209,14 +219,17 @@ func (d Dialer[T]) Dial(w *Worker, name, address string, state T) (Client[T], er
 func (d Dialer[T]) dialing(address string) conn.DialConfig {
 	h := &dialCallbacks[T]{callbacks[T]{Framed[T]{
 		OnConnect: d.OnConnect, OnAdopt: d.OnAdopt, OnMessage: d.OnMessage, OnBufferFull: d.OnBufferFull, OnBufferDrain: d.OnBufferDrain,
-		OnTimer: d.OnTimer, OnClose: d.OnClose,
+		OnTimer: d.OnTimer, OnLeave: d.OnLeave, OnClose: d.OnClose,
 	}}}
 	c := conn.DialConfig{
 		Config: conn.Config{
 			Protocol: d.Protocol, ProtocolName: protocolName(d.Protocol), Handler: h, Limits: d.Limits,
-			Inline: d.Inline, Pinned: d.Pinned, EncodeValue: h.encode, DecodeValue: h.decode,
+			TLS: d.TLS, Inline: d.Inline, Pinned: d.Pinned, EncodeValue: h.encode, DecodeValue: h.decode,
 		},
 		Address: address, Proxy: d.Proxy, Timeout: d.Timeout, Reconnect: d.Reconnect, Backoff: d.Backoff, Resolver: d.Resolver,
+	}
+	if d.OnLeave != nil {
+		c.OnLeave = h.leave
 	}
 	if d.OnDown != nil {
 		c.OnDown = func(cl *conn.Client, why error, next time.Duration) { d.OnDown(Client[T]{cl}, why, next) }

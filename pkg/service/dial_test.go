@@ -1,8 +1,10 @@
 package service
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"syscall"
@@ -12,6 +14,7 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/reactor"
 	"github.com/mainstay-go/mainstay/pkg/wire/text"
+	"github.com/mainstay-go/mainstay/test/certs"
 )
 
 // dialOn connects by a Dialer on a loop of its own, which ends with the test.
@@ -26,8 +29,9 @@ func dialOn[T any](t *testing.T, d Dialing, address string, state any) Client[T]
 	if err := c.Check(); err != nil {
 		t.Fatal(err)
 	}
+	c.Listener, c.Inline, c.Handshakes = "dial:test", true, conn.NewHandshakes(0)
 	pool := conn.NewPool(2)
-	c.Listener, c.Pool = "dial:test", pool
+	c.Pool = pool
 	if _, raw := d.(Dialer[T]); raw {
 		c.Inline = true
 	}
@@ -46,6 +50,7 @@ func dialOn[T any](t *testing.T, d Dialing, address string, state any) Client[T]
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
+		c.Handshakes.Close()
 		pool.Close()
 		loop.Close()
 		if err := set.Close(); err != nil {
@@ -98,6 +103,44 @@ func TestDialedConnectionBeginsWithItsState(t *testing.T) {
 	}
 	cl.Close(nil)
 	for got := <-told; !strings.HasSuffix(got, "true"); got = <-told {
+	}
+}
+
+func TestDialedConnectionSpeaksTLS(t *testing.T) {
+	made, err := certs.Make(time.Hour, "localhost")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := made.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	far, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	go func() {
+		c, err := far.Accept()
+		if err == nil {
+			io.Copy(c, c)
+			c.Close()
+		}
+	}()
+	told, over := make(chan string, 1), make(chan error, 1)
+	_, port, _ := net.SplitHostPort(far.Addr().String())
+	cl := dialOn[int](t, Dialer[int]{
+		Protocol: text.Protocol{}, TLS: &tls.Config{RootCAs: made.Pool()},
+		OnMessage: func(c *Conn[int], m []byte) { told <- c.TLS().ServerName + " " + string(m) },
+		OnDown:    func(_ Client[int], why error, _ time.Duration) { over <- why },
+	}, "tls://localhost:"+port, 0)
+	cl.Send([]byte("hello"))
+	if got := <-told; got != "localhost hello" {
+		t.Errorf("got %q", got)
+	}
+	cl.Close(nil)
+	if why := <-over; why != nil {
+		t.Errorf("OnDown: %v", why)
 	}
 }
 

@@ -67,6 +67,7 @@ type Events[T any] struct {
 	OnBufferFull  func(c *EventStream[T])
 	OnBufferDrain func(c *EventStream[T])
 	OnTimer       func(c *EventStream[T], name string)
+	OnLeave       func(c *EventStream[T], slot int)
 	OnClose       func(c *EventStream[T], why error)
 
 	// Heartbeat is how often a comment is sent, which the client does not
@@ -208,6 +209,9 @@ func (p Events[T]) stream(path string, set listenerConfig) (httpweb.Stream, erro
 		ProtocolName: "events at " + path, Handler: h, Limits: set.forStream().limits(p.Limits),
 		Inline: p.Inline, Pinned: p.Pinned, EncodeValue: h.encode, DecodeValue: h.decode,
 	}
+	if p.OnLeave != nil {
+		c.OnLeave = h.leave
+	}
 	if set.Movable != nil {
 		c.Pinned = !*set.Movable
 	}
@@ -338,6 +342,12 @@ func (h *eventHandler[T]) OnTimer(c *conn.Conn, name string) {
 	}
 	if typed != nil && h.Events.OnTimer != nil {
 		h.Events.OnTimer(typed, strings.TrimPrefix(name, timerOf))
+	}
+}
+
+func (h *eventHandler[T]) leave(c *conn.Conn, slot int) {
+	if typed := h.of(c); typed != nil {
+		h.Events.OnLeave(typed, slot)
 	}
 }
 

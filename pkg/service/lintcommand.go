@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/mainstay-go/mainstay/pkg/supervisor"
 	"github.com/mainstay-go/mainstay/pkg/unit"
 )
 
@@ -85,7 +86,7 @@ func (s *Service) lint(ctx context.Context, config string, paths []string) (lint
 	for _, u := range units {
 		report.Units = append(report.Units, u.Name)
 	}
-	found := unit.Lint(units, unit.Context{StopGrace: c.StopGrace, StartTimeout: c.StartTimeout, Kernel: "/proc/sys"})
+	found := unit.Lint(units, c.rules())
 	report.Findings = append(report.Findings, found...)
 	for _, f := range found {
 		if f.Severity == unit.Error {
@@ -95,6 +96,15 @@ func (s *Service) lint(ctx context.Context, config string, paths []string) (lint
 		}
 	}
 	return report, nil
+}
+
+// rules is what the rules for units have to know of a configuration.
+func (c config) rules() unit.Context {
+	rules := unit.Context{StopGrace: c.StopGrace, StartTimeout: c.StartTimeout, Kernel: "/proc/sys"}
+	if settings, err := c.settings(); err == nil { // otherwise the start says why
+		rules.Store = supervisor.Storage(settings)
+	}
+	return rules
 }
 
 func (r lintReport) write(w io.Writer) error {

@@ -305,7 +305,7 @@ func TestWatchedStatusShowsRatesUntilItIsInterrupted(t *testing.T) {
 		t.Errorf("terminal sequences where there is no terminal: %q", got)
 	}
 	looks := strings.Split(got, "\n\napp is ")
-	if len(looks) < 2 || !strings.Contains(looks[0], "msg/s") || !regexp.MustCompile(`(?m) [1-9]\d*  +0  +0$`).MatchString(looks[1]) {
+	if len(looks) < 2 || !strings.Contains(looks[0], "msg/s") || !regexp.MustCompile(`(?m) [1-9]\d*  +0  +0  +0$`).MatchString(looks[1]) {
 		t.Errorf("no rates in: %s", got)
 	}
 }
@@ -315,9 +315,9 @@ func TestRatesAreThoseOfTheSameProcess(t *testing.T) {
 	of := func(d time.Duration, workers ...control.Worker) look {
 		return look{at.Add(d), control.Status{Pools: []control.Pool{{Workers: workers}}}}
 	}
-	before := of(0, control.Worker{Incarnation: 1, Messages: 100, BytesIn: 10}, control.Worker{Slot: 1, State: "backing off"})
-	after := of(2*time.Second, control.Worker{Incarnation: 1, Messages: 150, BytesIn: 10, Accepts: 4}, control.Worker{Incarnation: 2, Messages: 1000}, control.Worker{Slot: 1})
-	want := rates{1: {known: true, accepts: 2, messages: 25}}
+	before := of(0, control.Worker{Incarnation: 1, Messages: 100, BytesIn: 10, CPUMS: 1000}, control.Worker{Slot: 1, State: "backing off"})
+	after := of(2*time.Second, control.Worker{Incarnation: 1, Messages: 150, BytesIn: 10, Accepts: 4, CPUMS: 1500}, control.Worker{Incarnation: 2, Messages: 1000}, control.Worker{Slot: 1})
+	want := rates{1: {known: true, accepts: 2, messages: 25, cpu: 0.25}}
 	if diff := cmp.Diff(want, after.since(before), cmp.AllowUnexported(rate{})); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}

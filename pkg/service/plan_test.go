@@ -216,8 +216,10 @@ func TestStatusIsReadable(t *testing.T) {
 		Service: "app", Version: "v1", PID: 100, State: "degraded", Reason: "slot 1 has no worker", Generation: 3, UptimeMS: 7_384_000, Connections: 12, Kept: 40, Torn: 2,
 		Listeners:  []control.Listener{{Name: "ws", Address: "tcp://[::]:80", Inherited: true}, {Name: "x", Address: "unix:///tmp/x", Serve: "echo"}},
 		LastReload: &control.Reload{Generation: 4, Reason: "not ready within 30s", At: "2026-01-02T03:04:05Z", TookMS: 30_000, Moved: 498, Left: 2, Lost: 1, LongestStallUS: 12_345},
+		Release:    control.Release{Generation: 3, Executable: "/usr/bin/app", Build: "v1", Replaced: true},
+		LastGood:   &control.Release{Generation: 2, Executable: "/usr/bin/app"},
 		Pools: []control.Pool{{Name: "worker", Want: 2, Ready: 1, Respawns: 5, Workers: []control.Worker{
-			{Slot: 0, PID: 101, Generation: 3, State: "ready", UptimeMS: 65_000, Connections: 12, Accepts: 20, Messages: 1000, BytesIn: 2048, BytesOut: 5 << 20, RSSBytes: 12 << 20, HeartbeatAgeMS: 12, Given: 498, Taken: 1, Refused: 3, Thawed: 2, LongestStallUS: 1500, Protection: "unprotected: a filter forbids it"},
+			{Slot: 0, PID: 101, Generation: 3, State: "ready", UptimeMS: 65_000, Connections: 12, Accepts: 20, Messages: 1000, BytesIn: 2048, BytesOut: 5 << 20, RSSBytes: 12 << 20, CPUMS: 4500, HeartbeatAgeMS: 12, Given: 498, Taken: 1, Refused: 3, Thawed: 2, LongestStallUS: 1500, Protection: "unprotected: a filter forbids it"},
 			{Slot: 1, Generation: 3, State: "backing off", HeartbeatAgeMS: -1, Respawns: 5, StartFailures: 4, RetryMS: 1500, LastDeath: "exit code 1: no database"},
 		}}},
 	}, nil)
@@ -226,6 +228,8 @@ func TestStatusIsReadable(t *testing.T) {
 	}
 	const want = `app is degraded: generation 3, 12 connections, up 2h03m, pid 100, version v1
 reason: slot 1 has no worker
+release: generation 3, /usr/bin/app, version v1 (the file has been replaced)
+last good: generation 2, /usr/bin/app
 last reload: generation 4 at 2026-01-02T03:04:05Z, took 30s, 498 connections moved, 2 left, 1 lost, longest stall 12ms, failed: not ready within 30s
 deaths of workers: 40 connections kept, 2 torn
 
@@ -234,10 +238,10 @@ ws        tcp://[::]:80  -       systemd
 x         unix:///tmp/x  echo    own
 
 pool worker: 1 of 2 ready, 0 protected, 5 respawns
-  slot  pid  gen        state  uptime  rss  conns  accepts  messages    in   out  queue  send_fail  panics  timers  given  taken  refused  thawed  stall  beat  respawns
-     0  101    3        ready   1m05s  12M     12       20      1000  2.0K  5.0M      0          0       0       0    498      1        3       2  1.5ms  12ms         0
-     1    -    3  backing off      0s    0      0        0         0     0     0      0          0       0       0      0      0        0       0      -     -         5
-   sum                                 12M     12       20      1000  2.0K  5.0M      0          0       0       0    498      1        3       2  1.5ms                
+  slot  pid  gen        state  uptime   cpu  rss  conns  accepts  messages    in   out  queue  send_fail  panics  timers  given  taken  refused  thawed  stall  beat  respawns
+     0  101    3        ready   1m05s  4.5s  12M     12       20      1000  2.0K  5.0M      0          0       0       0    498      1        3       2  1.5ms  12ms         0
+     1    -    3  backing off      0s    0s    0      0        0         0     0     0      0          0       0       0      0      0        0       0      -     -         5
+   sum                                 4.5s  12M     12       20      1000  2.0K  5.0M      0          0       0       0    498      1        3       2  1.5ms                
 slot 0: unprotected, its connections die with it: a filter forbids it
 slot 1: next start in 1.5s, 4 starts have failed
 slot 1: last death: exit code 1: no database

@@ -208,8 +208,8 @@ func (c *Conn[T]) Queued() int { return c.conn.Queued() }
 //
 // The callbacks of one connection come in order, never two at once and never
 // one inside another: OnConnect or OnAdopt first, OnClose last and exactly
-// once, in the worker that has the connection then, unless that is killed. Each may
-// be nil. They run on a pool of goroutines and may block; with Inline they run
+// once, in the worker that has the connection then, unless that is killed; those
+// that had it before were told by OnLeave. Each may be nil. They run on a pool of goroutines and may block; with Inline they run
 // on the loop and must not. A panic in one of them costs that connection.
 type Framed[T any] struct {
 	Protocol wire.Protocol // nil: as Raw
@@ -229,6 +229,12 @@ type Framed[T any] struct {
 	OnBufferDrain func(c *Conn[T])
 	// OnTimer says that a timer set by SetTimer is over.
 	OnTimer func(c *Conn[T], name string)
+	// OnLeave is told that the worker in another slot, or this one's successor
+	// in the same slot, has the connection now, where OnAdopt is told: this is
+	// the last callback here. What the worker keeps of it, such as a place in
+	// a list, can go. Only State is still good for anything: it is what it was
+	// when it was sent there.
+	OnLeave func(c *Conn[T], slot int)
 	// OnClose is told why the connection is over.
 	OnClose func(c *Conn[T], why error)
 
@@ -248,6 +254,7 @@ type Raw[T any] struct {
 	OnBufferFull  func(c *Conn[T])
 	OnBufferDrain func(c *Conn[T])
 	OnTimer       func(c *Conn[T], name string)
+	OnLeave       func(c *Conn[T], slot int)
 	OnClose       func(c *Conn[T], why error)
 
 	Inline bool
@@ -265,6 +272,7 @@ type Text[T any] struct {
 	OnBufferFull  func(c *Conn[T])
 	OnBufferDrain func(c *Conn[T])
 	OnTimer       func(c *Conn[T], name string)
+	OnLeave       func(c *Conn[T], slot int)
 	OnClose       func(c *Conn[T], why error)
 
 	Inline bool
@@ -283,6 +291,7 @@ type Frame[T any] struct {
 	OnBufferFull  func(c *Conn[T])
 	OnBufferDrain func(c *Conn[T])
 	OnTimer       func(c *Conn[T], name string)
+	OnLeave       func(c *Conn[T], slot int)
 	OnClose       func(c *Conn[T], why error)
 
 	Inline bool
@@ -304,6 +313,7 @@ type Length[T any] struct {
 	OnBufferFull  func(c *Conn[T])
 	OnBufferDrain func(c *Conn[T])
 	OnTimer       func(c *Conn[T], name string)
+	OnLeave       func(c *Conn[T], slot int)
 	OnClose       func(c *Conn[T], why error)
 
 	Inline bool
@@ -325,6 +335,7 @@ type Delimiter[T any] struct {
 	OnBufferFull  func(c *Conn[T])
 	OnBufferDrain func(c *Conn[T])
 	OnTimer       func(c *Conn[T], name string)
+	OnLeave       func(c *Conn[T], slot int)
 	OnClose       func(c *Conn[T], why error)
 
 	Inline bool
@@ -397,7 +408,7 @@ type HTTP struct {
 func (p Raw[T]) listener(name string, set listenerConfig) (worker.Listener, error) {
 	return Framed[T]{
 		OnConnect: p.OnConnect, OnAdopt: p.OnAdopt, OnMessage: p.OnMessage, OnBufferFull: p.OnBufferFull, OnBufferDrain: p.OnBufferDrain,
-		OnTimer: p.OnTimer, OnClose: p.OnClose, Inline: p.Inline, Pinned: p.Pinned, Limits: p.Limits,
+		OnTimer: p.OnTimer, OnLeave: p.OnLeave, OnClose: p.OnClose, Inline: p.Inline, Pinned: p.Pinned, Limits: p.Limits,
 	}.listener(name, set)
 }
 
@@ -411,7 +422,7 @@ func (p Text[T]) listener(name string, set listenerConfig) (worker.Listener, err
 	return Framed[T]{
 		Protocol:  text.Protocol{MaxLine: limit},
 		OnConnect: p.OnConnect, OnAdopt: p.OnAdopt, OnMessage: p.OnMessage, OnBufferFull: p.OnBufferFull, OnBufferDrain: p.OnBufferDrain,
-		OnTimer: p.OnTimer, OnClose: p.OnClose, Inline: p.Inline, Pinned: p.Pinned, Limits: p.Limits,
+		OnTimer: p.OnTimer, OnLeave: p.OnLeave, OnClose: p.OnClose, Inline: p.Inline, Pinned: p.Pinned, Limits: p.Limits,
 	}.listener(name, set)
 }
 
@@ -419,7 +430,7 @@ func (p Frame[T]) listener(name string, set listenerConfig) (worker.Listener, er
 	return Framed[T]{
 		Protocol:  frame.Protocol{MaxMessage: set.limits(p.Limits).MaxMessage}, // both defaults are the same
 		OnConnect: p.OnConnect, OnAdopt: p.OnAdopt, OnMessage: p.OnMessage, OnBufferFull: p.OnBufferFull, OnBufferDrain: p.OnBufferDrain,
-		OnTimer: p.OnTimer, OnClose: p.OnClose, Inline: p.Inline, Pinned: p.Pinned, Limits: p.Limits,
+		OnTimer: p.OnTimer, OnLeave: p.OnLeave, OnClose: p.OnClose, Inline: p.Inline, Pinned: p.Pinned, Limits: p.Limits,
 	}.listener(name, set)
 }
 
@@ -432,7 +443,7 @@ func (p Length[T]) listener(name string, set listenerConfig) (worker.Listener, e
 	return Framed[T]{
 		Protocol:  format,
 		OnConnect: p.OnConnect, OnAdopt: p.OnAdopt, OnMessage: p.OnMessage, OnBufferFull: p.OnBufferFull, OnBufferDrain: p.OnBufferDrain,
-		OnTimer: p.OnTimer, OnClose: p.OnClose, Inline: p.Inline, Pinned: p.Pinned, Limits: p.Limits,
+		OnTimer: p.OnTimer, OnLeave: p.OnLeave, OnClose: p.OnClose, Inline: p.Inline, Pinned: p.Pinned, Limits: p.Limits,
 	}.listener(name, set)
 }
 
@@ -452,7 +463,7 @@ func (p Delimiter[T]) listener(name string, set listenerConfig) (worker.Listener
 	return Framed[T]{
 		Protocol:  format,
 		OnConnect: p.OnConnect, OnAdopt: p.OnAdopt, OnMessage: p.OnMessage, OnBufferFull: p.OnBufferFull, OnBufferDrain: p.OnBufferDrain,
-		OnTimer: p.OnTimer, OnClose: p.OnClose, Inline: p.Inline, Pinned: p.Pinned, Limits: p.Limits,
+		OnTimer: p.OnTimer, OnLeave: p.OnLeave, OnClose: p.OnClose, Inline: p.Inline, Pinned: p.Pinned, Limits: p.Limits,
 	}.listener(name, set)
 }
 
@@ -461,6 +472,9 @@ func (p Framed[T]) listener(name string, set listenerConfig) (worker.Listener, e
 	c := &conn.Config{
 		Protocol: p.Protocol, ProtocolName: protocolName(p.Protocol), Handler: h, Limits: set.limits(p.Limits),
 		Inline: p.Inline, Pinned: p.Pinned, EncodeValue: h.encode, DecodeValue: h.decode,
+	}
+	if p.OnLeave != nil {
+		c.OnLeave = h.leave
 	}
 	if key := set.usesAny("origins", "compress_above", "ping_interval", "pong_timeout"); key != "" {
 		return worker.Listener{}, &settingError{key, "only WebSocket has this setting"}
@@ -729,6 +743,8 @@ func (h *callbacks[T]) OnAdopt(c *conn.Conn, why Reason) {
 	}
 }
 
+func (h *callbacks[T]) AdoptsSilently() bool { return h.Framed.OnAdopt == nil }
+
 func (h *callbacks[T]) OnMessage(c *conn.Conn, m []byte) {
 	if h.Framed.OnMessage != nil {
 		h.Framed.OnMessage(h.of(c), m)
@@ -752,6 +768,8 @@ func (h *callbacks[T]) OnTimer(c *conn.Conn, name string) {
 		h.Framed.OnTimer(h.of(c), name)
 	}
 }
+
+func (h *callbacks[T]) leave(c *conn.Conn, slot int) { h.Framed.OnLeave(h.of(c), slot) }
 
 func (h *callbacks[T]) OnClose(c *conn.Conn, why error) {
 	if h.Framed.OnClose != nil {

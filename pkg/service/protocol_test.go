@@ -353,6 +353,36 @@ func TestStateTravelsToAnotherWorker(t *testing.T) {
 	})
 }
 
+func TestLeavingIsToldWithTheStateThatWasSent(t *testing.T) {
+	var told []string
+	begin := func(c *Conn[int]) { c.State = 4 }
+	leave := func(c *Conn[int], slot int) {
+		told = append(told, fmt.Sprintf("%d to slot %d", c.State, slot))
+		if err := c.Send(nil); !errors.Is(err, ErrMoved) {
+			t.Errorf("Send: %v, want ErrMoved", err)
+		}
+	}
+	over := func(c *Conn[int], _ error) { told = append(told, fmt.Sprintf("%d is over", c.State)) }
+	for name, p := range map[string]Protocol{
+		"Raw":       Raw[int]{Inline: true, OnConnect: begin, OnLeave: leave, OnClose: over},
+		"Text":      Text[int]{Inline: true, OnConnect: begin, OnLeave: leave, OnClose: over},
+		"Frame":     Frame[int]{Inline: true, OnConnect: begin, OnLeave: leave, OnClose: over},
+		"Length":    Length[int]{Inline: true, OnConnect: begin, OnLeave: leave, OnClose: over},
+		"Delimiter": Delimiter[int]{Inline: true, OnConnect: begin, OnLeave: leave, OnClose: over},
+		"Framed":    Framed[int]{Inline: true, OnConnect: begin, OnLeave: leave, OnClose: over},
+	} {
+		t.Run(name, func(t *testing.T) {
+			told = nil
+			if where, err := move(t, p, p, listenerConfig{}); err != nil {
+				t.Fatal(where, err)
+			}
+			if want := []string{"4 to slot 1", "4 is over"}; !slices.Equal(told, want) {
+				t.Errorf("told %q, want %q", told, want)
+			}
+		})
+	}
+}
+
 func TestStateThatDoesNotFitStaysWhereItIs(t *testing.T) {
 	yes, no := true, false
 	for _, tt := range []struct {

@@ -203,7 +203,7 @@ func (s *Service) supervise(ctx context.Context, flags runFlags, c config, plan 
 		Name: s.name, Version: buildVersion(), Log: log.Logger(), Notify: notifier,
 		Sockets: workers, Serve: serve, Executable: executable, Args: os.Args[1:],
 		Load: l.load, RuntimeDir: runtimeDir(), Monitor: monitoring, LinesDropped: log.Dropped,
-		Control: c.Control, Stored: stored, StoreMax: storeMax(),
+		Control: c.Control, Cgroup: unitCgroup(), Stored: stored, StoreMax: storeMax(),
 	})
 	if err != nil {
 		return err
@@ -330,6 +330,15 @@ func open(plan []planned) ([]activation.Socket, error) {
 func runtimeDir() string {
 	first, _, _ := strings.Cut(os.Getenv("RUNTIME_DIRECTORY"), ":")
 	return first
+}
+
+// unitCgroup is the cgroup that is the service's alone; empty by hand, where
+// others share it.
+func unitCgroup() string {
+	if runtimeDir() == "" {
+		return ""
+	}
+	return supervisor.UnitCgroup()
 }
 
 // storeMax is FileDescriptorStoreMax= of the unit, zero if systemd does not

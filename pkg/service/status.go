@@ -16,12 +16,17 @@ import (
 // counters grow.
 func writeStatus(w io.Writer, st control.Status, r rates) error {
 	b := bufio.NewWriter(w)
-	fmt.Fprintf(b, "%s is %s: generation %d, %d connections, up %s, pid %d, version %s\n",
-		st.Service, st.State, st.Generation, st.Connections, age(st.UptimeMS), st.PID, st.Version)
+	fmt.Fprintf(b, "%s is %s: generation %d, %d connections", st.Service, st.State, st.Generation, st.Connections)
+	if st.State != control.StateOrphaned {
+		fmt.Fprintf(b, ", up %s, pid %d, version %s", age(st.UptimeMS), st.PID, st.Version)
+	}
+	fmt.Fprintln(b)
 	if st.Reason != "" {
 		fmt.Fprintf(b, "reason: %s\n", st.Reason)
 	}
-	fmt.Fprintf(b, "release: %s\n", release(st.Release))
+	if st.Release.Executable != "" {
+		fmt.Fprintf(b, "release: %s\n", release(st.Release))
+	}
 	if st.LastGood != nil {
 		fmt.Fprintf(b, "last good: %s\n", release(*st.LastGood))
 	}
@@ -38,6 +43,9 @@ func writeStatus(w io.Writer, st control.Status, r rates) error {
 	}
 	if st.Kept+st.Torn > 0 {
 		fmt.Fprintf(b, "deaths of workers: %d connections kept, %d torn\n", st.Kept, st.Torn)
+	}
+	for _, x := range st.Strangers {
+		fmt.Fprintf(b, "stranger: pid %d (%s) since %s: %s\n", x.PID, x.Name, age(x.AgeMS), x.Account)
 	}
 	writeListeners(b, st.Listeners)
 	for _, p := range st.Pools {
@@ -102,9 +110,9 @@ func writePool(w io.Writer, p control.Pool, r rates) {
 	}
 	fmt.Fprintf(w, "\npool %s: %d of %d ready, %d protected, %d respawns\n", p.Name, p.Ready, p.Want, protected, p.Respawns)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprint(t, "slot\tpid\tgen\tstate\tuptime\trss\tconns\taccepts\tmessages\tin\tout\tqueue\tsend_fail\tpanics\ttimers\tgiven\ttaken\trefused\tthawed\tstall\tbeat\trespawns\t")
+	fmt.Fprint(t, "slot\tpid\tgen\tstate\tuptime\tcpu\trss\tconns\taccepts\tmessages\tin\tout\tqueue\tsend_fail\tpanics\ttimers\tgiven\ttaken\trefused\tthawed\tstall\tbeat\trespawns\t")
 	if r != nil {
-		fmt.Fprint(t, "acc/s\tmsg/s\tin/s\tout/s\t")
+		fmt.Fprint(t, "acc/s\tmsg/s\tin/s\tout/s\tcpu%\t")
 	}
 	fmt.Fprintln(t)
 	var sum control.Worker
@@ -118,8 +126,8 @@ func writePool(w io.Writer, p control.Pool, r rates) {
 		if k.HeartbeatAgeMS >= 0 && k.PID != 0 {
 			beat = age(k.HeartbeatAgeMS)
 		}
-		fmt.Fprintf(t, "%d\t%s\t%d\t%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t%s\t%d\t",
-			k.Slot, pid, k.Generation, k.State, age(k.UptimeMS), showBytes(k.RSSBytes), k.Connections, k.Accepts, k.Messages,
+		fmt.Fprintf(t, "%d\t%s\t%d\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t%s\t%d\t",
+			k.Slot, pid, k.Generation, k.State, age(k.UptimeMS), age(k.CPUMS), showBytes(k.RSSBytes), k.Connections, k.Accepts, k.Messages,
 			showBytes(int64(k.BytesIn)), showBytes(int64(k.BytesOut)), showBytes(k.QueueBytes), k.SendFailures, k.Panics, k.Timers,
 			k.Given, k.Taken, k.Refused, k.Thawed, stall(k), beat, k.Respawns)
 		if r != nil {
@@ -128,6 +136,7 @@ func writePool(w io.Writer, p control.Pool, r rates) {
 			fast = fast.plus(one)
 		}
 		fmt.Fprintln(t)
+		sum.CPUMS += k.CPUMS
 		sum.RSSBytes += k.RSSBytes
 		sum.Connections += k.Connections
 		sum.Accepts += k.Accepts
@@ -144,8 +153,8 @@ func writePool(w io.Writer, p control.Pool, r rates) {
 		sum.Thawed += k.Thawed
 		sum.LongestStallUS = max(sum.LongestStallUS, k.LongestStallUS)
 	}
-	fmt.Fprintf(t, "sum\t\t\t\t\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t\t\t",
-		showBytes(sum.RSSBytes), sum.Connections, sum.Accepts, sum.Messages,
+	fmt.Fprintf(t, "sum\t\t\t\t\t%s\t%s\t%d\t%d\t%d\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t\t\t",
+		age(sum.CPUMS), showBytes(sum.RSSBytes), sum.Connections, sum.Accepts, sum.Messages,
 		showBytes(int64(sum.BytesIn)), showBytes(int64(sum.BytesOut)), showBytes(sum.QueueBytes), sum.SendFailures, sum.Panics, sum.Timers,
 		sum.Given, sum.Taken, sum.Refused, sum.Thawed, stall(sum))
 	if r != nil {

@@ -24,6 +24,11 @@ func (s *Service) statusCommand() *cobra.Command {
 		Long: `Show how the service and its workers are. No worker is asked: one that hangs or
 is stopped is shown with its last figures, and the age of its heartbeat.
 
+Where the supervisor is gone and workers live on without it, they are looked for
+in the process table and shown by what they have written on the scoreboard, with
+what will happen and what is to be done; the exit code is 1 then, and 3 only if
+nothing is left.
+
 With --watch the figures are shown anew each second, with how fast they grow;
 Ctrl-C ends that.`,
 		Args: cobra.NoArgs,
@@ -46,6 +51,9 @@ Ctrl-C ends that.`,
 			return watchStatus(ctx, c, max(*interval, 10*time.Millisecond), show)
 		}
 		st, err := within(ctx, c.Status)
+		if errors.Is(err, control.ErrNotRunning) {
+			return s.orphaned(ctx, out, c.Address(), show, *asJSON, err)
+		}
 		if err != nil {
 			return err
 		}
@@ -147,6 +155,7 @@ type rates map[uint64]rate
 type rate struct {
 	known                                bool
 	accepts, messages, bytesIn, bytesOut float64
+	cpu                                  float64 // of one processor
 }
 
 // since compares two looks. A worker that the earlier one does not have has
@@ -167,7 +176,7 @@ func (l look) since(before look) rates {
 		for _, w := range p.Workers {
 			if was, ok := old[w.Incarnation]; ok && w.Incarnation != 0 {
 				per := func(now, then uint64) float64 { return float64(now-min(now, then)) / took }
-				all[w.Incarnation] = rate{true, per(w.Accepts, was.Accepts), per(w.Messages, was.Messages), per(w.BytesIn, was.BytesIn), per(w.BytesOut, was.BytesOut)}
+				all[w.Incarnation] = rate{true, per(w.Accepts, was.Accepts), per(w.Messages, was.Messages), per(w.BytesIn, was.BytesIn), per(w.BytesOut, was.BytesOut), per(uint64(w.CPUMS), uint64(was.CPUMS)) / 1000}
 			}
 		}
 	}
@@ -178,14 +187,14 @@ func (r rate) plus(o rate) rate {
 	if !o.known {
 		return r
 	}
-	return rate{true, r.accepts + o.accepts, r.messages + o.messages, r.bytesIn + o.bytesIn, r.bytesOut + o.bytesOut}
+	return rate{true, r.accepts + o.accepts, r.messages + o.messages, r.bytesIn + o.bytesIn, r.bytesOut + o.bytesOut, r.cpu + o.cpu}
 }
 
-// write appends the four cells of a table.
+// write appends the five cells of a table.
 func (r rate) write(w io.Writer) {
 	if !r.known {
-		fmt.Fprint(w, "-\t-\t-\t-\t")
+		fmt.Fprint(w, "-\t-\t-\t-\t-\t")
 		return
 	}
-	fmt.Fprintf(w, "%.0f\t%.0f\t%s\t%s\t", r.accepts, r.messages, showBytes(int64(r.bytesIn)), showBytes(int64(r.bytesOut)))
+	fmt.Fprintf(w, "%.0f\t%.0f\t%s\t%s\t%.0f\t", r.accepts, r.messages, showBytes(int64(r.bytesIn)), showBytes(int64(r.bytesOut)), 100*r.cpu)
 }

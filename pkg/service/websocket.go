@@ -56,6 +56,7 @@ type WebSocket[T any] struct {
 	OnBufferFull   func(c *Conn[T])
 	OnBufferDrain  func(c *Conn[T])
 	OnTimer        func(c *Conn[T], name string)
+	OnLeave        func(c *Conn[T], slot int)
 	// OnClose is told why the connection is over: if the peer has closed it
 	// with a code, that is a *CloseError, which is ErrPeerClosed as well.
 	OnClose func(c *Conn[T], why error)
@@ -380,6 +381,9 @@ func (p WebSocket[T]) listener(name string, set listenerConfig) (worker.Listener
 		within = set.PongTimeout
 	}
 	c.Probe, c.ProbeAfter, c.ProbeWait = probing(h.ping, every, within)
+	if p.OnLeave != nil {
+		c.OnLeave = h.leave
+	}
 	return set.serve(name, c)
 }
 
@@ -535,6 +539,10 @@ func (h *web[T]) encode(c *conn.Conn) ([]byte, error) {
 
 func (h *web[T]) decode(c *conn.Conn, b []byte) error {
 	if b == nil {
+		// After a crash there may be no State, but a WebSocket all the same.
+		if s, ok := c.Session().(*websocket.Session); ok && s.Open() {
+			c.SetValue(&Conn[T]{conn: c, web: &h.common})
+		}
 		return nil
 	}
 	if len(b) == 0 || b[0] != upgraded {
@@ -568,6 +576,12 @@ func (h *web[T]) OnBufferDrain(c *conn.Conn) {
 func (h *web[T]) OnTimer(c *conn.Conn, name string) {
 	if typed := h.of(c); typed != nil && h.WebSocket.OnTimer != nil {
 		h.WebSocket.OnTimer(typed, name)
+	}
+}
+
+func (h *web[T]) leave(c *conn.Conn, slot int) {
+	if typed := h.of(c); typed != nil {
+		h.WebSocket.OnLeave(typed, slot)
 	}
 }
 

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -15,7 +16,8 @@ import (
 )
 
 // WebSocketDialer makes outgoing connections that speak WebSocket, as their
-// clients: a Dialing, whose addresses are ws://HOST[:PORT][/PATH][?QUERY]. The
+// clients: a Dialing, whose addresses are ws://HOST[:PORT][/PATH][?QUERY], or
+// wss:// with TLS. The
 // callbacks and promises are those of WebSocket, the rest is as in Dialer.
 //
 // OnConnect is told of a connection on which the server has agreed, with State
@@ -42,6 +44,7 @@ type WebSocketDialer[T any] struct {
 	OnBufferFull   func(c *Conn[T])
 	OnBufferDrain  func(c *Conn[T])
 	OnTimer        func(c *Conn[T], name string)
+	OnLeave        func(c *Conn[T], slot int)
 	OnClose        func(c *Conn[T], why error)
 	OnDown         func(cl Client[T], why error, next time.Duration) // as in Dialer
 
@@ -55,6 +58,7 @@ type WebSocketDialer[T any] struct {
 	PingEvery, PongWithin time.Duration
 
 	Proxy     string        // as in Dialer
+	TLS       *tls.Config   // as in Dialer, for wss://
 	Timeout   time.Duration // of an attempt until the server is reached, and of the handshake as much again; zero: 10 s
 	Reconnect bool
 	Backoff   Backoff
@@ -72,7 +76,8 @@ func (d WebSocketDialer[T]) dialing(address string) conn.DialConfig {
 		web: web[T]{
 			WebSocket: WebSocket[T]{
 				OnConnect: d.OnConnect, OnAdopt: d.OnAdopt, OnMessage: d.OnMessage, OnPing: d.OnPing, OnPong: d.OnPong,
-				OnBufferFull: d.OnBufferFull, OnBufferDrain: d.OnBufferDrain, OnTimer: d.OnTimer, OnClose: d.OnClose,
+				OnBufferFull: d.OnBufferFull, OnBufferDrain: d.OnBufferDrain, OnTimer: d.OnTimer,
+				OnLeave: d.OnLeave, OnClose: d.OnClose,
 			},
 			common: webConfig{compressAbove: d.CompressAbove, client: true},
 		},
@@ -84,6 +89,7 @@ func (d WebSocketDialer[T]) dialing(address string) conn.DialConfig {
 	config, limits := websocketLimits(d.Limits, d.CompressAbove)
 	c := conn.DialConfig{
 		Config: conn.Config{
+			TLS:          d.TLS,
 			NewSession:   func() wire.Session { return websocket.NewClient(config) },
 			ProtocolName: websocketName, Handler: h, Limits: limits, Inline: d.Inline, Pinned: d.Pinned,
 			EncodeValue: h.encode, DecodeValue: h.decode, Farewell: h.farewell,
@@ -92,6 +98,9 @@ func (d WebSocketDialer[T]) dialing(address string) conn.DialConfig {
 		Proxy: d.Proxy, Timeout: d.Timeout, Reconnect: d.Reconnect, Backoff: d.Backoff, Resolver: d.Resolver,
 	}
 	c.Probe, c.ProbeAfter, c.ProbeWait = probing(h.ping, d.PingEvery, d.PongWithin)
+	if d.OnLeave != nil {
+		c.OnLeave = h.leave
+	}
 	if d.OnDown != nil {
 		c.OnDown = func(cl *conn.Client, why error, next time.Duration) { d.OnDown(Client[T]{cl}, why, next) }
 	}
@@ -121,17 +130,20 @@ func (h *webClient[T]) route(address string) (string, error) {
 	if err != nil {
 		return "", errors.New("service: address of a WebSocket: not a URL") // which may have a password in it
 	}
-	if u.Scheme != "ws" || u.User != nil {
-		return "", fmt.Errorf("service: address %q: want ws://HOST[:PORT][/PATH][?QUERY], without a user", u.Redacted())
+	network, port := "tcp", "80"
+	switch {
+	case u.User != nil, u.Scheme != "ws" && u.Scheme != "wss":
+		return "", fmt.Errorf("service: address %q: want ws:// or wss://, and HOST[:PORT][/PATH][?QUERY], without a user", u.Redacted())
+	case u.Scheme == "wss":
+		network, port = "tls", "443"
 	}
 	if _, err := websocket.NewRequest(address, h.options(nil)); err != nil {
 		return "", fmt.Errorf("service: %w", err)
 	}
-	port := u.Port()
-	if port == "" {
-		port = "80"
+	if u.Port() != "" {
+		port = u.Port()
 	}
-	return "tcp://" + net.JoinHostPort(u.Hostname(), port), nil
+	return network + "://" + net.JoinHostPort(u.Hostname(), port), nil
 }
 
 func (h *webClient[T]) options(fields http.Header) *websocket.RequestOptions {
@@ -195,6 +207,8 @@ func (h *webClient[T]) OnAdopt(c *conn.Conn, why Reason) {
 	h.web.OnAdopt(c, why)
 	if h.of(c) != nil {
 		c.Client().Ready(c)
+	} else if why == Crash { // the timers are gone
+		c.SetTimer(negotiationTimer, h.timeout)
 	}
 }
 
@@ -223,10 +237,14 @@ func (h *webClient[T]) encode(c *conn.Conn) ([]byte, error) {
 }
 
 func (h *webClient[T]) decode(c *conn.Conn, b []byte) error {
-	if len(b) == 0 || b[0] != negotiating {
+	n := new(negotiation[T])
+	switch s, ok := c.Session().(*websocket.Session); {
+	case b == nil && ok && !s.Open(): // after a crash
+		c.SetValue(n)
+		return nil
+	case len(b) == 0 || b[0] != negotiating:
 		return h.web.decode(c, b)
 	}
-	n := new(negotiation[T])
 	c.SetValue(n)
 	return decodeState(b[1:], &n.state)
 }

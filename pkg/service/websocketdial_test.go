@@ -3,6 +3,8 @@ package service
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -61,8 +63,8 @@ func wants(t *testing.T, told chan string, all ...string) {
 
 // echoer is a server of another implementation that echoes, pings, and closes
 // when it is asked to.
-func echoer(t *testing.T) *httptest.Server {
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+func echoer(t *testing.T, start func(*httptest.Server)) *httptest.Server {
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c, err := coder.Accept(w, r, &coder.AcceptOptions{
 			Subprotocols: []string{"b"}, CompressionMode: coder.CompressionContextTakeover, OriginPatterns: []string{"ann.example.com"},
 		})
@@ -84,13 +86,36 @@ func echoer(t *testing.T) *httptest.Server {
 			}
 		}
 	}))
+	start(s)
 	t.Cleanup(s.Close)
 	return s
 }
 
+func TestWebSocketIsDialedOverTLS(t *testing.T) {
+	s := echoer(t, (*httptest.Server).StartTLS)
+	told := make(chan string, 16)
+	d := asker(told, true)
+	roots := x509.NewCertPool()
+	roots.AddCert(s.Certificate())
+	d.TLS = &tls.Config{RootCAs: roots, NextProtos: []string{"http/1.1"}}
+	cl := dialOn[guest](t, d, "wss"+strings.TrimPrefix(s.URL, "https")+"/chat", guest{Name: "ann.example.com"})
+	wants(t, told, `connected ann.example.com "b"`, `false 5 "first"`)
+	if agreed := cl.Conn().TLS(); agreed == nil || agreed.NegotiatedProtocol != "http/1.1" {
+		t.Errorf("TLS is %+v", agreed)
+	}
+	cl.Close(nil)
+	wants(t, told, "close <nil>", "down <nil> true")
+	// Somebody whose certificate we do not know gets no request.
+	d.TLS = nil
+	dialOn[guest](t, d, "wss"+strings.TrimPrefix(s.URL, "https")+"/chat", guest{})
+	if got := <-told; !strings.Contains(got, "unknown authority") {
+		t.Errorf("got %s", got)
+	}
+}
+
 func TestWebSocketIsDialed(t *testing.T) {
 	bothWays(t, func(t *testing.T, inline bool) {
-		s := echoer(t)
+		s := echoer(t, (*httptest.Server).Start)
 		told := make(chan string, 16)
 		cl := dialOn[guest](t, asker(told, inline), "ws"+strings.TrimPrefix(s.URL, "http")+"/chat?x=1", guest{Name: "ann.example.com"})
 		if err := cl.Send([]byte("second")); err != nil { // waits
@@ -325,6 +350,8 @@ func TestAddressOfAWebSocketIsItsURL(t *testing.T) {
 		{address: "ws://example.com:8080/a?b=c", to: "tcp://example.com:8080"},
 		{address: "ws://[2001:db8::1]/", to: "tcp://[2001:db8::1]:80"},
 		{address: "ws://127.0.0.1:1", to: "tcp://127.0.0.1:1"},
+		{address: "wss://example.com/a", to: "tls://example.com:443"},
+		{address: "wss://example.com:8443/a", to: "tls://example.com:8443"},
 		{address: "tcp://example.com:80", wrong: "want ws://"},
 		{address: "http://example.com", wrong: "want ws://"},
 		{address: "ws://ann:secret@example.com", wrong: "without a user"},

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mainstay-go/mainstay/pkg/activation"
+	"github.com/mainstay-go/mainstay/pkg/failpoint"
 	"github.com/mainstay-go/mainstay/pkg/link"
 	"github.com/mainstay-go/mainstay/pkg/rows"
 	"github.com/mainstay-go/mainstay/pkg/scoreboard"
@@ -214,6 +215,7 @@ func readPast(stored []activation.Stored, service string) (_ *past, err error) {
 	}
 	p.ownKeepers = many[storedOwnKeeper]
 	delete(many, storedOwnKeeper)
+	failpoint.Here("adopt.taken")
 	return p, nil
 }
 
@@ -257,6 +259,7 @@ func adoptRelease(saved savedRelease, stored map[string]map[uint64]int) (*releas
 // goes on where that one ended.
 func (s *Supervisor) adoptPast(p *past) {
 	st := &p.state
+	failpoint.Here("adopt.fenced")
 	for i, saved := range st.Slots {
 		sl := s.pool.add()
 		sl.index = i
@@ -283,12 +286,15 @@ func (s *Supervisor) adoptPast(p *past) {
 		s.store.removeWorker(n)
 	}
 	p.workers = nil
+	failpoint.Here("adopt.rebuilt")
 	s.takeSeats(st.Incarnation)
 	s.inheritHands(p)
 	for _, sl := range s.pool.slots {
 		s.placeAdopted(sl)
 	}
+	failpoint.Here("adopt.greet")
 	s.greetAdopted()
+	failpoint.Here("adopt.greeted")
 	adopted := len(s.incarnations)
 	s.tell(EventAdopted, fmt.Sprintf("%d workers of the supervisor before", adopted), nil)
 	s.log.Info("workers adopted", zap.Int("workers", adopted), zap.Uint64("epoch", s.epoch), zap.Duration("took", time.Since(s.began)))
@@ -310,6 +316,7 @@ func (s *Supervisor) adoptPast(p *past) {
 	case st.Restarting, s.refused != nil, !slices.Equal(st.Listeners, s.listeners()):
 		s.requestReload(&reloadRequest{})
 	}
+	failpoint.Here("adopt.settled")
 	s.sweepReleases()
 }
 
@@ -352,6 +359,9 @@ func (s *Supervisor) adoptWorker(saved savedWorker, r *remains, p *past) error {
 	if r.keeper >= 0 {
 		inc.keeper = &kept{pid: saved.Keeper, pidfd: r.keeper}
 		inc.protection = protected
+		if s.harvester == nil && s.unprotected != "" {
+			inc.protection = unprotectedAs + s.unprotected
+		}
 	}
 	inc.lifeless = isDead(r.pidfd)
 	process, err := s.launcher.adopt(s.orderFor(inc), saved.PID, *r)
@@ -359,6 +369,7 @@ func (s *Supervisor) adoptWorker(saved savedWorker, r *remains, p *past) error {
 		r.close()
 		return err
 	}
+	failpoint.Here("adopt.worker")
 	inc.process = process
 	s.incarnations[inc.number] = inc
 	sl := inc.slot
@@ -444,6 +455,7 @@ func (s *Supervisor) greetAdopted() {
 			continue
 		}
 		s.send(inc, m)
+		failpoint.Here("adopt.told")
 		if inc.state == ready {
 			s.send(inc, link.Accept{})
 			s.send(inc, link.Rearm{})

@@ -36,6 +36,7 @@ const (
 	EventServiceStopping   = "service-stopping"
 	EventAdopted           = "adopted"
 	EventLetGo             = "let-go"
+	EventStranger          = "stranger"
 )
 
 const (

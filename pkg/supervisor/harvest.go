@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/failpoint"
 	"github.com/mainstay-go/mainstay/pkg/handoff"
 	"github.com/mainstay-go/mainstay/pkg/keeper"
 	"github.com/mainstay-go/mainstay/pkg/link"
@@ -356,7 +357,9 @@ const collectAtOnce = 64
 
 // collect does a harvest up to the end of the keeper.
 func (h *harvester) collect(job *harvest) {
+	failpoint.Here("harvest.begin")
 	h.forget(job.number)
+	failpoint.Here("harvest.forgotten")
 	if job.connections {
 		type found struct {
 			id  rows.ID
@@ -376,10 +379,13 @@ func (h *harvester) collect(job *harvest) {
 		}
 		h.dispatch()
 	}
+	failpoint.Here("harvest.collected")
 	job.over = true
 	saved := job.result.Kept + job.open
 	h.ended.Go(func() {
+		failpoint.Here("harvest.end")
 		job.keeper.end(h.log)
+		failpoint.Here("harvest.ended")
 		job.reaped(saved)
 	})
 	job.finish()
@@ -390,6 +396,7 @@ func (job *harvest) finish() {
 	if job.over && job.open == 0 && job.done != nil {
 		done := job.done
 		job.done = nil
+		failpoint.Here("harvest.done")
 		done(job.result)
 	}
 }
@@ -401,6 +408,7 @@ func (h *harvester) rescue(job *harvest, id rows.ID, row *rows.Row) {
 	if c.fd, err = h.reach(job, row); err != nil {
 		c.fd = -1
 	}
+	failpoint.Here("harvest.reached")
 	// Not before: who owns the row has the descriptor.
 	if err != nil && h.leaves() || !row.Move(id, job.number, h.number) {
 		if c.fd >= 0 { // whoever has committed itself to it meanwhile has it
@@ -415,6 +423,7 @@ func (h *harvester) rescue(job *harvest, id rows.ID, row *rows.Row) {
 		c.tear(tornUnreachable)
 		return
 	}
+	failpoint.Here("harvest.moved")
 	conn.NoteFD(row, c.fd)
 	why, torn := h.judge(c)
 	switch {
@@ -520,7 +529,7 @@ const (
 // of its worker; empty: it can.
 func (h *harvester) judge(c *rescued) (why string, torn bool) {
 	n := conn.NotedIn(c.row)
-	if c.listener = h.listeners[n.Listener]; c.listener == "" {
+	if c.listener = h.listeners[n.Listener]; c.listener == "" && !n.Dialed {
 		return tornListener, true
 	}
 	if !n.AtRest {
@@ -622,6 +631,7 @@ func (c *rescued) Capture(dst []byte) ([]byte, error) {
 // Thaw says that nobody has taken it: it is offered again, a few times.
 func (c *rescued) Thaw() {
 	c.to.sent--
+	failpoint.Here("harvest.thaw")
 	if c.refusals++; c.refusals >= maxRefusals {
 		c.tear(tornRefused)
 		return
@@ -632,6 +642,7 @@ func (c *rescued) Thaw() {
 // Left says that a worker has it.
 func (c *rescued) Left(int) []byte {
 	c.to.sent--
+	failpoint.Here("harvest.left")
 	unix.Close(c.fd)
 	r := &c.job.result
 	r.Kept++
@@ -642,6 +653,7 @@ func (c *rescued) Left(int) []byte {
 
 // tear ends a connection for the death of its process.
 func (c *rescued) tear(why string) {
+	failpoint.Here("harvest.tear")
 	c.job.result.Torn[why]++
 	c.shut()
 }

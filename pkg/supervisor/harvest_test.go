@@ -264,6 +264,7 @@ func (i *inherited) Serve(bool) {
 	i.w.f.table.Allocator(i.w.number).Free(i.o.ID)
 }
 func (i *inherited) Tail([]byte) error { return nil }
+func (i *inherited) Lost()             {}
 func (i *inherited) Drop()             { unix.Close(i.o.FD) }
 
 // greeted returns by whom the client is served, 0 if its connection has ended.

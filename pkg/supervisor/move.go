@@ -22,8 +22,10 @@ var errSteady = errors.New("the service starts or stops: no connection is moved"
 // it to the worker that serves in a slot. It fails, with control.ErrInvalid,
 // if there is no such slot, and says why a connection stays: there is none of
 // that number, nobody takes connections in the slot, it cannot move, or the
-// other worker refused it. It fails as well if its worker has not moved it in
-// two seconds; if a callback holds it up it moves when that has returned.
+// other worker refused it. One that a callback holds up for most of a second
+// stays too. It fails as well if the hand-off has not ended in two seconds,
+// because the other worker does not answer; then it ends a little later, in
+// whichever way.
 // Any goroutine may call it.
 func (s *Supervisor) Move(ctx context.Context, r control.MoveRequest) (control.Moved, error) {
 	if err := checkPool(r.Pool); err != nil {

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/mainstay-go/mainstay/pkg/failpoint"
 	"github.com/mainstay-go/mainstay/pkg/keeper"
 )
 
@@ -97,13 +98,16 @@ func (handsTaken) isMessage() {}
 
 // inheritHands harvests what the harvesters of earlier supervisors owned.
 func (s *Supervisor) inheritHands(p *past) {
+	s.hands = make(map[uint64]int)
 	for epoch, pidfd := range p.ownKeepers {
+		failpoint.Here("adopt.inherit")
 		k := &kept{pid: pidOf(pidfd), pidfd: pidfd}
 		if s.harvester == nil {
 			k.end(s.log)
 			s.tookHands(handsTaken{epoch})
 			continue
 		}
+		s.hands[epoch] = k.pid
 		s.harvester.start(&harvest{
 			number: harvesterNumber(epoch), keeper: k, connections: true,
 			patience: s.current.settings.StartTimeout + harvestMargin,
@@ -120,6 +124,7 @@ func (s *Supervisor) inheritHands(p *past) {
 }
 
 func (s *Supervisor) tookHands(m handsTaken) {
+	delete(s.hands, m.epoch)
 	s.store.remove(numbered(storedOwnKeeper, m.epoch))
 	s.giveUpHands(m.epoch)
 }

@@ -156,11 +156,15 @@ func (s *Supervisor) checkSharing(inc *incarnation) {
 	if inc.keeper == nil || inc.process == nil || inc.protection != protected {
 		return
 	}
-	shares, err := keeper.SharesFiles(inc.pid(), inc.keeper.pid)
-	if err != nil || shares {
-		return // it cannot be told, or one of them is dead and will be noticed
+	why := "its keeper is dead"
+	if !isDead(inc.keeper.pidfd) {
+		shares, err := keeper.SharesFiles(inc.pid(), inc.keeper.pid)
+		if err != nil || shares {
+			return // it cannot be told, or the worker is dead and will be noticed
+		}
+		why = "it has left its keeper's descriptor table"
 	}
-	inc.protection = unprotectedAs + "it has left its keeper's descriptor table"
+	inc.protection = unprotectedAs + why
 	s.log.Warn("worker has lost its keeper", append(inc.fields(), zap.String("reason", inc.protection))...)
 }
 
@@ -171,6 +175,12 @@ func (s *Supervisor) exited(inc *incarnation, exit Exit) {
 		inc.keeper = s.findKeeper(inc)
 	}
 	if inc.keeper == nil {
+		s.dead(inc, exit)
+		return
+	}
+	if s.harvester == nil { // it was adopted by one that cannot reach into it
+		inc.keeper.end(s.log)
+		inc.keeper = nil
 		s.dead(inc, exit)
 		return
 	}
@@ -240,7 +250,7 @@ func isKeeper(pid int) error {
 	if err != nil {
 		return err
 	}
-	if !strings.HasPrefix(string(name), "keeper ") || string(own) != string(its) {
+	if !strings.HasPrefix(string(name), keeperName) || string(own) != string(its) {
 		return fmt.Errorf("process %d is %q", pid, name)
 	}
 	return nil

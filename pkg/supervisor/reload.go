@@ -158,7 +158,7 @@ func (s *Supervisor) beginReload(requests []*reloadRequest) {
 		}
 	}
 	go func() {
-		settings, err := s.conf.Load(env)
+		settings, err := s.load(env)
 		var to *release
 		if err == nil {
 			to, err = s.makeRelease(generation, settings, s.conf.Executable)
@@ -199,6 +199,7 @@ func (s *Supervisor) rollTo(to *release, env map[string]string) {
 	p := s.pool
 	for i := len(p.slots); i < r.to.settings.Workers; i++ {
 		sl := p.add()
+		sl.release = r.from // until its turn comes
 		r.extra = append(r.extra, sl)
 	}
 	for _, sl := range p.slots[:r.to.settings.Workers] {

@@ -198,3 +198,22 @@ func TestRollbackCutOffIsTakenBack(t *testing.T) {
 		r.wantGood(1)
 	})
 }
+
+func TestStatusIsToldWhileAReloadAddsWorkers(t *testing.T) {
+	supervise(t, configured(quick, "one"), serve, func(r *rig) {
+		more := configured(quick, "two")
+		more.Workers = 4
+		*r.settings = more
+		verdict := make(chan error, 1)
+		go func() { verdict <- r.reload() }()
+		synctest.Wait()
+		st := r.status()
+		if n := len(st.Pools[0].Workers); n < 4 || st.State != control.StateReloading {
+			t.Errorf("%d workers, %s; want the slots of the new release", n, st.State)
+		}
+		if err := <-verdict; err != nil {
+			t.Error(err)
+		}
+		r.expect(control.StateServing, 2, 2, 2, 2)
+	})
+}

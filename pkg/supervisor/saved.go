@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mainstay-go/mainstay/pkg/control"
+	"github.com/mainstay-go/mainstay/pkg/failpoint"
 	"github.com/mainstay-go/mainstay/pkg/link"
 )
 
@@ -271,7 +272,9 @@ func (s *Supervisor) save() {
 		return
 	}
 	s.unsaved = false
+	failpoint.Here("saved.write")
 	if err := s.saved.write(s.state()); err != nil {
 		s.log.Error("state not saved: the next supervisor finds an old one", zap.Error(err))
 	}
+	failpoint.Here("saved.written")
 }

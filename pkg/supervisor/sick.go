@@ -84,7 +84,7 @@ func (s *Supervisor) judgeWorkers() time.Duration {
 	h := s.current.settings.Health
 	if time.Since(s.lookDue) > h.judgeInterval() {
 		s.log.Warn("workers not judged: the supervisor was late itself")
-		return s.lookAgain(h.judgeInterval())
+		return h.judgeInterval()
 	}
 	next := h.shortest()
 	for inc := range s.living() {
@@ -104,13 +104,7 @@ func (s *Supervisor) judgeWorkers() time.Duration {
 		}
 		next = min(next, s.outlook(inc, h))
 	}
-	return s.lookAgain(next)
-}
-
-// lookAgain notes that the workers are looked at in d, and returns d.
-func (s *Supervisor) lookAgain(d time.Duration) time.Duration {
-	s.lookDue = time.Now().Add(d)
-	return d
+	return next
 }
 
 // outlook returns how long a worker need not be looked at: if nothing changes

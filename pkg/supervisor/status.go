@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -67,6 +68,7 @@ func (s *Supervisor) snapshot() snapshot {
 		good := s.good.shown()
 		st.LastGood, snap.good = &good, s.good.exe
 	}
+	st.Strangers = s.shownStrangers()
 	st.Kept, st.Torn = s.books.kept, s.books.tornInAll()
 	for _, sock := range s.conf.Sockets {
 		st.Listeners = append(st.Listeners, control.Listener{
@@ -145,28 +147,7 @@ func (snap snapshot) fill() control.Status {
 		if seat == nil {
 			continue
 		}
-		figures := *w
-		figures.Connections = seat.Connections.Load()
-		figures.Accepts = seat.Accepts.Load()
-		figures.Messages = seat.Messages.Load()
-		figures.BytesIn = seat.BytesIn.Load()
-		figures.BytesOut = seat.BytesOut.Load()
-		figures.SendFailures = seat.SendFailures.Load()
-		figures.Panics = seat.Panics.Load()
-		figures.Timers = seat.Timers.Load()
-		figures.QueueBytes = seat.QueueBytes.Load()
-		figures.Given = seat.HandoffsGiven.Load()
-		figures.Taken = seat.HandoffsTaken.Load()
-		figures.Refused = seat.HandoffsRefused.Load()
-		figures.Thawed = seat.HandoffsThawed.Load()
-		figures.LongestStallUS = seat.HandoffMaxNS.Load() / 1000
-		if beat := seat.Heartbeat.Load(); beat != 0 {
-			figures.HeartbeatAgeMS = max(0, (now - time.Duration(beat)).Milliseconds())
-		}
-		if listener, _, since, ok := seat.Handler(); ok {
-			figures.Handler, figures.HandlerMS = listener, max(0, (now-time.Duration(since)).Milliseconds())
-		}
-		figures.RSSBytes = residentBytes(w.PID)
+		figures := figuresOf(*w, seat, now)
 		// The seat may have got another owner meanwhile.
 		if seat.Incarnation.Load() == snap.seats[i].number {
 			*w = figures
@@ -174,6 +155,34 @@ func (snap snapshot) fill() control.Status {
 		}
 	}
 	return st
+}
+
+// figuresOf adds the figures of a seat and of the process table to what is known
+// of a worker.
+func figuresOf(w control.Worker, seat *scoreboard.Seat, now time.Duration) control.Worker {
+	w.Connections = seat.Connections.Load()
+	w.Accepts = seat.Accepts.Load()
+	w.Messages = seat.Messages.Load()
+	w.BytesIn = seat.BytesIn.Load()
+	w.BytesOut = seat.BytesOut.Load()
+	w.SendFailures = seat.SendFailures.Load()
+	w.Panics = seat.Panics.Load()
+	w.Timers = seat.Timers.Load()
+	w.QueueBytes = seat.QueueBytes.Load()
+	w.Given = seat.HandoffsGiven.Load()
+	w.Taken = seat.HandoffsTaken.Load()
+	w.Refused = seat.HandoffsRefused.Load()
+	w.Thawed = seat.HandoffsThawed.Load()
+	w.LongestStallUS = seat.HandoffMaxNS.Load() / 1000
+	if beat := seat.Heartbeat.Load(); beat != 0 {
+		w.HeartbeatAgeMS = max(0, (now - time.Duration(beat)).Milliseconds())
+	}
+	if listener, _, since, ok := seat.Handler(); ok {
+		w.Handler, w.HandlerMS = listener, max(0, (now-time.Duration(since)).Milliseconds())
+	}
+	w.RSSBytes = residentBytes(w.PID)
+	w.CPUMS = int64(cpuSeconds(w.PID) * 1000)
+	return w
 }
 
 // judge says how the service is and, if it is not well, why.
@@ -265,10 +274,11 @@ func (s *Supervisor) showStatus() {
 	}
 }
 
-// monotonic is CLOCK_MONOTONIC, the clock of the workers' heartbeats.
+// monotonic is CLOCK_MONOTONIC, the clock of the workers' heartbeats. The Go
+// scheduler is not told of the call, which wakes its monitor.
 func monotonic() time.Duration {
 	var ts unix.Timespec
-	unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail
+	unix.RawSyscall(unix.SYS_CLOCK_GETTIME, unix.CLOCK_MONOTONIC, uintptr(unsafe.Pointer(&ts)), 0) // cannot fail
 	return time.Duration(ts.Nano())
 }
 

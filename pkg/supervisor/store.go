@@ -10,6 +10,8 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
+
+	"github.com/mainstay-go/mainstay/pkg/failpoint"
 )
 
 // StorePrefix begins the names under which a supervisor puts descriptors into
@@ -213,9 +215,13 @@ func (s *store) do(e errand) {
 			}
 			return
 		case e.fd >= 0:
+			failpoint.Here("store.put")
 			err = s.manager.Store(StorePrefix+e.name, e.fd)
+			failpoint.Here("store.kept")
 		default:
+			failpoint.Here("store.remove")
 			err = s.manager.Unstore(StorePrefix + e.name)
+			failpoint.Here("store.removed")
 		}
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			if err != nil {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -46,6 +47,10 @@ type Config struct {
 	// Control is where this supervisor is asked, a URL; empty: nowhere. Its
 	// workers remember it, so that they are found when it is dead.
 	Control string
+
+	// Cgroup is the folder of the cgroup whose processes are all the service's:
+	// it is looked through for strangers; empty: it is not.
+	Cgroup string
 
 	// RuntimeDir is where an orderly end of the service leaves its mark for
 	// Reap; empty: nowhere.
@@ -125,41 +130,50 @@ type Supervisor struct {
 
 	// Owned by Run's goroutine.
 
-	phase        phase
-	verdict      error // what Run will return
-	pool         *pool
-	current      *release // the generation that serves
-	good         *release // what served before it and differs from it; nil: there is none, or it was returned to
-	releases     []*release
-	incarnations map[uint64]*incarnation
-	freeSeats    []int
-	lastNumber   uint64 // of incarnations
-	generations  uint64 // the last number given
-	env          map[string]string
-	job          *reload
-	queued       []*reloadRequest
-	lastReload   *control.Reload
-	saved        *stateFile
-	unsaved      bool     // something has changed
-	restarting   bool     // this process ends for another
-	agenda       []func() // what follows from the message that is being handled
-	epilogue     []func() // what follows when the agenda is empty
-	farewells    []*farewell
-	lastJob      *reload // the reload that lastReload is about
-	lastLine     string  // STATUS= as sent
-	oomKills     uint64
-	hastened     bool
-	questions    map[uint64]*question
-	lastQuestion uint64
-	chronicle    chronicle
-	lookDue      time.Time // when the workers are looked at next
-	books        books
-	hooks        *hooks
-	harvester    *harvester // nil: connections do not outlive their workers
-	own          *ownKeeper // nil: what the harvester has in hand does not outlive us
-	unprotected  string     // why not
-	balance      balance
-	degraded     bool // and the log knows
+	phase         phase
+	verdict       error // what Run will return
+	pool          *pool
+	current       *release // the generation that serves
+	good          *release // what served before it and differs from it; nil: there is none, or it was returned to
+	releases      []*release
+	incarnations  map[uint64]*incarnation
+	freeSeats     []int
+	lastNumber    uint64 // of incarnations
+	generations   uint64 // the last number given
+	env           map[string]string
+	job           *reload
+	queued        []*reloadRequest
+	lastReload    *control.Reload
+	saved         *stateFile
+	unsaved       bool     // something has changed
+	restarting    bool     // this process ends for another
+	agenda        []func() // what follows from the message that is being handled
+	epilogue      []func() // what follows when the agenda is empty
+	farewells     []*farewell
+	lastJob       *reload // the reload that lastReload is about
+	lastLine      string  // STATUS= as sent
+	oomKills      uint64
+	hastened      bool
+	questions     map[uint64]*question
+	lastQuestion  uint64
+	chronicle     chronicle
+	alarm         alarm     // for look; made by Run
+	lookDue       time.Time // when the workers are judged next
+	lifeDue       time.Time // when it is shown next that there is a supervisor
+	books         books
+	hooks         *hooks
+	harvester     *harvester     // nil: connections do not outlive their workers
+	own           *ownKeeper     // nil: what the harvester has in hand does not outlive us
+	hands         map[uint64]int // by epoch: keepers of earlier supervisors, by pid, whose connections are being harvested
+	unprotected   string         // why not
+	balance       balance
+	degraded      bool              // and the log knows
+	strangers     map[int]*stranger // by pid
+	lookingAround bool
+	lookedAround  time.Time
+
+	loading sync.Mutex     // held while the configuration is read
+	looks   sync.WaitGroup // for strangers
 
 	scraper   *scraper
 	balancing chan struct{} // holds a token while connections are being rebalanced
@@ -210,7 +224,7 @@ func newSupervisor(conf Config, l launcher, makeRelease func(uint64, Settings, s
 		s.tell(EventLetGo, fmt.Sprintf("workers of the supervisor before finish their connections, new ones serve: %v", err), nil)
 		s.log.Error("workers of the supervisor before are not adopted: they drain", zap.Error(err))
 	}
-	settings, loadErr := conf.Load(nil)
+	settings, loadErr := s.load(nil)
 	if p == nil {
 		if loadErr != nil {
 			return nil, loadErr
@@ -284,6 +298,18 @@ func (s *Supervisor) succeed(p *past, refused error) {
 // else that it may still have.
 func (s *Supervisor) openStore(m manager) {
 	s.store = startStore(m, s.log)
+	for _, sock := range s.conf.Sockets {
+		if sock.Blocking {
+			// Each start would make it so again, under workers that serve.
+			s.log.Error("a listening socket was handed over blocking: workers that outlive a supervisor hang in accept at the next start: set NonBlocking=yes in the unit",
+				zap.String("listener", sock.Name))
+		}
+	}
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil && s.conf.StoreMax > 0 && files.Cur < uint64(min(s.conf.StoreMax, Storage(s.current.settings))+len(s.conf.Sockets)+startMargin) {
+		s.log.Error("the service may store more descriptors than it may be started with (202/FDS): raise LimitNOFILE= of the unit, or lower FileDescriptorStoreMax=",
+			zap.Uint64("limit", files.Cur), zap.Int("store", s.conf.StoreMax))
+	}
 	if need := Storage(s.current.settings); s.conf.StoreMax > 0 && need > s.conf.StoreMax {
 		s.log.Warn("not all workers outlive their supervisor in a reload: raise FileDescriptorStoreMax= of the unit",
 			zap.Int("limit", s.conf.StoreMax), zap.Int("want", need))
@@ -308,6 +334,10 @@ func (s *Supervisor) openStore(m manager) {
 	s.unsaved = true
 }
 
+// startMargin is how many descriptors a process has open when systemd starts it,
+// beside those it is handed.
+const startMargin = 64
+
 func (s *Supervisor) storeRelease(r *release) {
 	s.store.put(numbered(storedExe, r.generation), int(r.exe.file.Fd()))
 	s.store.put(numbered(storedConfig, r.generation), int(r.config.Fd()))
@@ -325,7 +355,9 @@ func (s *Supervisor) Close() error {
 			unix.Close(fd)
 		}
 	}
-	s.endHarvest()
+	if s.began.IsZero() { // Run was not called, which ends it
+		s.endHarvest()
+	}
 	s.store.close()
 	s.saved.close()
 	for _, r := range s.releases {
@@ -469,8 +501,14 @@ func (s *Supervisor) ask(ctx context.Context, m message) error {
 // ready; in both cases no worker is left. After the signal of a restart
 // (SIGRTMIN+1) it returns nil at once, and the workers serve on until the next
 // supervisor adopts them; without a service manager to keep what that needs
-// they drain. It may be called once.
+// they drain. It fails at once if the system has no timerfd to give: EMFILE,
+// ENFILE, ENOMEM. It may be called once.
 func (s *Supervisor) Run(ctx context.Context) error {
+	alarm, err := newKernelAlarm()
+	if err != nil {
+		return err
+	}
+	s.alarm = alarm
 	s.unmark()
 	signals, unwatch := watchSignals()
 	defer unwatch()
@@ -488,7 +526,12 @@ func (s *Supervisor) Run(ctx context.Context) error {
 }
 
 func (s *Supervisor) run(ctx context.Context) error {
+	if s.alarm == nil {
+		s.alarm = timerAlarm{time.NewTimer(beatEvery)}
+	}
+	defer s.alarm.close()
 	defer s.hooks.close()
+	defer s.looks.Wait()
 	defer s.endHarvest()
 	defer s.balance.running.Wait()
 	var cancel context.CancelFunc
@@ -509,26 +552,21 @@ func (s *Supervisor) run(ctx context.Context) error {
 			s.occur(sl, fill)
 		}
 	}
+	s.lookAround()
 	s.extendTimeout(s.current.settings.StartTimeout)
-	var beat <-chan time.Time
-	if d := s.conf.Notify.WatchdogInterval(); d > 0 {
-		t := time.NewTicker(d / 2)
-		defer t.Stop()
-		beat = t.C
-	}
 	ending := ctx.Done()
 	interval := s.current.settings.Health.judgeInterval()
-	judge := time.NewTimer(s.lookAgain(interval))
-	defer judge.Stop()
-	pulse := time.NewTicker(beatEvery)
-	defer pulse.Stop()
+	s.lookAgain(interval)
+	s.showLife()
+	s.setAlarm()
 	for {
 		s.settleAgenda()
 		s.save()
 		s.rebalanceAfterChange()
 		if d := s.current.settings.Health.judgeInterval(); d != interval { // a reload has changed it
 			interval = d
-			judge.Reset(s.lookAgain(d))
+			s.lookAgain(d)
+			s.setAlarm()
 		}
 		s.showStatus()
 		s.watchHealth()
@@ -541,21 +579,50 @@ func (s *Supervisor) run(ctx context.Context) error {
 			if s.handle(m) {
 				return s.verdict
 			}
-		case <-beat:
-			s.notified("watchdog", s.conf.Notify.Watchdog())
-		case <-judge.C:
-			judge.Reset(s.judgeWorkers())
-		case <-pulse.C:
-			s.beat()
-			for inc := range s.living() {
-				s.checkSharing(inc)
-			}
+		case <-s.alarm.rings():
+			s.look()
+			s.setAlarm()
 		case <-ending:
 			ending = nil
 			s.stop()
 		}
 	}
 }
+
+// look does all that has to be done from time to time, at once, so that an idle
+// supervisor wakes up as seldom as the most frequent of it needs: it shows that
+// there is a supervisor, and judges the workers if that is due.
+func (s *Supervisor) look() {
+	s.showLife()
+	s.lookAround()
+	for inc := range s.living() {
+		s.checkSharing(inc)
+	}
+	if time.Since(s.lookedAround) >= beatEvery {
+		s.lookAround()
+	}
+	if time.Until(s.lookDue) <= 0 {
+		s.lookAgain(s.judgeWorkers())
+	}
+}
+
+// showLife tells the keepers, the workers and systemd's watchdog that there is
+// a supervisor.
+func (s *Supervisor) showLife() {
+	s.beat()
+	next := beatEvery
+	if d := s.conf.Notify.WatchdogInterval(); d > 0 {
+		s.notified("watchdog", s.conf.Notify.Watchdog())
+		next = min(next, d/2)
+	}
+	s.lifeDue = time.Now().Add(next)
+}
+
+// lookAgain has the workers judged in d.
+func (s *Supervisor) lookAgain(d time.Duration) { s.lookDue = time.Now().Add(d) }
+
+// setAlarm sets the alarm to the next look.
+func (s *Supervisor) setAlarm() { s.alarm.set(min(time.Until(s.lookDue), time.Until(s.lifeDue))) }
 
 // settleAgenda does what has followed from a message, and what follows from
 // that.
@@ -605,6 +672,10 @@ func (s *Supervisor) handle(m message) (leave bool) {
 		s.tookHands(m)
 	case harvested:
 		s.tellHarvest(m)
+	case examineRequest:
+		m.reply <- s.examine()
+	case strangersSeen:
+		s.noteStrangers(m)
 	case incarnationTimeout:
 		if m.turn == m.inc.turn {
 			s.happen(m.inc, timeout)

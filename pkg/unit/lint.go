@@ -49,6 +49,14 @@ type Context struct {
 	StopGrace    time.Duration // stop_grace of the configuration
 	StartTimeout time.Duration // start_timeout of the configuration
 	Kernel       string        // where sysctls are read: /proc/sys; empty: they are not
+	Store        int           // descriptors that the supervisor stores at most; 0: not known, 100 then
+}
+
+func (c Context) store() int {
+	if c.Store > 0 {
+		return c.Store
+	}
+	return 100
 }
 
 // Lint judges units: services, and socket units (by the ending of their
@@ -93,7 +101,7 @@ func apply(rules []rule, u Unit, c Context) []Finding {
 		}
 		f := Finding{
 			Unit: u.Name, Key: r.section + "." + r.key, Severity: r.severity, Got: a.Value, Why: r.why,
-			Want: strings.NewReplacer("{stop_grace}", c.StopGrace.String(), "{start_timeout}", c.StartTimeout.String()).Replace(r.want),
+			Want: strings.NewReplacer("{stop_grace}", c.StopGrace.String(), "{start_timeout}", c.StartTimeout.String(), "{store}", strconv.Itoa(c.store())).Replace(r.want),
 		}
 		if a.Value != "" {
 			f.Where = a.where()

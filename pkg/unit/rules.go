@@ -9,6 +9,10 @@ import (
 // stopMargin is what the supervisor takes beyond stop_grace before it kills.
 const stopMargin = 5 * time.Second
 
+// fileMargin is how many descriptors a supervisor has beside those that are
+// stored, at the moment of its start: its sockets and its own.
+const fileMargin = 256
+
 // minFiles is how many connections a worker's descriptor table is made for.
 const minFiles = 65536
 
@@ -49,12 +53,15 @@ var serviceRules = []rule{
 	{"Service", "KillMode", Error, "process",
 		"with the default, control-group, a crash of the supervisor ends every connection; with process its workers serve on",
 		is("process")},
-	{"Service", "FileDescriptorStoreMax", Warning, "100 or more, five for each worker and as many again for a reload",
+	{"Service", "FileDescriptorStoreMax", Warning, "{store} or more, five for each worker and as many again for a reload",
 		"what makes a supervisor its workers' is stored there: without it they drain when it dies or is restarted, and whoever has not left by then is cut off",
-		func(v string, _ Unit, _ Context) bool {
+		func(v string, _ Unit, c Context) bool {
 			n, ok := parseLimit(v)
-			return ok && n >= 100
+			return ok && n >= uint64(c.store())
 		}},
+	{"Service", "FileDescriptorStorePreserve", Error, "restart, which is the default, or yes",
+		"with no the store is emptied at a restart, and the workers with nobody to adopt them drain",
+		is("", "restart", "yes")},
 	{"Service", "KillSignal", Error, "SIGTERM, which is the default",
 		"SIGHUP, SIGUSR1 and SIGUSR2 mean reload; others kill the supervisor before it could drain its workers",
 		is("", "SIGTERM", "TERM", "15", "SIGINT", "INT", "2")},
@@ -87,12 +94,45 @@ var serviceRules = []rule{
 	{"Service", "OOMPolicy", Error, "continue",
 		"the default, stop, ends the whole service because the kernel has killed one worker",
 		is("continue")},
-	{"Service", "LimitNOFILE", Error, "at least 65536",
-		"each connection is a descriptor, and a worker makes its descriptor table for so many at its start; what is not set is 524288 in systemd's defaults, but a distribution's or a container's may be 1024",
-		func(v string, _ Unit, _ Context) bool {
-			n, ok := parseLimit(v)
-			return ok && n >= minFiles
+	{"Service", "LimitNOFILE", Error, "at least 65536, with a soft limit of 256 more than FileDescriptorStoreMax=",
+		"each connection is a descriptor, and a worker makes its descriptor table for so many at its start; what is not set is 524288 in systemd's defaults, but a distribution's or a container's may be 1024. With a soft limit below what is stored systemd cannot start the service any more (202/FDS, again and again); and so many descriptors may be on their way between workers",
+		func(v string, u Unit, _ Context) bool {
+			soft, hard, _ := strings.Cut(v, ":")
+			if hard == "" {
+				hard = soft
+			}
+			least, ok := parseLimit(soft)
+			most, ok2 := parseLimit(hard)
+			stored, _ := u.last("Service", "FileDescriptorStoreMax")
+			n, _ := parseLimit(stored.Value)
+			return ok && ok2 && most >= minFiles && least >= n+fileMargin
 		}},
+	{"Service", "SystemCallFilter", Error, "pidfd_getfd in it, if there is a filter",
+		"it is part of @debug and not of @system-service: without it nobody reaches the connections of a worker that died, and they end with it",
+		func(_ string, u Unit, _ Context) bool {
+			lists, allowed := false, false
+			for _, a := range u.all("Service", "SystemCallFilter") {
+				denied, isDenied := strings.CutPrefix(a.Value, "~")
+				words := strings.Fields(denied)
+				names := slices.Contains(words, "pidfd_getfd") || slices.Contains(words, "@debug") || slices.Contains(words, "@known")
+				switch {
+				case isDenied && names:
+					return false
+				case !isDenied:
+					lists, allowed = true, allowed || names
+				}
+			}
+			return !lists || allowed
+		}},
+	{"Service", "Delegate", Error, "no, which is the default",
+		"a cgroup of its own for each worker keeps systemd from starting the service anew while those workers live: the restart after a crash fails for ever",
+		no},
+	{"Service", "PrivatePIDs", Error, "no, which is the default",
+		"the kernel ends all processes of the namespace with the supervisor, which is the first of it",
+		no},
+	{"Service", "RestartSteps", Warning, "0, which is the default",
+		"each start that fails would delay the next one more, beyond the time for which the workers wait for a supervisor",
+		is("", "0")},
 	{"Service", "RuntimeDirectory", Error, "a directory",
 		"the control socket is bound there, and the mark of an orderly stop; nobody else can write it",
 		set},
@@ -179,6 +219,12 @@ var socketRules = []rule{
 		}},
 	{"Socket", "ReusePort", Error, "no, which is the default",
 		"several sockets on a port share the connections that wait: what waits in the one that is closed is reset",
+		no},
+	{"Socket", "SocketProtocol", Error, "not set",
+		"with mptcp or sctp the kernel does not count bytes as it does for TCP: connections end with their worker",
+		is("")},
+	{"Socket", "RemoveOnStop", Warning, "no, which is the default",
+		"the path of a unix socket would be gone for all who connect while the socket unit is restarted, although workers still serve",
 		no},
 	{"Socket", "FlushPending", Warning, "no, which is the default",
 		"with yes, connections that wait when the service exits are dropped instead of served by the next one",

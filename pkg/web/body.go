@@ -35,6 +35,7 @@ type body struct {
 	p       *peer
 	request *http.Request
 	ready   chan struct{} // told when there is something new for Read
+	runner  *runner       // that has the request answered; set before the handler runs
 
 	// Guarded by mu.
 
@@ -137,6 +138,9 @@ func (b *body) isFull() bool {
 func (b *body) Read(p []byte) (int, error) {
 	for {
 		n, wait, err := b.take(p)
+		if n > 0 {
+			b.runner.progressed(b.p.h.clock())
+		}
 		if n > 0 || err != nil || len(p) == 0 {
 			return n, err
 		}

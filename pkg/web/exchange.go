@@ -26,8 +26,9 @@ type exchange struct {
 	url      url.URL
 	ctx      requestContext
 	response response
-	kept     *kept // nil unless Config.Reuse is set
-	body     *body // nil: none, or it is complete
+	kept     *kept   // nil unless Config.Reuse is set
+	body     *body   // nil: none, or it is complete
+	runner   *runner // that has it answered; nil: the loop does
 
 	minor int
 	head  bool // the method is HEAD
@@ -93,7 +94,7 @@ func (x *exchange) recycle() {
 	x.request, x.body, x.why = nil, nil, nil
 	x.url = url.URL{}
 	x.response = response{header: header}
-	x.status, x.reason, x.cut = 0, "", false
+	x.status, x.reason, x.cut, x.runner = 0, "", false, nil
 	x.ctx.ended.Store(false)
 }
 
@@ -127,8 +128,8 @@ func newExchangeOf(p *peer, t *turn, in *inlineBody, trailer []byte) *exchange {
 }
 
 // serve has the request answered and says whether the connection ends with
-// it, which end does.
-func (x *exchange) serve() (closing bool) {
+// it, which end does. r is the goroutine of the pool; nil: this is the loop.
+func (x *exchange) serve(r *runner) (closing bool) {
 	if x.request == nil {
 		return true
 	}
@@ -145,6 +146,14 @@ func (x *exchange) serve() (closing bool) {
 		}
 		x.response.over()
 	}()
+	if r != nil {
+		x.runner = r
+		if x.body != nil {
+			x.body.runner = r
+		}
+		r.since.Store(max(1, int64(x.p.h.clock())))
+		defer r.since.Store(0)
+	}
 	x.handler.ServeHTTP(&x.response, x.request)
 	closing = x.response.finish()
 	returned = true

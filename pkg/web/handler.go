@@ -72,20 +72,34 @@ func (h *Handler) Running() (running, waiting int) {
 	return h.pool.running - h.pool.idle, len(h.pool.queue) - h.pool.head
 }
 
+// Longest returns for how long that request has been worked on which has waited
+// longest for the beginning of its answer, or since a part of its body was read;
+// zero if there is none, and always with Inline. Any goroutine may call it.
+func (h *Handler) Longest() time.Duration {
+	if since := h.pool.oldest(); since != 0 {
+		return h.clock() - since
+	}
+	return 0
+}
+
 // clock is the time of all deadlines: monotonic, and cheaper than the day's.
 func (h *Handler) clock() time.Duration { return time.Since(h.start) }
 
 // turn is what is needed while the input of one connection is handled on the
 // loop, and by no connection between.
 type turn struct {
-	h     *Handler
-	head  http1.Head
-	out   []byte    // answers, to be sent together
-	room  room      // of the response that is being written
-	date  time.Time // of the answers; zero: it was not asked for
-	now   time.Duration
-	done  int       // requests answered
-	spare *exchange // to be used again; most often nil
+	h    *Handler
+	head http1.Head
+	out  []byte    // answers, to be sent together
+	room room      // of the response that is being written
+	date time.Time // of the answers; zero: it was not asked for
+	now  time.Duration
+	done int // requests answered
+
+	// To be used again; most often nil.
+
+	spare   *exchange
+	reading *reading
 }
 
 // outHigh is how many bytes of answers are collected before they are sent.
@@ -135,7 +149,7 @@ func (t *turn) flush(p *peer) error {
 func (h *Handler) OnConnect(c *conn.Conn) { h.attach(c) }
 
 func (h *Handler) attach(c *conn.Conn) *peer {
-	p := &peer{h: h, c: c, tls: c.TLS()}
+	p := &peer{h: h, c: c, tls: c.TLS(), reading: &atRest}
 	p.alarm.at.Store(int64(never))
 	p.alarm.armed.Store(int64(never))
 	p.rest = true

@@ -434,6 +434,37 @@ func TestMoreRequestsThanAllowedAreToldToComeLater(t *testing.T) {
 	}
 }
 
+func TestHandlerIsJudgedUntilItBeginsToAnswer(t *testing.T) {
+	entered, begin, leave := make(chan int, 1), make(chan int), make(chan int)
+	s := start(t, Config{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		entered <- 1
+		<-begin
+		w.Write([]byte("here"))
+		w.(http.Flusher).Flush()
+		entered <- 1
+		<-leave
+	})}, conn.Limits{})
+	if d := s.web.Longest(); d != 0 {
+		t.Errorf("with no request: %v", d)
+	}
+	c := dial(t, s.addr)
+	c.send(get)
+	receive(t, entered)
+	s.until("it is at work", func() bool { return s.web.Longest() > 0 })
+	first := s.web.Longest()
+	s.until("it goes on", func() bool { return s.web.Longest() > first })
+	begin <- 1
+	receive(t, entered)
+	if d := s.web.Longest(); d != 0 {
+		t.Errorf("while it answers: %v", d)
+	}
+	leave <- 1
+	if a := c.response("GET"); a.StatusCode != 200 {
+		t.Errorf("got %d, want 200", a.StatusCode)
+	}
+	s.until("it has returned", func() bool { return s.web.Longest() == 0 })
+}
+
 func TestSlowPeersAreEnded(t *testing.T) {
 	limits := Limits{HeadTimeout: 60 * time.Millisecond, BodyTimeout: 60 * time.Millisecond, IdleTimeout: 60 * time.Millisecond}
 	const post = "POST / HTTP/1.1\r\n" + host + "Content-Length: 10\r\n\r\n"

@@ -38,14 +38,10 @@ type peer struct {
 
 	// Owned by the loop.
 
-	parser   http1.Parser
-	tail     []byte        // input that the parser awaits more of, or that waits
-	incoming *body         // of the request whose body comes in
-	inline   *inlineBody   // the same with Inline
-	by       time.Duration // by when the head must be complete, or more of the body here; 0: neither has begun
-	full     bool          // too much waits to be sent: nothing is parsed
-	over     bool          // nothing is parsed any more
-	paused   bool          // by us
+	*reading      // &atRest between two requests, which is not to be written to
+	full     bool // too much waits to be sent: nothing is parsed
+	over     bool // nothing is parsed any more
+	paused   bool // by us
 
 	// Guarded by mu.
 
@@ -60,6 +56,47 @@ type peer struct {
 	closing bool        // nothing more is answered
 	waits   waiting     // what the deadline is for
 	rare    *rare       // nil most often
+}
+
+// reading is how far a peer has come with its requests. Between two of them
+// it has none: there is more of that than of all else.
+type reading struct {
+	parser   http1.Parser
+	tail     []byte        // input that the parser awaits more of, or that waits
+	incoming *body         // of the request whose body comes in
+	inline   *inlineBody   // the same with Inline
+	by       time.Duration // by when the head must be complete, or more of the body here; 0: neither has begun
+}
+
+// atRest is what peers have between two requests.
+var atRest reading
+
+// begin gives p a reading of its own. Loop only.
+func (p *peer) begin(t *turn) {
+	if p.reading != &atRest {
+		return
+	}
+	if p.reading = t.reading; p.reading == nil {
+		p.reading = new(reading)
+	}
+	t.reading = nil
+}
+
+// rests gives it back if there is nothing in it. Loop only.
+func (p *peer) rests(t *turn) {
+	r := p.reading
+	if r == &atRest || !r.parser.Between() || r.tail != nil || r.incoming != nil || r.inline != nil || r.by != 0 {
+		return
+	}
+	*r = reading{}
+	t.reading, p.reading = r, &atRest
+}
+
+// forget drops what has come. Loop only.
+func (p *peer) forget() {
+	if p.reading != &atRest {
+		p.tail, p.inline = nil, nil
+	}
 }
 
 // rare is what few peers need; guarded by the peer's mu.
@@ -102,6 +139,7 @@ func (p *peer) receive(m []byte) {
 		return
 	}
 	t := p.h.newTurn()
+	p.begin(t)
 	in, own := m, false
 	if len(p.tail) > 0 {
 		p.tail = append(p.tail, m...)
@@ -118,6 +156,7 @@ func (p *peer) receive(m []byte) {
 	}
 	_ = t.flush(p) // an error has closed the connection
 	p.settle(t.now)
+	p.rests(t)
 	if t.done > 1 && p.h.seat != nil {
 		p.h.seat.Messages.Add(uint64(t.done - 1)) // the connection has counted the read
 	}
@@ -340,7 +379,7 @@ func (p *peer) end(t *turn, trailer []byte) {
 // answers to what came before; status 0: without an answer.
 func (p *peer) refuse(t *turn, status int, reason string) {
 	p.over = true
-	p.tail, p.inline = nil, nil
+	p.forget()
 	err := fmt.Errorf("web: request refused: %d %s", status, reason)
 	if p.incoming != nil {
 		// Its handler runs, or will: that gives the answer.
@@ -403,7 +442,7 @@ func (p *peer) enqueue(t *turn, x *exchange) {
 func (p *peer) serveInline(t *turn, x *exchange) {
 	t.done++
 	x.response.turn = t
-	closing := x.serve()
+	closing := x.serve(nil)
 	x.response.turn = nil
 	if x.body != nil {
 		x.body.abandon()
@@ -424,7 +463,7 @@ func (p *peer) serveInline(t *turn, x *exchange) {
 
 // run answers up to n requests and says whether there may be more. It runs on
 // a goroutine of the pool.
-func (p *peer) run(n int) (more bool) {
+func (p *peer) run(r *runner, n int) (more bool) {
 	for range n {
 		p.mu.Lock()
 		if len(p.queue) == 0 || p.closing {
@@ -441,7 +480,7 @@ func (p *peer) run(n int) (more bool) {
 					p.answered(x, true) // runtime.Goexit
 				}
 			}()
-			closing := x.serve()
+			closing := x.serve(r)
 			returned = true
 			p.answered(x, closing)
 		}()
@@ -608,7 +647,7 @@ func (p *peer) peerClosed() {
 	}
 	if !p.parser.Between() {
 		p.over = true
-		p.tail, p.inline = nil, nil
+		p.forget()
 		if p.incoming != nil {
 			p.incoming.fail(errCut)
 			p.incoming = nil
@@ -629,7 +668,7 @@ func (p *peer) gone(why error) {
 		why = conn.ErrClosed
 	}
 	p.over = true
-	p.tail, p.inline = nil, nil
+	p.forget()
 	p.mu.Lock()
 	r := p.rareLocked()
 	r.ended = why

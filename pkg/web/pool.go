@@ -1,6 +1,11 @@
 package web
 
-import "sync"
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
 
 const (
 	// keepIdle is how many goroutines wait for more work while there are
@@ -29,6 +34,35 @@ type pool struct {
 	running int       // goroutines
 	idle    int       // of these, waiting for work and not called yet
 	resting bool      // there are no connections: nobody waits for work
+	runners []*runner // one for each goroutine
+}
+
+// runner is a goroutine of the pool.
+type runner struct {
+	since atomic.Int64 // since when a handler works on a request and has not begun to answer, by the Handler's clock; 0: none does
+}
+
+// progressed says that the handler has got on, at the time now.
+func (r *runner) progressed(now time.Duration) {
+	if r == nil {
+		return
+	}
+	if since := r.since.Load(); since != 0 {
+		r.since.CompareAndSwap(since, int64(now)) // it may answer meanwhile
+	}
+}
+
+// oldest is since when the handler works that has worked longest without
+// beginning to answer; 0: none does.
+func (p *pool) oldest() (oldest time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, r := range p.runners {
+		if since := time.Duration(r.since.Load()); since != 0 && (oldest == 0 || since < oldest) {
+			oldest = since
+		}
+	}
+	return oldest
 }
 
 func (p *pool) init(max, maxWaiting int) {
@@ -59,7 +93,14 @@ func (p *pool) run() {
 	// A handler that ends its goroutine (runtime.Goexit) gets another one
 	// for those that wait.
 	done := false
+	r := new(runner)
+	p.mu.Lock()
+	p.runners = append(p.runners, r)
+	p.mu.Unlock()
 	defer func() {
+		p.mu.Lock()
+		p.runners = slices.DeleteFunc(p.runners, func(other *runner) bool { return other == r })
+		p.mu.Unlock()
 		if !done {
 			p.replace()
 		}
@@ -72,7 +113,7 @@ func (p *pool) run() {
 					p.submit(q, true)
 				}
 			}()
-			more = q.run(runLength)
+			more = q.run(r, runLength)
 		}()
 	}
 	done = true

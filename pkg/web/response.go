@@ -449,6 +449,9 @@ func (w *response) send(b []byte) {
 		}
 		return
 	}
+	if r := w.x.runner; r != nil {
+		r.since.Store(0) // it answers; how long that takes is bounded otherwise
+	}
 	if w.err = w.waitForRoom(); w.err == nil {
 		w.err = w.x.p.c.Send(b)
 	}

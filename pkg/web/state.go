@@ -134,7 +134,7 @@ func (h *Handler) OnAdopt(c *conn.Conn, _ conn.Reason) {
 		r = new(restored) // at a boundary, with nothing to be told
 	}
 	p := h.attach(c)
-	p.parser = r.parser
+	p.reading = &reading{parser: r.parser}
 	p.full = c.Queued() > h.sendHigh // OnBufferDrain follows
 	c.Resume()                       // it may have been held up for a reason that is none here
 	now := h.clock()

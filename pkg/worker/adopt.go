@@ -8,6 +8,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/failpoint"
 	"github.com/mainstay-go/mainstay/pkg/handoff"
 	"github.com/mainstay-go/mainstay/pkg/link"
 	"github.com/mainstay-go/mainstay/pkg/reactor"
@@ -82,6 +83,7 @@ type adopted struct {
 // Serve has the connection served from here on.
 func (a *adopted) Serve(waitForTail bool) {
 	a.w.seat.HandoffsTaken.Add(1)
+	failpoint.Here("take.serve")
 	a.Adopted.Serve(a.why, waitForTail)
 }
 
@@ -114,6 +116,7 @@ func (w *Worker) tryAdopt(o handoff.Offer) (*adopted, error) {
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", handoff.Malformed, err)
 	}
+	failpoint.Here("take.rebuilt")
 	c := a.Conn()
 	if !w.gates[c.Listener()].adopt(peerOf(c), w.peers.leaves(o.From)) {
 		a.Decline()

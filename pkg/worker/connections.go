@@ -44,7 +44,7 @@ func (w *Worker) tellConnections(arg json.RawMessage) ([]byte, error) {
 			ID: i.Conn.ID(), Listener: i.Conn.Listener(), Peer: i.Conn.Peer(), State: i.State,
 			AgeMS: i.Age.Milliseconds(), IdleMS: i.Idle.Milliseconds(),
 			BytesIn: i.Conn.BytesIn(), BytesOut: i.Conn.BytesOut(),
-			Buffered: i.Buffered, Queued: i.Queued, Messages: i.Messages,
+			Buffered: i.Buffered, Queued: i.Queued, Messages: i.Messages, Mortal: i.Mortal,
 		})
 	}
 	for _, s := range w.servers {
@@ -101,7 +101,7 @@ func (s *httpServer) list(all []control.Connection, matches func(string) bool) [
 		all = append(all, control.Connection{
 			ID: c.id, Listener: s.name, Peer: peer, Local: c.LocalAddr().String(), State: state.String(),
 			AgeMS: now.Sub(c.opened).Milliseconds(), IdleMS: now.Sub(time.Unix(0, c.active.Load())).Milliseconds(),
-			BytesIn: c.in.Load(), BytesOut: c.out.Load(),
+			BytesIn: c.in.Load(), BytesOut: c.out.Load(), Mortal: "net/http has it",
 		})
 	}
 	return all

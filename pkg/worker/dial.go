@@ -16,8 +16,8 @@ const dialPrefix = "dial:"
 // declared, so such a connection moves to another one as an accepted one does.
 type Dial struct {
 	Name string
-	// Dial configures them; the worker sets its Listener, Pool, Seat, Event,
-	// Move and Bound.
+	// Dial configures them; the worker sets its Listener, Pool, Handshakes,
+	// Seat, Event, Move and Bound.
 	Dial conn.DialConfig
 }
 
@@ -39,7 +39,7 @@ func (w *Worker) makeDials() error {
 
 func (w *Worker) configureDial(name string, c conn.DialConfig) conn.DialConfig {
 	c.Listener, c.Pool, c.Seat, c.Event, c.Move = dialPrefix+name, w.pool, w.seat, w.connEvent, w.moveTo
-	c.Bound, c.Released = nil, nil
+	c.Handshakes, c.Bound, c.Released = w.handshakes, nil, nil
 	return c
 }
 

@@ -3,6 +3,7 @@ package worker
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -16,6 +17,7 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/control"
 	"github.com/mainstay-go/mainstay/pkg/link"
+	"github.com/mainstay-go/mainstay/test/certs"
 )
 
 // forwarder passes on what comes, to a connection of its own for each.
@@ -46,6 +48,10 @@ func forward(in *link.Inherited, c *Config, upstream string, declared bool) {
 	var w *Worker
 	cfg := conn.DialConfig{Config: conn.Config{Handler: joiner{}, Inline: true}, Address: upstream}
 	own := conn.DialConfig{Config: conn.Config{Handler: conn.NopHandler{}, Inline: true}, Address: upstream, Reconnect: true}
+	if strings.HasPrefix(upstream, "tls:") {
+		cfg.TLS = &tls.Config{InsecureSkipVerify: true}
+		own.TLS = cfg.TLS
+	}
 	var client *conn.Client
 	c.Grace = patience
 	c.OnStart = func(here *Worker) (err error) {
@@ -87,19 +93,36 @@ type far struct {
 	said    bytes.Buffer
 }
 
-func newFar(t *testing.T) *far {
+// newFar has it speak TLS if secure.
+func newFar(t *testing.T, secure bool) *far {
 	t.Helper()
+	var cfg *tls.Config
+	scheme := "tcp"
+	if secure {
+		made, err := certs.Make(time.Hour, "localhost")
+		if err != nil {
+			t.Fatal(err)
+		}
+		pair, err := made.Pair()
+		if err != nil {
+			t.Fatal(err)
+		}
+		scheme, cfg = "tls", &tls.Config{Certificates: []tls.Certificate{pair}}
+	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &far{address: "tcp://" + ln.Addr().String()}
+	f := &far{address: scheme + "://" + ln.Addr().String()}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
 			c, err := ln.Accept()
 			if err != nil {
 				return
+			}
+			if cfg != nil {
+				c = tls.Server(c, cfg)
 			}
 			wg.Go(func() { f.serve(c) })
 		}
@@ -143,7 +166,12 @@ func (f *far) counts() (open, total int, said string) {
 }
 
 func TestPipesOfAProxyMoveWithBothEnds(t *testing.T) {
-	f := newFar(t)
+	t.Run("plain", func(t *testing.T) { pipesMove(t, false) })
+	t.Run("to an upstream with TLS", func(t *testing.T) { pipesMove(t, true) })
+}
+
+func pipesMove(t *testing.T, secure bool) {
+	f := newFar(t, secure)
 	t.Setenv("MAINSTAY_TEST_UPSTREAM", f.address)
 	s := listen(t)
 	cl := newCluster(t)
@@ -186,7 +214,7 @@ func TestPipesOfAProxyMoveWithBothEnds(t *testing.T) {
 }
 
 func TestPipesThatDoNotMoveAreServedToTheirEnd(t *testing.T) {
-	f := newFar(t)
+	f := newFar(t, false)
 	t.Setenv("MAINSTAY_TEST_UPSTREAM", f.address)
 	s := listen(t)
 	cl := newCluster(t)

@@ -153,6 +153,7 @@ func (w *Worker) giveDispatched() {
 // bound moves a connection to the worker that has all of an ID. Loop only.
 func (w *Worker) bound(c *conn.Conn, id uint64) {
 	if to := w.peers.byHash(id); to != nil {
-		w.begin([]uint64{c.ID()}, func(map[uint64]int) *peer { return w.peers.of(to.Incarnation) }, func(moved) {})
+		e := w.begin([]uint64{c.ID()}, func(map[uint64]int) *peer { return w.peers.of(to.Incarnation) }, func(moved) {})
+		e.again = func(c *conn.Conn) { c.Bind(id) } // as in moveTo
 	}
 }

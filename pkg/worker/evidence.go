@@ -46,7 +46,7 @@ func (w *Worker) turned(now time.Duration) {
 		e.poolAt = now
 		running, oldest := w.pool.Running()
 		w.seat.PoolRunning.Store(int64(running))
-		w.seat.PoolOldest.Store(int64(oldest))
+		w.seat.PoolOldest.Store(int64(w.oldestRequest(now, oldest)))
 	}
 	if e.runtimeAt == 0 || now-e.runtimeAt >= runtimeEvery {
 		e.runtimeAt = now
@@ -56,6 +56,25 @@ func (w *Worker) turned(now time.Duration) {
 		e.supervisorAt = now
 		w.checkSupervisor(now)
 	}
+}
+
+// oldestRequest is oldest, since when a callback runs on the pool, or the earlier
+// time since when a request waits for the beginning of its answer.
+func (w *Worker) oldestRequest(now, oldest time.Duration) time.Duration {
+	earlier := func(since time.Duration) {
+		if since > 0 && (oldest == 0 || since < oldest) {
+			oldest = since
+		}
+	}
+	for _, s := range w.servers {
+		earlier(s.oldest())
+	}
+	for _, a := range w.handlers {
+		if d := a.Longest(); d > 0 {
+			earlier(now - d)
+		}
+	}
+	return oldest
 }
 
 func (w *Worker) stampRuntime() {

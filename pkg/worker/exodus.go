@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/failpoint"
 	"github.com/mainstay-go/mainstay/pkg/handoff"
 )
 
@@ -28,8 +29,10 @@ type exodus struct {
 	offered  int            // frozen, and neither taken nor thawed
 	onTheWay map[uint64]int // offered, by taker
 	frozen   map[uint64][]handoff.Unit
-	stepping bool          // step is to come
-	patience time.Duration // until when somebody to go to is waited for; 0: nobody had to be
+	again    func(*conn.Conn)    // told of those that somebody else has frozen; nil: nobody is
+	asking   map[*conn.Conn]bool // asked and not frozen, for callOff; nil: it is not called off
+	stepping bool                // step is to come
+	patience time.Duration       // until when somebody to go to is waited for; 0: nobody had to be
 	result   moved
 }
 
@@ -45,7 +48,7 @@ type moved struct {
 // stays takes note of connections that were not given, and of why.
 func (m *moved) stays(n int, why error) {
 	m.Left += n
-	if m.Err == nil {
+	if m.Err == nil && n > 0 {
 		m.Err = why
 	}
 }
@@ -71,6 +74,30 @@ func (e *exodus) add(ids []uint64) {
 
 // goesOn says whether more is to come; nil is an exodus that never began.
 func (e *exodus) goesOn() bool { return e != nil && e.ended != nil }
+
+// limit has the exodus called off after d: what cannot be frozen until then,
+// because a callback runs or somebody keeps it, stays, with ErrHeldUp. What
+// was offered goes on.
+func (e *exodus) limit(d time.Duration) {
+	e.asking = make(map[*conn.Conn]bool)
+	// At the end of the turn: who was asked for in this one, and is frozen by
+	// somebody else, is known by then.
+	e.w.loop.After(d, func() { e.w.loop.AtTurnEnd(e.callOff) })
+}
+
+func (e *exodus) callOff() {
+	e.result.stays(len(e.ids), errHeldUp)
+	e.ids = nil
+	for c := range e.asking {
+		e.w.set.Unfreeze(c)
+		e.asked--
+		e.result.stays(1, errHeldUp)
+	}
+	clear(e.asking)
+	e.later()
+}
+
+var errHeldUp = errors.New("its callback has not returned in time")
 
 // later has step called at the end of the turn.
 func (e *exodus) later() {
@@ -129,16 +156,28 @@ func (e *exodus) wait() bool {
 
 // ask has one connection frozen.
 func (e *exodus) ask(c *conn.Conn) {
+	failpoint.Here("exodus.ask")
 	e.asked++
 	e.fresh++
+	if e.asking != nil {
+		e.asking[c] = true
+	}
 	e.w.set.Freeze(c, func(f *conn.Frozen, err error) {
+		if e.asking != nil && !e.asking[c] {
+			return // called off, and over since
+		}
+		delete(e.asking, c)
 		e.asked--
 		e.later()
-		if err != nil {
-			e.result.stays(1, err)
+		if err == nil {
+			failpoint.Here("exodus.frozen")
+			e.place(f)
 			return
 		}
-		e.place(f)
+		e.result.stays(1, err)
+		if e.again != nil && errors.Is(err, conn.ErrFrozen) {
+			e.again(c)
+		}
 	})
 }
 
@@ -184,6 +223,7 @@ func (e *exodus) offer(to uint64, units []handoff.Unit) {
 			e.result.stays(o.Thawed+o.Refused, o.Err)
 			e.result.Longest = max(e.result.Longest, o.Longest)
 			e.w.count(o)
+			failpoint.Here("exodus.known")
 			e.later()
 		})
 		units = units[n:]

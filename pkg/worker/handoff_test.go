@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -41,10 +42,22 @@ func (h talker) OnMessage(c *conn.Conn, m []byte) {
 		c.Send([]byte("waiting"))
 		<-time.After(300 * time.Millisecond)
 		c.Send([]byte("waited"))
+	case line == "id":
+		c.Send(fmt.Append(nil, c.ID()))
+	case line == "unblock":
+		unblock <- struct{}{}
+		c.Send([]byte("done"))
+	case strings.HasPrefix(line, "block "):
+		c.Send([]byte("blocked"))
+		<-unblock
+		h.OnMessage(c, []byte(strings.TrimPrefix(line, "block ")))
 	default:
 		c.Send(fmt.Appendf(nil, "%s %s", h.name, m))
 	}
 }
+
+// unblock lets a message "block" go on.
+var unblock = make(chan struct{}, 1)
 
 // polished is a talker that says goodbye with the answers of a drain, as HTTP
 // does.
@@ -54,6 +67,8 @@ type polished struct {
 }
 
 func (h polished) Serving(func(conn.Event), *scoreboard.Seat) {}
+
+func (h polished) Longest() time.Duration { return 0 }
 
 func (h polished) Drain() { h.draining.Store(true) }
 func (h polished) Close() {}
@@ -107,7 +122,7 @@ func TestDrainHandsOverToTheSuccessor(t *testing.T) {
 				t.Errorf("handed over: %+v, want all 200", handed)
 			}
 			old.awaitExit(0)
-			await(t, "all to be served by the successor", func() bool { return g.Report().Servers["0/2 "] > 400 })
+			await(t, "all to be served by the successor", func() bool { return g.Report().Servers["0/2"] > 400 })
 			if given, taken := old.seat.HandoffsGiven.Load(), next.seat.HandoffsTaken.Load(); given != 200 || taken != 200 {
 				t.Errorf("given %d, taken %d, want 200", given, taken)
 			}
@@ -417,7 +432,7 @@ func TestConnectionThatIsHeldUpOnItsWayIsHandedOverAfterwards(t *testing.T) {
 	next := cl.spawn("talker", 0, 2, s).serve()
 	old.tell(link.Drain{Grace: patience, Hand: true, To: next.incarnation})
 	expect[link.Draining](old)
-	await(t, "the connection to be the successor's", func() bool { return g.Report().Servers["0/2 "] > 0 })
+	await(t, "the connection to be the successor's", func() bool { return g.Report().Servers["0/2"] > 0 })
 	old.awaitExit(0)
 	nobodyLost(t, g)
 }
@@ -431,7 +446,7 @@ func TestPromptDrainHandsOverBeforeItCloses(t *testing.T) {
 	old.tell(link.Drain{Prompt: true, Grace: patience, Hand: true, To: heir.incarnation})
 	expect[link.Draining](old)
 	old.awaitExit(0)
-	await(t, "all to be served by the heir", func() bool { return g.Report().Servers["0/1 "] > 50 })
+	await(t, "all to be served by the heir", func() bool { return g.Report().Servers["0/1"] > 50 })
 	nobodyLost(t, g)
 }
 
@@ -452,4 +467,99 @@ func TestReloadKeepsMoreConnectionsThanOneWorkerAccepts(t *testing.T) {
 	old.awaitExit(0)
 	nobodyLost(t, g)
 	nobodyLost(t, more)
+}
+
+// ask asks a worker a question.
+func (p *proc) ask(id uint64, what string, question any) {
+	p.t.Helper()
+	arg, err := json.Marshal(question)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.tell(link.Gather{ID: id, What: what, Arg: arg})
+}
+
+// listenTwice returns the sockets of a listener and of one whose connections
+// do not move.
+func listenTwice(t *testing.T) []activation.Socket {
+	t.Helper()
+	s, pinned := listen(t), listenOn(t, "tcp://127.0.0.1:0")
+	pinned.Name = "pinned"
+	return []activation.Socket{s, pinned}
+}
+
+// dialed is a connection that is closed with the test.
+func dialed(t *testing.T, s activation.Socket) net.Conn {
+	t.Helper()
+	c, err := dialSocket(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func TestMoveThatACallbackHoldsUpIsCalledOff(t *testing.T) {
+	s := listenTwice(t)
+	cl := newCluster(t)
+	old := cl.spawn("talker on the pool", 0, 1, s...).serve()
+	c, other := dialed(t, s[0]), dialed(t, s[1])
+	exchange(t, other, "here?\n", "0/1 here?\n")
+	id, err := strconv.ParseUint(reply(t, c, "id"), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := cl.spawn("talker", 1, 1, s...).serve()
+	move := link.MoveRequest{Conn: id, To: next.incarnation}
+
+	exchange(t, c, "block here?\n", "blocked\n")
+	want := fmt.Sprintf("connection %d stays: %v", id, errHeldUp)
+	old.ask(1, "move", move)
+	if a := expect[link.Gathered](old); a.Error != want {
+		t.Errorf("move: %q, want %q", a.Error, want)
+	}
+	var r link.GiveResult
+	old.ask(2, "give", link.GiveRequest{Count: 10, To: []uint64{next.incarnation}})
+	if err := json.Unmarshal(old.answer().text, &r); err != nil || r.Given != 0 || r.Thawed != 1 {
+		t.Errorf("give: %+v, %v, want none of one", r, err)
+	}
+	// What was said to stay does not move later.
+	exchange(t, other, "unblock\n", "done\n")
+	exchange(t, c, "here?\n", "0/1 here?\n0/1 here?\n")
+	old.ask(3, "move", move)
+	old.answer()
+	exchange(t, c, "here?\n", "1/1 here?\n")
+}
+
+func TestMoveThatIsAskedForOnTheWayIsMadeFromThere(t *testing.T) {
+	room := uint64(0)
+	for score(room, 1) < score(room, 0) {
+		room++
+	}
+	for _, tt := range []struct{ name, wish string }{
+		{"MoveTo", "to 1"},
+		{"Bind", fmt.Sprintf("bind %d", room)},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := listenTwice(t)
+			cl := newCluster(t)
+			const name = "dispatch hash-id on the pool"
+			old := cl.spawn(name, 0, 1, s...).serve()
+			c, other := dialed(t, s[0]), dialed(t, s[1])
+			exchange(t, other, "here?\n", "0/1 here?\n")
+			exchange(t, c, "block "+tt.wish+"\n", "blocked\n")
+			cl.spawn(name, 1, 1, s...).serve()
+			next := cl.spawn(name, 0, 2, s...).serve() // knows the other before it has anything
+			old.tell(link.Drain{Grace: patience, Hand: true, To: next.incarnation})
+			expect[link.Draining](old)
+			// The drain waits for the callback, in which the wish is uttered.
+			exchange(t, other, "unblock\n", "done\n")
+			if tt.name == "Bind" {
+				exchange(t, c, "", "bound\n")
+			}
+			await(t, "the connection to be where it was asked to go", func() bool { return reply(t, c, "here?") == "1/1 here?" })
+			other.Close()
+			old.awaitExit(0)
+		})
+	}
 }

@@ -69,6 +69,9 @@ type httpServer struct {
 	connsMu sync.Mutex
 	conns   map[*httpConn]http.ConnState // that net/http has; guarded by connsMu
 
+	waitingMu sync.Mutex
+	waiting   map[*httpConn]time.Duration // since when a handler works on its request without having begun to answer; guarded by waitingMu
+
 	closing, ending sync.Once
 
 	// Owned by the loop.
@@ -92,6 +95,8 @@ func newHTTPServer(w *Worker, l *Listener, g *gate) *httpServer {
 		closed: make(chan struct{}),
 		empty:  make(chan struct{}, 1),
 		conns:  make(map[*httpConn]http.ConnState),
+
+		waiting: make(map[*httpConn]time.Duration),
 	}
 	limits := l.HTTPLimits.withDefaults()
 	s.stall, s.header = limits.Stall, limits.Header
@@ -105,6 +110,7 @@ func newHTTPServer(w *Worker, l *Listener, g *gate) *httpServer {
 		IdleTimeout:       limits.Idle,
 		MaxHeaderBytes:    limits.MaxHeader,
 		ConnState:         s.changed,
+		ConnContext:       withConn,
 		ErrorLog:          log,
 	}
 	if s.tls != nil {
@@ -181,10 +187,69 @@ func (s *httpServer) changed(c net.Conn, state http.ConnState) {
 	}
 }
 
+// httpConnKey is the key of a request's connection in its context.
+type httpConnKey struct{}
+
+func withConn(ctx context.Context, c net.Conn) context.Context {
+	if secure, ok := c.(*tls.Conn); ok {
+		c = secure.NetConn()
+	}
+	return context.WithValue(ctx, httpConnKey{}, c)
+}
+
+// begins notes that a handler works on a request. It is judged until it begins to
+// answer: from then on it may take its time, as one that sends events does, and
+// what it waits for is bounded by deadlines.
+func (s *httpServer) begins(c *httpConn) {
+	now := s.worker.loop.Clock()
+	s.waitingMu.Lock()
+	s.waiting[c] = now
+	s.waitingMu.Unlock()
+	c.waits.Store(true)
+}
+
+// answers notes that the first byte of the answer has left, or that there is
+// none to come.
+func (s *httpServer) answers(c *httpConn) {
+	if !c.waits.Swap(false) {
+		return
+	}
+	s.waitingMu.Lock()
+	delete(s.waiting, c)
+	s.waitingMu.Unlock()
+}
+
+// reads notes that a part of the body has come: whoever reads one gets on.
+func (s *httpServer) reads(c *httpConn) {
+	now := s.worker.loop.Clock()
+	s.waitingMu.Lock()
+	if _, ok := s.waiting[c]; ok {
+		s.waiting[c] = now
+	}
+	s.waitingMu.Unlock()
+}
+
+// oldest is since when that request waits for the beginning of its answer which
+// has waited longest; zero: there is none.
+func (s *httpServer) oldest() (oldest time.Duration) {
+	s.waitingMu.Lock()
+	defer s.waitingMu.Unlock()
+	for _, since := range s.waiting {
+		if oldest == 0 || since < oldest {
+			oldest = since
+		}
+	}
+	return oldest
+}
+
 // wrap counts requests and panics, and says goodbye while the worker leaves.
 func (s *httpServer) wrap(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.worker.seat.Messages.Add(1)
+		if c, ok := r.Context().Value(httpConnKey{}).(*httpConn); ok {
+			s.begins(c)
+			defer s.answers(c)
+		}
 		if s.leaving.Load() {
 			w.Header().Set("Connection", "close")
 		}

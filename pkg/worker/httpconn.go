@@ -35,6 +35,7 @@ type httpConn struct {
 	rest     []byte // what came behind it
 	origin   atomic.Pointer[origin]
 
+	waits   atomic.Bool  // a handler has not begun to answer
 	active  atomic.Int64 // last byte in or out, Unix time in ns
 	in, out atomic.Uint64
 }
@@ -109,6 +110,9 @@ func (c *httpConn) read(p []byte) (int, error) {
 		c.in.Add(uint64(n))
 		c.server.worker.seat.BytesIn.Add(uint64(n))
 		c.active.Store(time.Now().UnixNano())
+		if c.waits.Load() {
+			c.server.reads(c)
+		}
 	}
 	return n, err
 }
@@ -174,6 +178,7 @@ func (c *httpConn) Write(p []byte) (int, error) {
 
 func (c *httpConn) wrote(n int64) {
 	if n > 0 {
+		c.server.answers(c)
 		c.out.Add(uint64(n))
 		c.server.worker.seat.BytesOut.Add(uint64(n))
 		c.active.Store(time.Now().UnixNano())

@@ -106,10 +106,13 @@ func helper(name string) int {
 		c.Listeners = append(c.Listeners, Listener{Name: l.Name, Conn: &conn.Config{Handler: echo{log: stderr}, Inline: name != "pool"}})
 	}
 	if mode, ok := strings.CutPrefix(name, "dispatch "); ok {
+		name = "talker"
+		if rest, ok := strings.CutSuffix(mode, " on the pool"); ok {
+			mode, name = rest, "talker on the pool"
+		}
 		for i := range c.Listeners {
 			c.Listeners[i].Dispatch = Dispatch(mode)
 		}
-		name = "talker"
 	}
 	if rest, ok := strings.CutSuffix(name, " with limits"); ok {
 		for i := range c.Listeners {
@@ -131,6 +134,14 @@ func helper(name string) int {
 			c.Listeners[i].Conn = &conn.Config{
 				Handler:  talker{name: fmt.Sprintf("%d/%d", in.Slot, in.Generation)},
 				Protocol: text.Protocol{}, ProtocolName: "text", Inline: name == "talker", Pinned: l.Name == "pinned",
+			}
+		}
+	case "traveller", "traveller on the pool":
+		h := traveller{name: fmt.Sprintf("%d/%d", in.Slot, in.Generation), mu: new(sync.Mutex), waiting: new(*conn.Conn)}
+		for i := range c.Listeners {
+			c.Listeners[i].Conn = &conn.Config{
+				Handler: h, Protocol: text.Protocol{}, ProtocolName: "text", Inline: name == "traveller",
+				Limits: conn.Limits{SendHigh: 8 << 20, SendHard: 16 << 20},
 			}
 		}
 	case "polished talker":
@@ -294,6 +305,11 @@ func helper(name string) int {
 func serveTest(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path == "/panic" {
 		panic("asked for")
+	}
+	if r.URL.Path == "/late" { // it has the whole body before it begins to answer
+		body, _ := io.ReadAll(r.Body)
+		w.Write(body)
+		return
 	}
 	http.NewResponseController(w).EnableFullDuplex()
 	w.Header().Set("X-Worker", "yes")

@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
+	"github.com/mainstay-go/mainstay/pkg/failpoint"
 	"github.com/mainstay-go/mainstay/pkg/link"
 )
 
@@ -25,7 +26,12 @@ func (d *drain) handOver(t terms) {
 	w := d.w
 	target := func(onTheWay map[uint64]int) *peer { return w.peers.idlest(onTheWay) }
 	if t.to != 0 {
-		target = func(map[uint64]int) *peer { return w.peers.of(t.to) }
+		target = func(onTheWay map[uint64]int) *peer {
+			if w.peers.all[t.to] == nil { // it is dead, and its successor is anybody's
+				return w.peers.idlest(onTheWay)
+			}
+			return w.peers.of(t.to)
+		}
 	}
 	ids := d.movable()
 	if d.exodus.goesOn() {
@@ -50,6 +56,7 @@ func (d *drain) movable() (ids []uint64) {
 // or that somebody else had frozen, are tried again while the grace lasts.
 func (d *drain) handed(t terms, m moved) {
 	w := d.w
+	failpoint.Here("move.handed")
 	if d.pause == firstPause || m.Given > 0 {
 		w.send(link.Handed{Given: m.Given, Left: w.set.Len(), Longest: m.Longest})
 	}
@@ -73,7 +80,10 @@ func (w *Worker) moveTo(c *conn.Conn, slot int) {
 		w.log.Debug("connection not moved: nobody serves in that slot", zap.Uint64("conn", c.ID()), zap.Int("slot", slot))
 		return
 	}
-	w.begin([]uint64{c.ID()}, func(map[uint64]int) *peer { return w.peers.of(p.Incarnation) }, func(moved) {})
+	e := w.begin([]uint64{c.ID()}, func(map[uint64]int) *peer { return w.peers.of(p.Incarnation) }, func(moved) {})
+	// It is on its way to somebody else: the wish goes along, or comes back
+	// with the connection.
+	e.again = func(c *conn.Conn) { _ = c.MoveTo(slot) } // an error says that it is over
 }
 
 // tellMove answers the question "move": it moves one connection.
@@ -122,8 +132,12 @@ func (w *Worker) tellGive(arg json.RawMessage) ([]byte, error) {
 	return json.Marshal(link.GiveResult{Given: result.Given, Thawed: result.Left, Refused: result.Refused, Longest: result.Longest})
 }
 
+// heldUpAfter is how long connections that are to move at once may be held up
+// by their callbacks. Then they stay, so that whoever asked can be told.
+const heldUpAfter = answerTimeout / 2
+
 // errStillMoving says that a hand-off goes on, for which nobody waits longer.
-var errStillMoving = errors.New("worker: it is not over yet: a callback has to return first")
+var errStillMoving = errors.New("worker: it is not over yet: the other worker has not answered, and has a few seconds to do so")
 
 // moveSome hands over connections that which, on the loop, finds, to the given
 // incarnations in turn, and waits for the result.
@@ -149,7 +163,7 @@ func (w *Worker) moveSome(which func() ([]uint64, error), to []uint64) (moved, e
 			refused = errNobody
 			return
 		}
-		w.begin(ids, target, func(m moved) { done <- m })
+		w.begin(ids, target, func(m moved) { done <- m }).limit(heldUpAfter)
 	})
 	if err == nil {
 		err = refused

@@ -6,6 +6,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/mainstay-go/mainstay/pkg/failpoint"
 	"github.com/mainstay-go/mainstay/pkg/link"
 )
 
@@ -42,7 +43,9 @@ func (w *Worker) orphaned(since time.Duration) {
 // died with it.
 func (w *Worker) adoptedBy(m link.Adopt, epoch uint64) {
 	w.log.Info("adopted by a new supervisor", zap.Uint64("epoch", epoch))
+	failpoint.Here("obey.adopt")
 	w.peers.retain(m.Living)
+	failpoint.Here("obey.retained")
 	w.send(link.Hello{Contract: w.id.Contract, Incarnation: w.id.Incarnation, Generation: w.id.Generation, Build: w.conf.Build})
 	if w.drain != nil {
 		w.send(link.Draining{Connections: int(w.seat.Connections.Load())})

@@ -63,7 +63,7 @@ func TestTLSConnectionsAreHandedOverAndNobodyIsLost(t *testing.T) {
 				}
 				old.awaitExit(0)
 				cl.procs = cl.procs[1:]
-				at := fmt.Sprintf("0/%d ", generation)
+				at := fmt.Sprintf("0/%d", generation)
 				await(t, "all to be served by the successor", func() bool { return g.Report().Servers[at] > 100 })
 				old = next
 			}

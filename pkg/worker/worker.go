@@ -113,6 +113,10 @@ type Application interface {
 	// the grace if they are handed over and some are left. It may be called
 	// again.
 	Drain()
+	// Longest returns for how long that request has been worked on, not on the
+	// loop, which has waited longest for the beginning of its answer; zero:
+	// there is none. It is called on the loop, ten times a second.
+	Longest() time.Duration
 	// Close waits until all goroutines have ended. The connections are gone.
 	Close()
 }
@@ -120,7 +124,7 @@ type Application interface {
 const (
 	defaultGrace          = 30 * time.Second
 	defaultStopGrace      = 10 * time.Second
-	defaultOrphanGrace    = 120 * time.Second // longer than any restart, and than a look with a debugger
+	defaultOrphanGrace    = link.OrphanGrace
 	defaultPoolSize       = 256
 	defaultMaxDescriptors = 64 << 10
 
@@ -146,7 +150,9 @@ type Worker struct {
 	loop       *reactor.Loop
 	set        *conn.Set
 	pool       *conn.Pool
-	handshakes *conn.Handshakes // nil: no listener has TLS
+	handshakes *conn.Handshakes
+	idled      int  // connections with TLS, since the last tidy
+	tidying    bool // it was done less than tidyEvery ago
 	stderr     int
 	board      *scoreboard.Board
 	gates      map[string]*gate // by listener; nil: all are taken

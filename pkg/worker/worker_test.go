@@ -20,6 +20,7 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/activation"
 	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/link"
+	appmetrics "github.com/mainstay-go/mainstay/pkg/metrics"
 	"github.com/mainstay-go/mainstay/pkg/scoreboard"
 )
 
@@ -88,6 +89,35 @@ func TestSeatTellsHowLongThePoolsCallbacksRun(t *testing.T) {
 	await(t, "the loop lives", func() bool { return p.seat.Heartbeat.Load() > since+int64(300*time.Millisecond) })
 	if got := p.seat.PoolOldest.Load(); got != since {
 		t.Errorf("since %d, then since %d", since, got)
+	}
+}
+
+func TestSeatTellsHowLongAHandlerOfNetHTTPHasNotAnswered(t *testing.T) {
+	s := listen(t)
+	p := serving(t, "http", 0, s)
+	oldest := func() int64 { return p.seat.PoolOldest.Load() }
+	c := dial(t, s)
+	fmt.Fprint(c, "POST /late HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+	await(t, "it waits for the rest of the body", func() bool { return oldest() > 0 })
+	since := oldest()
+	fmt.Fprint(c, "1\r\nb\r\n")
+	await(t, "its time starts anew", func() bool { return oldest() > since })
+	fmt.Fprint(c, lastChunk)
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body, err := io.ReadAll(resp.Body); string(body) != "ab" || err != nil {
+		t.Errorf("%q, %v", body, err)
+	}
+	await(t, "it has answered", func() bool { return oldest() == 0 })
+	// One that has begun to answer may take its time.
+	streaming := dial(t, s)
+	request(t, streaming, "/", "1\r\na\r\n")
+	at := p.seat.Heartbeat.Load()
+	await(t, "the seat was stamped since", func() bool { return p.seat.Heartbeat.Load() > at+int64(2*poolEvery) })
+	if got := oldest(); got != 0 {
+		t.Errorf("a handler that answers is judged since %d", got)
 	}
 }
 
@@ -167,7 +197,7 @@ func TestFailedStartIsReportedWithItsReason(t *testing.T) {
 func TestSocketWithoutListenerIsAFailedStart(t *testing.T) {
 	s := listen(t)
 	s.Name = "other"
-	w := &Worker{conf: Config{Listeners: []Listener{{Name: "main"}}}}
+	w := &Worker{conf: Config{Metrics: appmetrics.NewRegistry(), Listeners: []Listener{{Name: "main"}}}}
 	in := &link.Inherited{Sockets: []int{s.FD}}
 	in.Identity.Listeners = []link.Listener{{Name: "other"}}
 	if err := w.makeListeners(in); err == nil || !strings.Contains(err.Error(), `"other"`) {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/control"
+	"github.com/mainstay-go/mainstay/pkg/journal"
 	"github.com/mainstay-go/mainstay/test/talk"
 )
 
@@ -150,6 +151,9 @@ func everythingAtOnceInAnyOrder(t *testing.T, m *machine) {
 			t.Errorf("after %s: %v", step.name, err)
 		}
 	}
+	if t.Failed() {
+		return
+	}
 	st := c.status()
 	c.stopTalk()
 	c.must(t, "systemctl", "stop", c.unit)
@@ -205,7 +209,8 @@ func (c *chaos) tell() {
 		return
 	}
 	for _, g := range c.groups {
-		for _, l := range g.Report().Losses {
+		losses := g.Report().Losses
+		for _, l := range losses[:min(len(losses), 50)] {
 			c.t.Log(l)
 		}
 	}
@@ -375,8 +380,21 @@ func (c *chaos) stopWorker(draw int) error {
 
 func (c *chaos) killKeeper(draw int) error {
 	all, err := c.victims()
-	if err == nil {
-		c.signal("KILL", all[draw%len(all)].KeeperPID)
+	if err != nil {
+		return err
+	}
+	victim := all[draw%len(all)]
+	c.signal("KILL", victim.KeeperPID)
+	err = c.until("its loss is told", func(st control.Status) error {
+		for _, w := range workers(st) {
+			if w.PID == victim.PID && w.Protection == "protected" {
+				return fmt.Errorf("worker %d is %q", w.Slot, w.Protection)
+			}
+		}
+		return nil
+	})
+	if err == nil { // as an operator does
+		err = c.operate("recycle", strconv.Itoa(victim.Slot))
 	}
 	return err
 }
@@ -475,7 +493,7 @@ func (c *chaos) recover() error {
 // serves.
 func settled(st control.Status, n int) error {
 	if err := allProtected(n)(st); err != nil {
-		return fmt.Errorf("%w: %+v", err, st)
+		return fmt.Errorf("%w: %+v", err, st.Pools)
 	}
 	for _, w := range workers(st) {
 		if w.Generation != st.Generation {
@@ -609,7 +627,7 @@ func (c *chaos) readJournal() error {
 	if err := c.command("journalctl", "--sync"); err != nil {
 		return err
 	}
-	args := []string{"journalctl", "--quiet", "--output=json", "--show-cursor", "--unit=" + c.unit}
+	args := []string{"journalctl", "--output=json", "--show-cursor", "--unit=" + c.unit}
 	if c.cursor == "" {
 		args = append(args, c.since)
 	} else {
@@ -620,6 +638,9 @@ func (c *chaos) readJournal() error {
 		return fmt.Errorf("journalctl: %w: %v", err, r)
 	}
 	for line := range strings.Lines(r.stdout) {
+		if !strings.HasPrefix(line, "{") && !strings.HasPrefix(line, "-- cursor: ") {
+			continue // "-- No entries --"
+		}
 		if cursor, ok := strings.CutPrefix(line, "-- cursor: "); ok {
 			c.cursor = strings.TrimSpace(cursor)
 			continue
@@ -633,11 +654,12 @@ func (c *chaos) readJournal() error {
 			n, _ := strconv.Atoi(text)
 			return n
 		}
-		switch entry["MESSAGE"] {
-		case "connections of a dead worker":
+		message, _ := entry["MESSAGE"].(string)
+		switch {
+		case entry["MESSAGE_ID"] == journal.WorkerHarvested:
 			c.ended.torn += number("TORN")
 			c.ended.ended += number("ENDED")
-		case "connections lost with a worker", "connections of a dead worker lost with the supervisor":
+		case strings.HasPrefix(message, "connections lost with a worker"), strings.HasPrefix(message, "connections of a dead worker lost with the supervisor"):
 			c.ended.lost += number("CONNECTIONS")
 		}
 	}

@@ -16,6 +16,10 @@
 //	MAINSTAY_ROOTFS_DIR        where the trees are, default ~/.cache/mainstay
 //	MAINSTAY_SYSTEM_BACKEND    "container" or "host" instead of whichever is possible
 //
+// The chaos test (chaos_test.go) has flags: -chaos.seed brings the steps of a
+// run that failed again, -chaos.time has it go on for longer, as `make soak`
+// does.
+//
 // Start reading at systemd_test.go, the list of what is shown; machine_test.go
 // is what a test can do to a machine, service_test.go what it can do to the
 // service on it.

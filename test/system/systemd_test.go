@@ -44,6 +44,11 @@ var tests = []struct {
 
 	{"EverythingAtOnceInAnyOrder", everythingAtOnceInAnyOrder},
 
+	{"RollbackReturnsToTheProgramOfBeforeWhateverDiedMeanwhile", rollbackReturnsToTheProgramOfBeforeWhateverDiedMeanwhile},
+	{"StatusTellsOfWorkersThatHaveNoSupervisor", statusTellsOfWorkersThatHaveNoSupervisor},
+	{"DoctorFindsNothingWrongAndWhatIs", doctorFindsNothingWrongAndWhatIs},
+	{"StrangerIsNamedAndDoesNotOutliveTheStop", strangerIsNamedAndDoesNotOutliveTheStop},
+
 	{"StopLeavesNoProcess", stopLeavesNoProcess},
 	{"StopTakesWorkersOfAnEarlierSupervisorAlong", stopTakesWorkersOfAnEarlierSupervisorAlong},
 	{"StopByTheCommandLineStaysStopped", stopByTheCommandLineStaysStopped},

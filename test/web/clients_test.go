@@ -8,6 +8,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"strings"
@@ -15,7 +17,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mainstay-go/mainstay/pkg/control"
 	"github.com/mainstay-go/mainstay/pkg/service/servicetest"
+	"github.com/mainstay-go/mainstay/test/browser"
 	"github.com/mainstay-go/mainstay/test/proxies"
 )
 
@@ -57,6 +61,130 @@ func TestCurlNoticesNoReload(t *testing.T) {
 		if err := upload.Wait(); err != nil || out.String() != want && (tt.listener == "inline" || out.String() != fmt.Sprintf("0/%d /up 200000", generation+1)) {
 			t.Errorf("%s: %v: %s, want %s", tt.listener, err, &out, want)
 		}
+	}
+}
+
+// curl sends many requests on one connection, and the service is reloaded
+// meanwhile: it is the same connection to the end.
+func TestCurlKeepsItsConnection(t *testing.T) {
+	curl := tool(t, "curl")
+	for _, listener := range []string{"inline", "pool"} {
+		t.Run(listener, func(t *testing.T) {
+			s := start(t, 1)
+			asks := exec.CommandContext(t.Context(), curl, "-sS", "--max-time", "60", "--noproxy", "*", "-w", " %{num_connects}\\n", "http://"+s.Addr(listener)+"/[1-8000]")
+			asks.Stderr = os.Stderr
+			out, err := asks.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := asks.Start(); err != nil {
+				t.Fatal(err)
+			}
+			lines := bufio.NewScanner(out)
+			by := map[string]bool{}
+			for n := 1; lines.Scan(); n++ {
+				who, rest, _ := strings.Cut(lines.Text(), " ")
+				by[who] = true
+				connects := 0
+				if n == 1 {
+					connects = 1
+				}
+				if want := fmt.Sprintf("/%d 0 %d", n, connects); rest != want {
+					t.Fatalf("answer %d: %q, want %q", n, rest, want)
+				}
+				if n == 10 || n == 20 { // curl waits in its pipe
+					s.Reload()
+				}
+			}
+			if err := asks.Wait(); err != nil || len(by) < 2 {
+				t.Errorf("%v, answered by %v, want more than one", err, by)
+			}
+		})
+	}
+}
+
+// curl waits for 100 before it sends the body, though not for ever.
+func TestCurlIsToldToGoOn(t *testing.T) {
+	curl := tool(t, "curl")
+	s := start(t, 1)
+	for _, listener := range []string{"inline", "pool"} {
+		for _, args := range [][]string{{"--data-binary", "@-"}, {"-T", "-"}} { // with a length, and chunked
+			asks := exec.CommandContext(t.Context(), curl, append(args, "-sS", "-v", "--max-time", "60", "--noproxy", "*", "--expect100-timeout", "60",
+				"-H", "Expect: 100-continue", "http://"+s.Addr(listener)+"/up")...)
+			asks.Stdin = strings.NewReader(strings.Repeat("x", 100_000))
+			var out, log bytes.Buffer
+			asks.Stdout, asks.Stderr = &out, &log
+			err := asks.Run()
+			if err != nil || out.String() != "0/1 /up 100000" || !strings.Contains(log.String(), "< HTTP/1.1 100 Continue") {
+				t.Errorf("%s %v: %v: %s\n%s", listener, args, err, &out, &log)
+			}
+		}
+	}
+}
+
+// page keeps an EventSource and a WebSocket, and tells who serves them, and
+// what else becomes of them.
+const page = `<!doctype html><title>test</title><script>
+const where = new URLSearchParams(location.search).get("tell");
+const tell = (what) => fetch(where + "/?" + what, { mode: "no-cors" });
+const seen = (kind, by) => { if (by != seen[kind]) { seen[kind] = by; tell(kind + " by " + by); } };
+const events = new EventSource("/events");
+let next = 1;
+events.onopen = () => tell("events open");
+events.onerror = () => tell("events broken");
+events.addEventListener("n", (e) => {
+  if (e.lastEventId != "" + next++) tell("events out of order");
+  seen("events", e.data.split("\n")[0]);
+});
+const ws = new WebSocket("ws://" + location.host + "/ws");
+let n = 0;
+ws.onopen = () => { tell("socket open"); ws.send("hello"); };
+ws.onclose = (e) => tell("socket closed " + e.code);
+ws.onmessage = (m) => {
+  const [by, text, count] = m.data.split(" ");
+  if (text != "hello" || count != "" + ++n) tell("socket out of order");
+  seen("socket", by);
+  setTimeout(() => ws.send("hello"), 1);
+};
+</script>`
+
+func TestPageInABrowserNoticesNoReload(t *testing.T) {
+	s := start(t, 1)
+	var mu sync.Mutex
+	told := map[string]int{}
+	ear := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		what, err := url.QueryUnescape(r.URL.RawQuery)
+		if err != nil {
+			t.Error(err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		told[what]++
+	}))
+	defer ear.Close()
+	browser.Open(t, "http://"+s.Addr("inline")+"/page?tell="+ear.URL)
+	for generation := 1; generation <= 4; generation++ {
+		if generation > 1 {
+			s.Reload()
+		}
+		for _, kind := range []string{"events", "socket"} {
+			what := fmt.Sprintf("%s by 0/%d", kind, generation)
+			s.Await(what, func(control.Status) bool {
+				mu.Lock()
+				defer mu.Unlock()
+				return told[what] == 1
+			})
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	for what, times := range told {
+		if !strings.Contains(what, " by ") && !strings.HasSuffix(what, " open") && what != "" || times != 1 {
+			t.Errorf("the page has told %q %d times", what, times)
+		}
+	}
+	if told["events open"] != 1 || told["socket open"] != 1 {
+		t.Errorf("the page has told %v", told)
 	}
 }
 

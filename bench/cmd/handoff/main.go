@@ -37,6 +37,8 @@ type settings struct {
 	rounds int
 	rate   int
 	asJSON bool
+
+	unpinned bool // the kernel chooses the CPUs
 }
 
 // size is how much a row of the table moves.
@@ -57,6 +59,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	sizes := f.String("sizes", "1000/1,10000/1,50000/3", "`connections/pairs` of workers, for each row of the table")
 	f.IntVar(&s.rounds, "rounds", 10, "`rounds` of a row that are counted, after two that are not")
 	f.IntVar(&s.rate, "rate", 2000, "`messages` a second that the clients of a row send together")
+	f.BoolVar(&s.unpinned, "unpinned", false, "let the kernel choose the CPUs; else the two of a pair, bare ones too, have one each")
 	f.BoolVar(&s.asJSON, "json", false, "print the result as JSON")
 	f.Usage = func() {
 		fmt.Fprint(stderr, usage)

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -40,7 +41,8 @@ type child struct {
 	out *bufio.Reader
 }
 
-func start(role string, stderr io.Writer, files ...*os.File) (*child, error) {
+// start starts a process. With cpu at least 0 it has that one only.
+func start(role string, cpu int, stderr io.Writer, files ...*os.File) (*child, error) {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), roleEnv+"="+role, "GOMAXPROCS=2")
 	cmd.ExtraFiles = files
@@ -53,10 +55,44 @@ func start(role string, stderr io.Writer, files ...*os.File) (*child, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := cmd.Start(); err != nil {
+	if err := startOn(cpu, cmd); err != nil {
 		return nil, err
 	}
 	return &child{cmd, in, bufio.NewReaderSize(out, 1<<20)}, nil
+}
+
+// startOn starts a process that inherits the CPU of this thread. Left to
+// itself, the kernel often has giver and taker take turns on one CPU while
+// another is idle, in one round and not in the next, since each is woken by
+// the other.
+func startOn(cpu int, cmd *exec.Cmd) error {
+	if cpu < 0 {
+		return cmd.Start()
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var before, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		return os.NewSyscallError("sched_getaffinity", err)
+	}
+	one.Set(nth(&before, cpu%before.Count()))
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		return os.NewSyscallError("sched_setaffinity", err)
+	}
+	err := cmd.Start()
+	return errors.Join(err, os.NewSyscallError("sched_setaffinity", unix.SchedSetaffinity(0, &before)))
+}
+
+// nth returns a set's nth CPU, which it has.
+func nth(set *unix.CPUSet, n int) int {
+	for cpu := 0; ; cpu++ {
+		if set.IsSet(cpu) {
+			if n == 0 {
+				return cpu
+			}
+			n--
+		}
+	}
 }
 
 func (c *child) ask(format string, args ...any) (a answer, err error) {
@@ -97,6 +133,7 @@ type pair struct {
 type setup struct {
 	pairs, bare []*pair
 	children    []*child
+	pinned      bool
 	stderr      io.Writer
 }
 
@@ -107,8 +144,13 @@ func (s *setup) stop() {
 	}
 }
 
-func (s *setup) start(role string, files ...*os.File) (*child, error) {
-	c, err := start(role, s.stderr, files...)
+// start starts a process; cpu counts if they are pinned, and is -1 for one
+// that never is.
+func (s *setup) start(role string, cpu int, files ...*os.File) (*child, error) {
+	if !s.pinned {
+		cpu = -1
+	}
+	c, err := start(role, cpu, s.stderr, files...)
 	if err != nil {
 		return nil, fmt.Errorf("handoff: %s: %w", role, err)
 	}
@@ -118,7 +160,7 @@ func (s *setup) start(role string, files ...*os.File) (*child, error) {
 
 // measure measures a row.
 func measure(size size, o settings, interrupted <-chan os.Signal, stderr io.Writer) (*row, error) {
-	s := &setup{stderr: stderr}
+	s := &setup{stderr: stderr, pinned: !o.unpinned}
 	defer s.stop()
 	// Each worker takes rows by blocks.
 	table, err := rows.Create(2*size.connections + 2048*size.pairs)
@@ -134,7 +176,7 @@ func measure(size size, o settings, interrupted <-chan os.Signal, stderr io.Writ
 		p, err := s.pair(i, n, o.rate/size.pairs, table)
 		if err == nil {
 			s.pairs = append(s.pairs, p)
-			p, err = s.barePair(n)
+			p, err = s.barePair(i, n)
 			s.bare = append(s.bare, p)
 		}
 		if err != nil {
@@ -225,7 +267,7 @@ func (s *setup) pair(i, n, rate int, table *rows.Table) (*pair, error) {
 	p := &pair{}
 	for side := range 2 {
 		self, other := 2*i+side+1, 2*i+1-side+1
-		p.sides[side], err = s.start(fmt.Sprintf("worker %d %d", self, other), shared, receiving[side], sending[1-side], listener)
+		p.sides[side], err = s.start(fmt.Sprintf("worker %d %d", self, other), i+side, shared, receiving[side], sending[1-side], listener)
 		if err != nil {
 			return nil, err
 		}
@@ -235,7 +277,7 @@ func (s *setup) pair(i, n, rate int, table *rows.Table) (*pair, error) {
 
 // barePair starts two bare processes and the clients of the first, which say
 // nothing.
-func (s *setup) barePair(n int) (*pair, error) {
+func (s *setup) barePair(i, n int) (*pair, error) {
 	l, listener, err := listen()
 	if err != nil {
 		return nil, err
@@ -250,7 +292,7 @@ func (s *setup) barePair(n int) (*pair, error) {
 	for side := range 2 {
 		end := os.NewFile(uintptr(fds[side]), "pair")
 		defer end.Close()
-		if p.sides[side], err = s.start("bare", end, listener); err != nil {
+		if p.sides[side], err = s.start("bare", i+side, end, listener); err != nil {
 			return nil, err
 		}
 	}
@@ -272,7 +314,7 @@ func listen() (*net.TCPListener, *os.File, error) {
 
 // connect has clients connect and the first of the pair accept.
 func (s *setup) connect(p *pair, address string, n, rate int) (err error) {
-	if p.clients, err = s.start(fmt.Sprintf("clients %d", rate)); err != nil {
+	if p.clients, err = s.start(fmt.Sprintf("clients %d", rate), -1); err != nil {
 		return err
 	}
 	const step = 1000 // fits into the backlog

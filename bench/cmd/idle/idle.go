@@ -113,7 +113,7 @@ func (s *sample) divide(connections int) {
 
 // crowd runs during while n connections are open and idle.
 func (p *plan) crowd(ctx context.Context, server *peers.Process, n int, during func() error) (err error) {
-	c, err := crowd.Open(ctx, crowd.Config{Port: server.Port, Connections: n, Members: p.clients, Rate: p.rate, Waiting: max(1000, p.clients),
+	c, err := crowd.Open(ctx, crowd.Config{Port: server.Port, Ask: server.Ask, Connections: n, Members: p.clients, Rate: p.rate, Waiting: max(1000, p.clients),
 		Timeout: p.timeout + time.Duration(float64(n)/p.rate*1e9)})
 	if err != nil {
 		return fmt.Errorf("idle: %w%s", err, server.LastWords())
@@ -157,6 +157,7 @@ func pause(ctx context.Context, d time.Duration) error {
 
 // result is the whole of what was measured, as JSON.
 type result struct {
+	Peer          string          `json:"peer"`
 	Machine       report.Machine  `json:"machine"`
 	Connections   int             `json:"connections"`
 	Watch         float64         `json:"watch_seconds"`
@@ -172,6 +173,7 @@ type result struct {
 // The marks.
 const (
 	markEach    = 512      // bytes
+	markEachWS  = 1024     // of a WebSocket
 	markRSS     = 15 << 20 // bytes
 	markWakeups = 0
 )
@@ -190,8 +192,12 @@ func (r *result) figure() {
 	r.Shared = of(func(s *sample) float64 { return s.Shared })
 	r.SupervisorRSS = of(func(s *sample) float64 { return float64(s.Supervisor.RSS) })
 	r.Wakeups = of(func(s *sample) float64 { return s.Wakeups })
+	most := float64(markEach)
+	if r.Peer == peers.MainstayWS {
+		most = markEachWS
+	}
 	r.Marks = []report.Mark{
-		report.NewMark("bytes an idle connection", r.Each.Median, markEach),
+		report.NewMark("bytes an idle connection", r.Each.Median, most),
 		report.NewMark("MiB resident in the supervisor", r.SupervisorRSS.Median/(1<<20), markRSS/(1<<20)),
 		report.NewMark("wake-ups of the supervisor a second", r.Wakeups.Median, markWakeups),
 	}
@@ -199,7 +205,7 @@ func (r *result) figure() {
 
 // print writes the table for people.
 func (r *result) print(w io.Writer) {
-	fmt.Fprintf(w, "%s\n\n%d idle connections, wake-ups counted for %.0f s; median [quartiles] of %d rounds\n", r.Machine, r.Connections, r.Watch, r.Each.N)
+	fmt.Fprintf(w, "%s\n\n%s: %d idle connections, wake-ups counted for %.0f s; median [quartiles] of %d rounds\n", r.Machine, r.Peer, r.Connections, r.Watch, r.Each.N)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "bytes a connection\t%s\n", r.Each.Format(0))
 	fmt.Fprintf(t, "  of them anonymous\t%s\n", r.Anon.Format(0))

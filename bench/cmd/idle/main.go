@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 
@@ -34,12 +35,13 @@ What is measured:
   to, and the runtime's monitor, which needs that long to calm down.
   Memory of an idle connection: Pss of worker and supervisor together before
   and after --connections were opened, divided by their number. Each has had
-  one byte echoed and is quiet since --settle. What processes share is counted
+  one byte echoed, or with --peer mainstay-http a request answered, or with
+  mainstay-ws its handshake, and is quiet since --settle. What processes share is counted
   once, so the connection's row in a shared table is in it. A crowd of --warm
   connections before that has brought code and buffers into memory. The
   kernel's own memory for sockets is not in it.
 
-Marks: 512 bytes a connection; 15 MiB resident in the supervisor; no wake-ups.
+Marks: 512 bytes a connection, 1024 a WebSocket; 15 MiB resident in the supervisor; no wake-ups.
 
 usage:
   idle [flags]
@@ -71,7 +73,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	f := flag.NewFlagSet("idle", flag.ContinueOnError)
 	f.SetOutput(stderr)
 	server := f.String("server", "../bin/server", "`path` of Mainstay's server binary")
-	name := f.String("peer", peers.Mainstay, "`name` of the service: mainstay or mainstay-pool")
+	name := f.String("peer", peers.Mainstay, "`name` of the service: mainstay, mainstay-pool, mainstay-http or mainstay-ws")
 	f.IntVar(&p.connections, "connections", mostConnections(limit.Max), "`number` of idle connections; at most the hard limit of descriptors less 1000")
 	f.IntVar(&p.warm, "warm", 500, "`connections` that are opened and closed before")
 	f.IntVar(&p.clients, "clients", 2, "`processes` that connect, from 127.0.0.1, 127.0.0.2, ...")
@@ -94,7 +96,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	if f.NArg() > 0 || p.clients < 1 || p.connections < p.clients || p.warm < p.clients || !(p.rate > 0) || p.rounds < 1 || p.settle < 0 || p.calm < 0 || p.watch <= 0 || p.timeout <= 0 ||
-		*name != peers.Mainstay && *name != peers.MainstayPool {
+		!slices.Contains([]string{peers.Mainstay, peers.MainstayPool, peers.MainstayHTTP, peers.MainstayWS}, *name) {
 		fmt.Fprintln(stderr, "idle: want no arguments; a client, a rate, a round and some time at least; a connection for each client, also to warm up: see idle --help")
 		return 2
 	}
@@ -128,7 +130,7 @@ func (p *plan) measure(ctx context.Context, server, name, jsonFile string, stdou
 	if err != nil {
 		return err
 	}
-	res := result{Machine: report.ThisMachine(), Connections: p.connections, Watch: p.watch.Seconds()}
+	res := result{Peer: name, Machine: report.ThisMachine(), Connections: p.connections, Watch: p.watch.Seconds()}
 	for round := range p.rounds {
 		fmt.Fprintf(stderr, "idle: round %d of %d: %v or more\n", round+1, p.rounds, (p.calm + p.watch + p.settle).Round(time.Second))
 		s, err := p.one(ctx, dir, list[0])

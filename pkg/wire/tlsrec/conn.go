@@ -14,7 +14,12 @@ const (
 
 	// Overhead is by how many bytes a record that Seal makes is longer than
 	// what it carries: header, content type and tag.
-	Overhead = headerSize + 1 + tagSize
+	Overhead = RecordHead + RecordTail
+
+	// RecordHead and RecordTail are how many bytes of it stand before and
+	// behind what is carried.
+	RecordHead = headerSize
+	RecordTail = 1 + tagSize
 
 	// MaxRecord is the length of the longest record that may come, header
 	// included, RFC 8446 5.2: what a caller must be able to keep as input.
@@ -57,6 +62,8 @@ type Conn struct {
 	headLen uint8
 	head    [keyUpdateSize]byte
 	skip    uint32 // bytes of a NewSessionTicket that are still to come
+
+	updates uint32 // how often keys have changed
 }
 
 type flags uint8
@@ -128,17 +135,23 @@ func (c *Conn) Open(in []byte) (advance int, plaintext []byte, err error) {
 }
 
 // OpenAll opens the records of in until one is incomplete, and returns what
-// they carry in one piece at the start of in's memory, as well as by how many
+// they carry in one piece in in's memory, headerSize bytes or more behind its
+// start, as well as by how many
 // bytes the input is to be advanced. With an error, which is as Open's, there
 // may be plaintext: what came before it.
 func (c *Conn) OpenAll(in []byte) (advance int, plaintext []byte, err error) {
-	end := 0
+	start, end := 0, 0
 	for {
 		n, p, err := c.Open(in[advance:])
+		if end == start && len(p) > 0 {
+			start = advance + headerSize // the first stays where it is
+			end = start + len(p)
+		} else {
+			end += copy(in[end:], p)
+		}
 		advance += n
-		end += copy(in[end:], p)
 		if n == 0 || err != nil {
-			return advance, in[:end:end], err
+			return advance, in[start:end:end], err
 		}
 	}
 }
@@ -246,6 +259,20 @@ func (c *Conn) Seal(dst, plaintext []byte) ([]byte, error) {
 	return dst, nil
 }
 
+// SealWithin makes one record of b, in place: the first RecordHead bytes and
+// the last RecordTail are room for it, what is between them is its plaintext.
+// It is Seal without a copy, and returns false, with b as it was, if more than
+// one record is due, or none.
+func (c *Conn) SealWithin(b []byte) bool {
+	n := len(b) - Overhead
+	if n < 1 || n > MaxPlaintext || c.writable() != nil || c.flags&flagUpdateDue != 0 || c.out.seq+1 >= rekeyAt || c.midMessage() {
+		return false
+	}
+	c.useless = 0
+	c.out.sealWithin(b, typeApplicationData)
+	return true
+}
+
 // writable returns why nothing may be written, nil if it may.
 func (c *Conn) writable() error {
 	switch {
@@ -317,6 +344,10 @@ func (c *Conn) End(rest int) error {
 
 // PeerClosed reports whether the peer's close_notify has come.
 func (c *Conn) PeerClosed() bool { return c.flags&flagPeerClosed != 0 }
+
+// Cool gives up what Open and Seal make again when they are called next, in
+// about a microsecond for each direction: with AES three quarters of what a Conn takes.
+func (c *Conn) Cool() { c.in.aead, c.out.aead = nil, nil }
 
 var errDropped = errors.New("tlsrec: connection was dropped")
 

@@ -10,12 +10,14 @@
 //	           transport.go  what crypto/tls sees as its net.Conn: which bytes it took, which records it sent
 //	           legacy.go     TLS 1.2 cannot be taken over: tls.Conn goes on, without a goroutine
 //	           info.go       what the handshake agreed on, in a form that travels
+//	           tickets.go    a client's session tickets, on the way to its cache
 //	           ticket.go     session ticket keys that all processes derive alike
 //	take over  secret.go     RFC 8446 7: from a traffic secret to key, IV and the next secret
 //	serve      conn.go       Conn: Open one record in place, Seal a message into records
 //	           message.go    the handshake messages that may come later: KeyUpdate, NewSessionTicket
 //	           alert.go      alerts and the errors that carry them
 //	move       state.go      Conn to bytes and back
+//	survive    keys.go       the part of them that seldom changes, and the numbers that change with each record
 //
 // Invariants: everything is a function over bytes that are given, nothing
 // here knows a descriptor or reads a clock, and the record layer starts no

@@ -50,6 +50,7 @@ type Handshake struct {
 	next func() (struct{}, bool)
 	stop func()
 
+	keeps  bool // session tickets, as a client
 	done   bool
 	err    error
 	result Result
@@ -66,6 +67,10 @@ type Result struct {
 	// Rest is input that came behind the handshake: for Conn.Open, before
 	// anything else. Legacy has it already.
 	Rest []byte
+
+	// Tickets takes the server's session tickets to the configuration's
+	// ClientSessionCache; nil if there is none, or nothing to be waited for.
+	Tickets *Tickets
 
 	// Info is what was agreed on.
 	Info Info
@@ -98,10 +103,11 @@ func Server(ctx context.Context, config *tls.Config) *Handshake {
 
 // Client begins the handshake of a connection that we have made. As Server,
 // and the first Step needs no input. config must have a ServerName, or
-// InsecureSkipVerify. Its ClientSessionCache stays empty of TLS 1.3 sessions,
-// whose tickets come after the handshake and are skipped.
+// InsecureSkipVerify. Sessions of TLS 1.3 get into its ClientSessionCache if
+// the Result's Tickets is fed: they come after the handshake.
 func Client(ctx context.Context, config *tls.Config) *Handshake {
 	h := newHandshake(ctx, config, true)
+	h.keeps = config.ClientSessionCache != nil && !config.SessionTicketsDisabled
 	h.tls = tls.Client(h.tr, h.watch(config))
 	return h
 }
@@ -234,6 +240,9 @@ func (h *Handshake) conclude() error {
 	}
 	h.result.Conn = newConn(h.tr.client, read, write)
 	h.result.Rest = h.tr.in
+	if h.keeps {
+		h.result.Tickets = &Tickets{tls: h.tls, tr: h.tr, left: maxTickets}
+	}
 	return nil
 }
 

@@ -86,6 +86,7 @@ func (c *Conn) keyUpdate(request byte, rest int) error {
 	if err := c.in.next(); err != nil {
 		return c.failf(AlertInternalError, "%w", err)
 	}
+	c.updates++
 	c.flags &^= flagAsked | flagAsk
 	if request == 1 {
 		c.flags |= flagUpdateDue
@@ -111,5 +112,6 @@ func (c *Conn) appendUpdate(dst []byte) ([]byte, error) {
 		c.err = err
 		return dst[:at], err
 	}
+	c.updates++
 	return dst, nil
 }

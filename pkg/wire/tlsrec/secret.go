@@ -10,12 +10,14 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash"
+	"slices"
 
 	"golang.org/x/crypto/chacha20poly1305"
 )
 
 const (
 	maxSecret = 48 // the longest: SHA-384
+	maxKey    = 32
 	nonceSize = 12
 	tagSize   = 16
 )
@@ -67,8 +69,8 @@ func (s *suite) expand(secret []byte, label string, n int) ([]byte, error) {
 // half is one direction of a connection.
 type half struct {
 	suite *suite
-	aead  cipher.AEAD
-	seq   uint64 // of the next record
+	aead  cipher.AEAD // nil: to be made when it is needed
+	seq   uint64      // of the next record
 	keys  *keys
 }
 
@@ -79,6 +81,7 @@ type keys struct {
 	secret [maxSecret]byte // what all else comes from; suite.secret bytes
 	iv     [nonceSize]byte
 	nonce  [nonceSize]byte // of the record at hand; here, so that it need not be allocated
+	key    [maxKey]byte    // suite.key bytes; here, so that the AEAD can be made anew
 }
 
 // newHalf makes a direction from its traffic secret, of which it keeps a copy.
@@ -101,14 +104,20 @@ func (h *half) derive() error {
 	if err != nil {
 		return fmt.Errorf("tlsrec: key: %w", err)
 	}
-	defer clear(key)
+	copy(h.keys.key[:], key)
+	clear(key)
 	iv, err := h.suite.expand(secret, "iv", nonceSize)
 	if err != nil {
 		return fmt.Errorf("tlsrec: iv: %w", err)
 	}
 	copy(h.keys.iv[:], iv)
 	clear(iv)
-	if h.aead, err = h.suite.aead(key); err != nil {
+	return h.warm()
+}
+
+// warm makes the AEAD of the key.
+func (h *half) warm() (err error) {
+	if h.aead, err = h.suite.aead(h.keys.key[:h.suite.key]); err != nil {
 		return fmt.Errorf("tlsrec: %s: %w", tls.CipherSuiteName(h.suite.id), err)
 	}
 	return nil
@@ -138,6 +147,11 @@ func (h *half) setNonce() {
 // error, the record is not of this key and number, its bytes are lost, and
 // the sequence number stands.
 func (h *half) open(record []byte) ([]byte, error) {
+	if h.aead == nil {
+		if err := h.warm(); err != nil {
+			return nil, err
+		}
+	}
 	h.setNonce()
 	inner, err := h.aead.Open(record[headerSize:headerSize], h.keys.nonce[:], record[headerSize:], record[:headerSize])
 	if err != nil {
@@ -150,15 +164,26 @@ func (h *half) open(record []byte) ([]byte, error) {
 // seal appends one record with at most MaxPlaintext bytes.
 func (h *half) seal(dst []byte, typ contentType, plaintext []byte) []byte {
 	at := len(dst)
-	n := len(plaintext) + 1 + tagSize
-	dst = append(dst, byte(typeApplicationData), 3, 3, byte(n>>8), byte(n))
-	dst = append(dst, plaintext...)
-	dst = append(dst, byte(typ))
-	h.setNonce()
-	header, inner := dst[at:at+headerSize], dst[at+headerSize:]
-	dst = h.aead.Seal(dst[:at+headerSize], h.keys.nonce[:], inner, header)
-	h.seq++
+	dst = slices.Grow(dst, len(plaintext)+Overhead)[:at+len(plaintext)+Overhead]
+	copy(dst[at+headerSize:], plaintext)
+	h.sealWithin(dst[at:], typ)
 	return dst
+}
+
+// sealWithin makes a record of b, whose plaintext stands in its place.
+func (h *half) sealWithin(b []byte, typ contentType) {
+	n := len(b) - headerSize
+	inner := b[headerSize : len(b)-tagSize]
+	b[0], b[1], b[2], b[3], b[4] = byte(typeApplicationData), 3, 3, byte(n>>8), byte(n)
+	inner[len(inner)-1] = byte(typ)
+	if h.aead == nil {
+		if err := h.warm(); err != nil {
+			panic(err) // of a key with which it was made before
+		}
+	}
+	h.setNonce()
+	h.aead.Seal(inner[:0], h.keys.nonce[:], inner, b[:headerSize])
+	h.seq++
 }
 
 // drop makes the secrets unreadable. The AEAD is left to the garbage

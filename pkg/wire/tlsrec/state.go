@@ -21,7 +21,10 @@ import (
 //	out       32 or 48
 const (
 	stateVersion = 1
-	stateHeader  = 1 + 1 + 1 + 1 + keyUpdateSize + 4 + 2 + 8 + 8
+	stateSuite   = 1 + 1 + 1 + 1 + keyUpdateSize + 4 // where the suite stands
+	stateIn      = stateSuite + 2
+	stateOut     = stateIn + 8
+	stateHeader  = stateOut + 8
 
 	// MaxState is the length of the longest state, in bytes.
 	MaxState = stateHeader + 2*maxSecret

@@ -157,3 +157,87 @@ func FuzzRestoreState(f *testing.F) {
 		}
 	})
 }
+
+// TestConnectionGoesOnFromItsKeysAndNumbers loses a connection whenever it
+// rests, and goes on from what was noted of it.
+func TestConnectionGoesOnFromItsKeysAndNumbers(t *testing.T) {
+	forEachSuite(t, func(t *testing.T, id uint16) {
+		for _, client := range []bool{false, true} {
+			peer, us := newPair(t, id)
+			if client {
+				peer, us = us, peer
+			}
+			var keys []byte
+			noted, updates := false, uint32(0)
+			check := func(step string) {
+				t.Helper()
+				if !us.Rests() {
+					return
+				}
+				if !noted || updates != us.Updates() {
+					keys, noted, updates = us.AppendKeys(nil), true, us.Updates()
+				}
+				in, out := us.Numbers()
+				us.Drop()
+				var err error
+				if us, err = RestoreKeys(keys, in, out); err != nil {
+					t.Fatalf("%s: %v", step, err)
+				}
+				updates = us.Updates()
+			}
+			talk := func(step string) {
+				t.Helper()
+				for _, ends := range [][2]*Conn{{peer, us}, {us, peer}} {
+					wire := mustSeal(t, ends[0], nil, []byte(step))
+					got, rest, err := openAll(ends[1], wire)
+					if string(got) != step || len(rest) > 0 || err != nil {
+						t.Fatalf("%s: got %q, rest %d, %v", step, got, len(rest), err)
+					}
+				}
+				check(step)
+			}
+			check("begin")
+			talk("one")
+			peer.flags |= flagUpdateDue | flagAsk | flagAsked
+			wire := peer.AppendPending(nil)
+			if _, _, err := openAll(us, wire[:len(wire)-1]); err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := openAll(us, wire); err != nil {
+				t.Fatal(err)
+			}
+			if us.Rests() {
+				t.Error("it rests with a KeyUpdate that is owed")
+			}
+			talk("two")
+			us.flags |= flagUpdateDue
+			talk("three")
+			if _, _, err := openAll(us, raw(peer, typeHandshake, "\x18", 0)); err != nil {
+				t.Fatal(err)
+			}
+			if us.Rests() {
+				t.Error("it rests in a handshake message")
+			}
+			if _, _, err := openAll(us, raw(peer, typeHandshake, "\x00\x00\x01\x00", 0)); err != nil {
+				t.Fatal(err)
+			}
+			if err := peer.out.next(); err != nil {
+				t.Fatal(err)
+			}
+			check("update in parts")
+			talk("four")
+			us.CloseNotify(nil)
+			if us.Rests() {
+				t.Error("it rests after its end")
+			}
+			for _, bad := range [][]byte{nil, keys[:len(keys)-1], append(bytes.Clone(keys), 0), make([]byte, MaxState+1)} {
+				if _, err := RestoreKeys(bad, 0, 0); !errors.Is(err, ErrState) {
+					t.Errorf("%d bytes of keys: %v, want ErrState", len(bad), err)
+				}
+			}
+			if _, err := RestoreKeys(keys, 0, rekeyAt+2); !errors.Is(err, ErrState) {
+				t.Errorf("too many records: %v, want ErrState", err)
+			}
+		}
+	})
+}

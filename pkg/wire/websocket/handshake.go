@@ -104,9 +104,11 @@ func parseRequest(head string) (*UpgradeRequest, error) {
 	case !isKey(r.key):
 		return nil, badHead("key %q, want 16 bytes in base64", r.key)
 	}
-	sorted := slices.Sorted(slices.Values(r.Protocols))
-	if len(slices.Compact(sorted)) != len(r.Protocols) {
-		return nil, badHead("subprotocols %q more than once", r.Protocols)
+	if len(r.Protocols) > 1 {
+		sorted := slices.Sorted(slices.Values(r.Protocols))
+		if len(slices.Compact(sorted)) != len(r.Protocols) {
+			return nil, badHead("subprotocols %q more than once", r.Protocols)
+		}
 	}
 	return r, nil
 }
@@ -177,7 +179,7 @@ func Accept(r *UpgradeRequest, opts *AcceptOptions) (msg []byte, subprotocol str
 	if err := checkOrigin(r, opts.Origins); err != nil {
 		return nil, "", false, err
 	}
-	msg = append(msg, byte(Response))
+	msg = append(make([]byte, 0, 256), byte(Response))
 	msg = append(msg, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "...)
 	msg = append(msg, acceptKey(r.key)...)
 	msg = append(msg, "\r\n"...)

@@ -82,7 +82,7 @@ var (
 // Split, Buffered, Release and RestoreState are for one goroutine, the
 // connection's loop. Append may be called at the same time from another
 // goroutine, but not from two; the connection's lock sees to that.
-// Subprotocol, Compressed, CloseSent and CloseReceived may be called at any
+// Subprotocol, Open, Compressed, CloseSent and CloseReceived may be called at any
 // time. AppendState needs both Split and Append to rest.
 //
 // Only flags, subprotocol and offer are touched by both sides.
@@ -143,6 +143,9 @@ func (s *Session) Subprotocol() string {
 	}
 	return s.subprotocol
 }
+
+// Open reports whether the handshake has succeeded.
+func (s *Session) Open() bool { return s.flags.Load()&flagOpen != 0 }
 
 // Compressed reports whether the handshake has agreed on permessage-deflate.
 func (s *Session) Compressed() bool { return s.flags.Load()&flagDeflate != 0 }

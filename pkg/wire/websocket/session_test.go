@@ -312,6 +312,10 @@ var states = []struct {
 	{name: "between fragments", state: "\x01\x00\x01\x02\x01\x00\x00\x00\x00\x00\x00\x02ab\x00\x00", ok: true},
 	{name: "inside a rune", state: "\x01\x00\x01\x02\x01\x00\x00\x00\x00\x00\x00\x02\xe1\xbd\x00\x00", ok: true},
 	{name: "client asked", client: true, state: "\x01\x01\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01G", ok: true},
+	{name: "new server, short", state: "\x01\x00\x00\x00", ok: true},
+	{name: "open, short", state: "\x01\x00\x01\x02", ok: true},
+	{name: "too short", state: "\x01\x00\x01"},
+	{name: "neither short nor long", state: "\x01\x00\x01\x02\x00"},
 	{name: "nothing", state: ""},
 	{name: "version 2", state: "\x02\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"},
 	{name: "other side", client: true, state: "\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"},
@@ -347,6 +351,9 @@ func TestOnlyStatesThatCanBeAreRestored(t *testing.T) {
 			t.Errorf("%s: %v, want success %v", tt.name, err, tt.ok)
 		}
 		want := tt.state
+		if len(want) > shortState && strings.Trim(want[shortState:], "\x00") == "" {
+			want = want[:shortState] // the long form is understood, and not made
+		}
 		if !tt.ok {
 			fresh, _ := newSession(testConfig, tt.client).AppendState(nil)
 			want = string(fresh)
@@ -500,7 +507,8 @@ func FuzzRestoreState(f *testing.F) {
 		if err := e.s.RestoreState(state); err != nil {
 			return
 		}
-		if again, err := e.s.AppendState(nil); !bytes.Equal(again, state) || err != nil {
+		again, err := e.s.AppendState(nil)
+		if err != nil || !bytes.HasPrefix(state, again) || len(bytes.Trim(state[len(again):], "\x00")) > 0 {
 			t.Fatalf("captured again %x, want %x; %v", again, state, err)
 		}
 		if flags := e.s.flags.Load(); flags&flagOpen != 0 || e.s.phase != phaseHead {

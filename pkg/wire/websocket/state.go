@@ -23,13 +23,30 @@ import (
 //
 // A string is a uvarint, its length, and its bytes. What is checked of text
 // follows from its bytes; what has been searched of a head is searched again.
-const stateVersion = 1
+// If all is zero behind the flags, as between two messages, nothing follows
+// them: a connection at rest has little to be kept.
+const (
+	stateVersion = 1
+	shortState   = 4
+)
 
 // AppendState appends to dst what another session needs to go on, and returns
 // the result. The input that Split has not advanced over is not part of it, nor
 // is a message that Split has returned. The session is not changed. It
 // never fails.
 func (s *Session) AppendState(dst []byte) ([]byte, error) {
+	start := len(dst)
+	dst = s.appendState(dst)
+	for _, b := range dst[start+shortState:] {
+		if b != 0 {
+			return dst, nil
+		}
+	}
+	return dst[:start+shortState], nil
+}
+
+// appendState is AppendState in its long form.
+func (s *Session) appendState(dst []byte) []byte {
 	var message []byte
 	if s.message != nil && !s.spent {
 		message = s.message.b[1:]
@@ -50,7 +67,7 @@ func (s *Session) AppendState(dst []byte) ([]byte, error) {
 	dst = binary.AppendUvarint(dst, uint64(len(s.subprotocol)))
 	dst = append(dst, s.subprotocol...)
 	dst = binary.AppendUvarint(dst, uint64(len(offer)))
-	return append(dst, offer...), nil
+	return append(dst, offer...)
 }
 
 func oneIf(b bool, bit byte) byte {
@@ -72,6 +89,9 @@ func (s *Session) RestoreState(b []byte) error {
 	const fixed = 10
 	if len(b) == 0 || b[0] != stateVersion {
 		return fmt.Errorf("websocket: state %.1x, want version %d", b, stateVersion)
+	}
+	if len(b) == shortState {
+		b = append(b[:len(b):len(b)], make([]byte, fixed+4-shortState)...)
 	}
 	if len(b) < fixed {
 		return fmt.Errorf("%w: %d bytes", errState, len(b))
@@ -117,7 +137,7 @@ func (s *Session) RestoreState(b []byte) error {
 	if err := r.check(); err != nil {
 		return err
 	}
-	if again, _ := r.AppendState(nil); !bytes.Equal(again, b) {
+	if again := r.appendState(nil); !bytes.Equal(again, b) {
 		return fmt.Errorf("%w: not in its shortest form", errState)
 	}
 	s.drop()
