@@ -55,6 +55,7 @@ func clientTLS(version uint16) *tls.Config {
 // secured makes cfg one with TLS.
 func secured(t testing.TB, cfg *Config) *Config {
 	cfg.TLS, cfg.Handshakes = serverTLS(), NewHandshakes(0)
+	cfg.KernelTLS = kernelTLS() == nil // in the machine of test/ktls all of this is about the kernel's
 	t.Cleanup(cfg.Handshakes.Close)
 	return cfg
 }
