@@ -532,7 +532,9 @@ func TestTLSConnectionTravels(t *testing.T) {
 						w.t.Fatal(err)
 					}
 				}
-				w.a.until("the peer is behind", func() bool { return c.blocked && c.layered().sealed.bytes > 0 && c.Queued() > 1<<20 })
+				w.a.until("the peer is behind", func() bool {
+					return c.blocked && (c.layered().sealed.bytes > 0 || c.layered().kernel) && c.Queued() > 1<<20
+				})
 			},
 			after: func(w *two, client *tls.Conn, wire *splitter, c *Conn) {
 				for i := range 100 {
