@@ -221,11 +221,15 @@ func (x *client) OnReady(reactor.Events) {
 	if x.over {
 		return
 	}
+	if x.sent == 0 { // nothing is waited for: it is the end
+		x.end()
+		return
+	}
 	n, errno := reactor.Read(x.fd, x.buf[x.got:])
 	if errno == unix.EAGAIN {
 		return
 	}
-	if errno != 0 || n == 0 || x.sent == 0 {
+	if errno != 0 || n == 0 {
 		x.end()
 		return
 	}

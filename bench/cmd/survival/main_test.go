@@ -45,8 +45,8 @@ func TestEveryPartMeasuresASmallService(t *testing.T) {
 	if h := r.Harvest; h == nil || h.Lost != 0 || len(h.Ours) != 1 || h.Ours[0] <= 0 || h.Bare[0] <= 0 || h.Longest[0] <= 0 || h.Longest[0] > h.Ours[0] {
 		t.Errorf("harvest %+v, want a round in which nobody was lost", h)
 	}
-	if m := r.Memory; m == nil || m.Connections != 150 || len(m.Keepers) < 3 || m.Supervisor <= 0 {
-		t.Errorf("memory %+v, want that of a supervisor and three keepers", m)
+	if m := r.Memory; m == nil || m.Connections != 150 || len(m.Keepers) != 4 || m.Supervisor <= 0 {
+		t.Errorf("memory %+v, want that of a supervisor and of four keepers, its own included", m)
 	}
 	if len(r.Survivors) != 2 || r.Survivors[0].Lost[0] != 0 || r.Survivors[0].Longest[0] <= 0 {
 		t.Errorf("survivors %+v, want all of the idle", r.Survivors)

@@ -52,8 +52,8 @@ type stored struct {
 // patience bounds every wait for the service or a process of ours.
 const patience = 60 * time.Second
 
-// start starts a service. The caller calls stop, whatever becomes of it.
-func startService(ctx context.Context, server string, workers int) (_ *manager, err error) {
+// startService starts a service with some more settings. The caller calls stop.
+func startService(ctx context.Context, server string, workers int, settings string) (_ *manager, err error) {
 	dir, err := os.MkdirTemp("", "mainstay-bench-")
 	if err != nil {
 		return nil, fmt.Errorf("survival: %w", err)
@@ -90,7 +90,7 @@ func startService(ctx context.Context, server string, workers int) (_ *manager, 
 		return nil, os.NewSyscallError("getsockname", err)
 	}
 	m.port = name.(*unix.SockaddrInet4).Port
-	config := fmt.Sprintf("workers = %d\ncontrol = \"unix://%s/c.sock\"\nhang_timeout = %q\nrespawn.first = \"10ms\"\nrespawn.max = \"200ms\"\n[listener.echo]\n", workers, dir, hangTimeout)
+	config := fmt.Sprintf("workers = %d\ncontrol = \"unix://%s/c.sock\"\nrespawn.first = \"10ms\"\nrespawn.max = \"200ms\"\n%s[listener.echo]\n", workers, dir, settings)
 	if err := os.WriteFile(dir+"/app.toml", []byte(config), 0o600); err != nil {
 		return nil, err
 	}

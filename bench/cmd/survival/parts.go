@@ -17,8 +17,9 @@ import (
 // mostEach is how many connections a worker can hold, or a process of clients.
 const mostEach = 18_000
 
-// hangTimeout is the service's.
-const hangTimeout = "1s"
+// hanging is a setting of the service whose worker hangs: the default would
+// only have everybody wait for longer.
+const hanging = "hang_timeout = \"1s\"\n"
 
 // restartPause is RestartSec= as systemd has it if nobody sets it.
 const restartPause = 100 * time.Millisecond
@@ -31,8 +32,8 @@ type service struct {
 
 // begin starts a service and has n clients connect, from several processes if
 // they are many.
-func begin(ctx context.Context, server string, workers, n int) (_ *service, err error) {
-	m, err := startService(ctx, server, workers)
+func begin(ctx context.Context, server string, workers, n int, settings string) (_ *service, err error) {
+	m, err := startService(ctx, server, workers, settings)
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +70,7 @@ func (s *service) end() error {
 // full starts a service whose first worker has n connections, and gives it two
 // siblings that have none.
 func full(ctx context.Context, server string, n int) (_ *service, victim control.Worker, err error) {
-	s, err := begin(ctx, server, 1, n)
+	s, err := begin(ctx, server, 1, n, "")
 	if err != nil {
 		return nil, victim, err
 	}
@@ -202,7 +203,7 @@ type memory struct {
 func (p *plan) memory(ctx context.Context) (_ *memory, err error) {
 	const workers = 3
 	m := &memory{Connections: workers * p.each}
-	empty, err := begin(ctx, p.server, workers, 0)
+	empty, err := begin(ctx, p.server, workers, 0, "")
 	if err != nil {
 		return nil, err
 	}
@@ -210,11 +211,16 @@ func (p *plan) memory(ctx context.Context) (_ *memory, err error) {
 	if err := errors.Join(err, empty.end()); err != nil {
 		return nil, err
 	}
-	s, err := begin(ctx, p.server, workers, m.Connections)
+	s, err := begin(ctx, p.server, workers, m.Connections, "")
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, s.end()) }()
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("%w%s", err, s.lastWords())
+		}
+		err = errors.Join(err, s.end())
+	}()
 	st, err := s.status(ctx)
 	if err != nil {
 		return nil, err
@@ -229,9 +235,9 @@ func (p *plan) memory(ctx context.Context) (_ *memory, err error) {
 	if err != nil {
 		return nil, err
 	}
-	keepers := slices.DeleteFunc(tree, func(pid int) bool { return slices.Contains(serving, pid) })
-	if len(keepers) < workers {
-		return nil, fmt.Errorf("survival: %d keepers, want %d at least", len(keepers), workers)
+	keepers := slices.DeleteFunc(append(tree, s.orphans()...), func(pid int) bool { return slices.Contains(serving, pid) })
+	if want := workers + 1; len(keepers) != want {
+		return nil, fmt.Errorf("survival: %d keepers, want %d", len(keepers), want)
 	}
 	if m.CPU, m.KeeperCPU, err = spent(ctx, s.pid, keepers, p.watch); err != nil {
 		return nil, err
@@ -374,7 +380,11 @@ const (
 )
 
 func (k *stall) measure(ctx context.Context, server string, rounds int, worker unix.Signal, supervisor bool) (err error) {
-	s, err := begin(ctx, server, stallWorkers, stallClients)
+	settings := ""
+	if worker == unix.SIGSTOP {
+		settings = hanging
+	}
+	s, err := begin(ctx, server, stallWorkers, stallClients, settings)
 	if err != nil {
 		return err
 	}
@@ -445,7 +455,7 @@ type adoption struct {
 
 func (p *plan) adopt(ctx context.Context) (_ *adoption, err error) {
 	a := &adoption{Workers: 3, Connections: p.idle}
-	s, err := begin(ctx, p.server, a.Workers, p.idle)
+	s, err := begin(ctx, p.server, a.Workers, p.idle, "")
 	if err != nil {
 		return nil, err
 	}
