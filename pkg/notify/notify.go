@@ -288,7 +288,7 @@ func (n *Notifier) sendDatagram(msg, rights []byte) error {
 	}
 	defer unix.Close(fd)
 	// Only on a connected socket does poll wait for room at the receiver.
-	if err := unix.Connect(fd, n.addr); err != nil {
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: n.addr.Name}); err != nil { // one of its own: Connect writes to it
 		return os.NewSyscallError("connect", err)
 	}
 	deadline := time.Now().Add(sendTimeout)
