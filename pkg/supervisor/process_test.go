@@ -202,10 +202,14 @@ func startReal(t *testing.T, behave string, change ...func(*Config, *Settings)) 
 	}
 	t.Setenv("GORACE", "atexit_sleep_ms=0")
 	ctx, cancel := context.WithCancel(t.Context())
-	go func() { r.ended <- r.Run(ctx) }()
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		r.ended <- r.Run(ctx)
+	}()
 	t.Cleanup(func() {
 		cancel()
-		<-r.done
+		<-over
 		sock.Close()
 		if err := r.Close(); err != nil {
 			t.Error(err)
@@ -471,7 +475,7 @@ func TestStoppedRealWorkerIsKilledAndReplaced(t *testing.T) {
 }
 
 func TestReapWithoutAMarkKillsNobody(t *testing.T) {
-	if n, err := Reap(t.TempDir()); n != 0 || err != nil {
+	if n, err := Reap(t.TempDir(), false); n != 0 || err != nil {
 		t.Errorf("killed %d, %v", n, err)
 	}
 }
