@@ -85,7 +85,7 @@ func TestTLSOnAKernelThatSeals(t *testing.T) {
 	text := string(out)
 	for _, want := range []string{
 		"init: /conn.test: <nil>\n",
-		"init: /worker.test: <nil>\n", // from process to process
+		"init: /worker.test: <nil>\n",                 // from process to process
 		"--- PASS: TestKernelSealsWhatTheClientReads", // and was not skipped
 		"--- PASS: TestKeysOfTheKernelChangeWhenThePeerAsks",
 		"--- PASS: TestTLSConnectionTravels",
