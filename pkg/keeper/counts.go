@@ -88,9 +88,10 @@ const fastOpenData = 32 // TCPI_OPT_SYN_DATA, linux/tcp.h
 // a PROXY header. They start at 0 for a connection that was accepted. One that
 // was made by connect(2) starts at Written 1 (its SYN is counted), so who
 // keeps a count of its own starts it with what Counts says. After shutdown(2)
-// for writing Written is one too many or two; State shows it. A socket with
-// kernel TLS or a shutdown for reading only cannot be told from others and
-// must not be asked about.
+// for writing Written is one too many or two; State shows it. A socket for
+// which the kernel opens TLS (TLS_RX), or with a shutdown for reading only, cannot be
+// told from others and must not be asked about. Where it seals (TLS_TX), Written
+// lags behind while a record waits for room in TCP's buffer.
 //
 // The error wraps ErrNotTCP if fd is a socket of another kind (MPTCP is one:
 // its counts are its subflows'), ErrUnsettled if the numbers did not stand

@@ -285,6 +285,7 @@ func helper(name string) int {
 				return 1
 			}
 			l.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
+			l.KernelTLS = true // where there is none, it is as without
 			l.TicketSeed = bytes.Repeat([]byte("seed"), 8)
 			if l.HTTP != nil {
 				l.TLS.NextProtos = []string{"h2", "http/1.1"}
