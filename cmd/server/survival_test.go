@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -43,6 +44,10 @@ func mortalMain() {
 	// What is answered inline is at rest when the answer leaves: its callback
 	// has returned. Tests that kill right behind an answer want that.
 	s.Kind("mortal-inline", service.Text[mortal]{OnMessage: onMortal, OnAdopt: onMortalAdopted, Inline: true})
+	s.Kind("upgrading", service.HTTP{
+		Handler: http.HandlerFunc(hello),
+		Streams: map[string]service.Stream{"/chat": service.WebSocket[none]{OnMessage: replyMessage, Inline: true}},
+	})
 	s.Dial("peer", "", service.Dialer[mortal]{Protocol: text.Protocol{}, OnMessage: onMortal, OnAdopt: onMortalAdopted, Inline: true})
 	s.Dial("secure-peer", "", service.Dialer[mortal]{
 		Protocol: text.Protocol{}, OnMessage: onMortal, OnAdopt: onMortalAdopted, Inline: true, TLS: &tls.Config{InsecureSkipVerify: true},
@@ -160,6 +165,8 @@ serve = "mortal-inline"
 [listener.local]
 address = "unix://%[1]s/local.sock"
 serve = "mortal"
+[listener.upgrading]
+address = "tcp://127.0.0.1:0"
 [listener.secure]
 address = "tcp://127.0.0.1:0"
 serve = "mortal-inline"

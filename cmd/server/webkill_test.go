@@ -14,7 +14,9 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"golang.org/x/sys/unix"
 
+	"github.com/mainstay-go/mainstay/pkg/control"
 	"github.com/mainstay-go/mainstay/pkg/service/servicetest"
 )
 
@@ -195,4 +197,95 @@ func TestIdleWebSocketsAndHTTPConnectionsOutliveKillsOfTheirWorkers(t *testing.T
 		t.Error("the busy clients were never answered")
 	}
 	t.Logf("%d kills: all of %d idle clients go on; busy clients: %d answers, all right, %d connections cut off", rounds*workers, idle, answered.Load(), lost.Load())
+}
+
+func TestWebSocketsOfNetHTTPMoveAndOutliveTheirWorker(t *testing.T) {
+	s := startSurvival(t, 2)
+	s.well()
+	// The upgrade comes behind a request, and a part of a message with it.
+	first := &visit{Conn: s.connect("upgrading").conn}
+	first.SetDeadline(time.Now().Add(4 * patience))
+	chat := strings.Replace(upgrade, "GET /", "GET /chat?room=1", 1)
+	if _, err := io.WriteString(first, request+chat+"\x81\x85\x00\x00\x00\x00he"); err != nil {
+		t.Fatal(err)
+	}
+	in := bufio.NewReader(first)
+	for _, status := range []int{http.StatusOK, http.StatusSwitchingProtocols} {
+		r, err := http.ReadResponse(in, nil)
+		if err != nil || r.StatusCode != status {
+			t.Fatalf("got %v, %v, want %d", r, err, status)
+		}
+		if _, err := io.Copy(io.Discard, r.Body); err != nil && status == http.StatusOK {
+			t.Fatal(err)
+		}
+	}
+	send := func(text, want string) {
+		t.Helper()
+		if _, err := io.WriteString(first, text); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, len(want))
+		if n, err := io.ReadFull(in, got); err != nil || string(got) != want {
+			t.Fatalf("got %q, %v, want %q", got[:n], err, want)
+		}
+	}
+	send("llo", "\x81\x05hello")
+
+	_, address, _ := strings.Cut(s.addressOf("upgrading"), "://")
+	clients := make([]webClient, 20)
+	for i := range clients {
+		var err error
+		if clients[i], err = dialEcho(address+"/chat", websocket.CompressionDisabled); err != nil {
+			t.Fatal(err)
+		}
+		defer clients[i].Close()
+	}
+	n := 0
+	talk := func(when string) {
+		t.Helper()
+		for i, c := range clients {
+			n++
+			if err := c.ask(n); err != nil {
+				t.Fatalf("%s: client %d: %v", when, i, err)
+			}
+		}
+		send("\x81\x82\x00\x00\x00\x00on", "\x81\x02on")
+	}
+	talk("at first")
+	old := s.well()
+	if err := s.client.Reload(t.Context(), control.ReloadRequest{}, func(string) {}); err != nil {
+		t.Fatal(err)
+	}
+	talk("over a reload")
+	for range 2 {
+		for slot := range s.well().Pools[0].Workers {
+			w := s.well().Pools[0].Workers[slot]
+			if w.Generation <= old.Pools[0].Workers[0].Generation {
+				t.Errorf("worker %+v is of the old generation", w)
+			}
+			if err := unix.Kill(w.PID, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			s.await("it is gone", func(st control.Status) bool {
+				for _, now := range st.Pools[0].Workers {
+					if now.Incarnation == w.Incarnation {
+						return false
+					}
+				}
+				return true
+			})
+		}
+		talk("over kills")
+	}
+}
+
+// addressOf is a listener's, as the status has it.
+func (s *survival) addressOf(listener string) string {
+	for _, l := range s.well().Listeners {
+		if l.Name == listener {
+			return l.Address
+		}
+	}
+	s.t.Fatalf("no listener %q", listener)
+	return ""
 }

@@ -400,9 +400,17 @@ type Web struct {
 	Send Limits
 }
 
-// HTTP serves HTTP by net/http.
+// HTTP serves HTTP by net/http. Its connections do not move to other workers,
+// but those that have become WebSockets do.
 type HTTP struct {
 	Handler http.Handler // nil: http.DefaultServeMux
+
+	// Streams are the WebSockets that connections turn into with an upgrade
+	// that a GET for one of these paths asks for, by HTTP/1.1: the Handler is not asked then. They
+	// are served on the worker's loop, as those of Web, and move and outlive their worker
+	// as they do. The path is to be as in the request, without escapes, and means
+	// itself only. Not with TLS, which is net/http's here: Web has both.
+	Streams map[string]Stream
 }
 
 func (p Raw[T]) listener(name string, set listenerConfig) (worker.Listener, error) {
@@ -623,8 +631,21 @@ func (p HTTP) listener(name string, set listenerConfig) (worker.Listener, error)
 		"proxy_protocol", "tls.cert"); key != "" {
 		return worker.Listener{}, &settingError{key, "net/http has no such setting, only message_timeout, idle_timeout, write_timeout, max_connections, max_connections_per_peer, accept_rate, accept_burst, proxy_protocol and tls"}
 	}
+	streams := make(map[string]*conn.Config)
+	for path, s := range p.Streams {
+		made, err := streamAt(path, s, listenerConfig{WriteTimeout: set.WriteTimeout})
+		switch {
+		case err != nil:
+			return worker.Listener{}, err
+		case made.Begin != nil:
+			return worker.Listener{}, fmt.Errorf("stream at %q: want a WebSocket; net/http's handlers send events themselves", path)
+		case set.TLS.isSet():
+			return worker.Listener{}, fmt.Errorf("stream at %q: with TLS net/http keeps its connections; Web does not", path)
+		}
+		streams[path] = made.Conn
+	}
 	limits := worker.HTTPLimits{Header: set.MessageTimeout, Idle: set.IdleTimeout, Stall: set.WriteTimeout}
-	return worker.Listener{Name: name, HTTP: h, HTTPLimits: limits, Accept: set.accept()}, nil
+	return worker.Listener{Name: name, HTTP: h, HTTPLimits: limits, Streams: streams, Accept: set.accept()}, nil
 }
 
 // listener takes, of what the operator can set, what HTTP has as well:
@@ -657,12 +678,9 @@ func (p Web) listener(name string, set listenerConfig) (worker.Listener, error) 
 	}
 	streams := make(map[string]httpweb.Stream)
 	for path, s := range p.Streams {
-		if s == nil || !strings.HasPrefix(path, "/") || strings.ContainsAny(path, "?#% ") {
-			return worker.Listener{}, fmt.Errorf("stream at %q: want a path as it is in a request, and what is served there", path)
-		}
 		var err error
-		if streams[path], err = s.stream(path, set); err != nil {
-			return worker.Listener{}, fmt.Errorf("stream at %q: %w", path, err)
+		if streams[path], err = streamAt(path, s, set); err != nil {
+			return worker.Listener{}, err
 		}
 	}
 	h := httpweb.New(httpweb.Config{Handler: p.Handler, Inline: p.Inline, Reuse: p.Reuse, Limits: p.Limits, Streams: streams})
@@ -674,6 +692,18 @@ func (p Web) listener(name string, set listenerConfig) (worker.Listener, error) 
 		return worker.Listener{}, err
 	}
 	return worker.Listener{Name: name, Conn: c, Dispatch: set.Dispatch, Accept: set.accept()}, nil
+}
+
+// streamAt returns what is served at a path, or what is wrong with that.
+func streamAt(path string, s Stream, set listenerConfig) (httpweb.Stream, error) {
+	if s == nil || !strings.HasPrefix(path, "/") || strings.ContainsAny(path, "?#% ") {
+		return httpweb.Stream{}, fmt.Errorf("stream at %q: want a path as it is in a request, and what is served there", path)
+	}
+	made, err := s.stream(path, set)
+	if err != nil {
+		return httpweb.Stream{}, fmt.Errorf("stream at %q: %w", path, err)
+	}
+	return made, nil
 }
 
 // callbacks gives the callbacks of a Framed their typed connection.

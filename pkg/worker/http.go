@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/wire/proxyproto"
 )
 
@@ -56,11 +57,13 @@ type httpServer struct {
 	stall  time.Duration // negative: no such deadline
 	header time.Duration // for a PROXY header; negative: no such deadline
 	gate   *gate
-	tls    *tls.Config         // nil: none
-	proxy  *proxyproto.Trusted // nil: none
-	queue  chan accepted       // that net/http has not taken
-	closed chan struct{}       // closed when nothing more comes into the queue
-	empty  chan struct{}       // told when the last connection has gone
+	tls    *tls.Config // nil: none
+	// streams are, by path, what connections become on the loop; nil: none
+	streams map[string]*conn.Config
+	proxy   *proxyproto.Trusted // nil: none
+	queue   chan accepted       // that net/http has not taken
+	closed  chan struct{}       // closed when nothing more comes into the queue
+	empty   chan struct{}       // told when the last connection has gone
 
 	open     atomic.Int64 // connections, those in the queue included
 	lastConn atomic.Uint64
@@ -250,8 +253,18 @@ func (s *httpServer) wrap(h http.Handler) http.Handler {
 			s.begins(c)
 			defer s.answers(c)
 		}
-		if s.leaving.Load() {
+		leaving := s.leaving.Load()
+		if leaving {
 			w.Header().Set("Connection", "close")
+		}
+		if to := s.stream(r); to != nil {
+			c, ok := r.Context().Value(httpConnKey{}).(*httpConn)
+			if leaving || !ok {
+				http.Error(w, "this worker leaves", http.StatusServiceUnavailable) // another one takes the next attempt
+				return
+			}
+			s.move(w, r, c, to)
+			return
 		}
 		defer func() {
 			v := recover()

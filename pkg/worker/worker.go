@@ -103,6 +103,10 @@ type Listener struct {
 	HTTP http.Handler
 	// HTTPLimits go with HTTP.
 	HTTPLimits HTTPLimits
+	// Streams go with HTTP and without TLS: what connections become on the
+	// loop with an upgrade that is asked for by a GET of these paths. Their first input is the
+	// request. Each has a ProtocolName of its own. nil: nothing.
+	Streams map[string]*conn.Config
 }
 
 // Application is what a conn.Handler may be besides, if it has goroutines of
@@ -420,11 +424,34 @@ func (w *Worker) makeListeners(in *link.Inherited) error {
 			l.conns = w.configure(c.Conn, c, l)
 		} else {
 			l.http = newHTTPServer(w, c, l.gate)
+			l.conns = w.streamsOf(c, l)
 			w.servers = append(w.servers, l.http)
 		}
 		w.listeners = append(w.listeners, l)
 	}
 	return nil
+}
+
+// streamsOf has net/http know what connections may become, and returns the
+// Config by which other workers' are found; nil if there are none.
+func (w *Worker) streamsOf(c *Listener, l *listener) *conn.Config {
+	if len(c.Streams) == 0 {
+		return nil
+	}
+	plain := *c
+	plain.Proxy = nil // its header has come
+	var all *conn.Config // one of them, which has the others
+	l.http.streams = make(map[string]*conn.Config)
+	for path, from := range c.Streams {
+		to := w.configure(from, &plain, l)
+		l.http.streams[path] = to
+		if all == nil {
+			all = to
+		} else {
+			all.Becomes = append(all.Becomes, to)
+		}
+	}
+	return all
 }
 
 // configure returns a copy of a Config that knows its listener, and of what
