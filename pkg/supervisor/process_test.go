@@ -477,7 +477,7 @@ func TestStoppedRealWorkerIsKilledAndReplaced(t *testing.T) {
 }
 
 func TestReapWithoutAMarkKillsNobody(t *testing.T) {
-	if n, err := Reap(t.TempDir()); n != 0 || err != nil {
+	if n, err := Reap(t.TempDir(), false); n != 0 || err != nil {
 		t.Errorf("killed %d, %v", n, err)
 	}
 }
