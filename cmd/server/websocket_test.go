@@ -296,7 +296,7 @@ func TestPythonClientNoticesNoReload(t *testing.T) {
 // page keeps one WebSocket: after each echo it asks whether it is to go on.
 const page = `<!doctype html><title>test</title><script>
 const tell = (what) => fetch("/tell?" + what).then((r) => r.text());
-const ws = new WebSocket("ws://ADDRESS/");
+const ws = new WebSocket("ADDRESS");
 let n = 0;
 ws.onopen = () => { tell("open"); ws.send("0"); };
 ws.onmessage = async (m) => {
@@ -309,13 +309,19 @@ ws.onclose = (e) => tell("close " + e.code + " " + e.wasClean);
 
 func TestBrowserKeepsItsWebSocketOverReloads(t *testing.T) {
 	s := startWS(t, "origins = [\"http://127.0.0.1:*\"]\ncompress_above = 1\n")
+	browserTalks(t, s, "ws://"+s.Addr("ws-echo")+"/")
+}
+
+// browserTalks has a browser keep its WebSocket over some reloads.
+func browserTalks(t *testing.T, s *servicetest.Service, address string, flags ...string) {
+	t.Helper()
 	var mu sync.Mutex
 	told, stop := map[string]int{}, false
 	pages := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/":
 			w.Header().Set("Content-Type", "text/html")
-			io.WriteString(w, strings.ReplaceAll(page, "ADDRESS", s.Addr("ws-echo")))
+			io.WriteString(w, strings.ReplaceAll(page, "ADDRESS", address))
 		case "/tell":
 			mu.Lock()
 			defer mu.Unlock()
@@ -329,7 +335,7 @@ func TestBrowserKeepsItsWebSocketOverReloads(t *testing.T) {
 	}))
 	defer pages.Close()
 
-	browser.Open(t, pages.URL)
+	browser.Open(t, pages.URL, flags...)
 	saw := func(what string, times int) {
 		t.Helper()
 		s.Await(what+" in the browser", func(control.Status) bool {
