@@ -26,6 +26,7 @@ var floors = map[string]int{
 	"pkg/reactor":         0,
 	"pkg/rows":            0,
 	"pkg/scoreboard":      0,
+	"pkg/signals":         0,
 	"pkg/unit":            0,
 	"pkg/wire":            0,
 	"pkg/wire/delimiter":  0,

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mainstay-go/mainstay/pkg/control"
+	"github.com/mainstay-go/mainstay/pkg/signals"
 	"github.com/mainstay-go/mainstay/pkg/supervisor"
 )
 
@@ -31,6 +32,9 @@ func (e *exitError) Error() string { return fmt.Sprintf("exit %d: %v", e.code, e
 
 // command plays the role that the command line asks for.
 func (s *Service) command(args []string) int {
+	if len(args) > 0 && args[0] == runName {
+		signals.Watch() // a stop must not come before it is awaited; the supervisor receives it
+	}
 	root := s.commands()
 	root.SetArgs(args)
 	err := root.Execute()
@@ -99,9 +103,12 @@ func helpCommand(root *cobra.Command) *cobra.Command {
 	}
 }
 
+// runName is the command that is the supervisor's role.
+const runName = "run"
+
 func (s *Service) runCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "run",
+		Use:   runName,
 		Short: "Run the service in the foreground, as systemd does",
 		Long: fmt.Sprintf(`Run the service in the foreground until it is told to stop.
 
@@ -130,7 +137,7 @@ func (s *Service) settingFlags(cmd *cobra.Command) func() runFlags {
 	f := cmd.Flags()
 	config := f.String("config", "", "configuration `FILE` (TOML); default "+s.defaultFile()+", which may be absent")
 	f.String("workers", "", "number `N` of workers; 0: one for each CPU")
-	listen := f.StringArray("listen", nil, "bind a listener: `NAME=URL`, URL being tcp://HOST:PORT, udp://HOST:PORT or unix:///PATH; may be repeated")
+	listen := f.StringArray("listen", nil, "bind a listener: `NAME=URL`, URL being tcp://HOST:PORT, udp://HOST:PORT, unix:///PATH or unixgram:///PATH; may be repeated")
 	serve := f.StringArray("serve", nil, "serve a kind on a listener: `NAME=KIND`, KIND being one of "+list(sortedKeys(s.kinds))+"; may be repeated")
 	f.String("control", "", "`URL` of the control socket; default "+defaults(s.name).Control)
 	f.String("grace", "", "`DURATION` for which a worker that is replaced may go on with its connections; default 30s")
@@ -376,15 +383,16 @@ func (s *Service) reapCommand() *cobra.Command {
 		Use:   "reap",
 		Short: "Kill what an orderly stop has left behind (for ExecStopPost=)",
 		Long: `Kill what is left in the control group of this command, if the service noted in
-its runtime directory that it was stopped in order; otherwise do nothing: after
-a crash the workers finish by themselves. It is the unit's ExecStopPost=.`,
+its runtime directory that it was stopped in order, or systemd says that it died
+of the signal of a stop (EXIT_STATUS); otherwise do nothing: after a crash the
+workers serve on. It is the unit's ExecStopPost=.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			dir := runtimeDir()
 			if dir == "" {
 				dir = "/run/" + s.name
 			}
-			killed, err := supervisor.Reap(dir)
+			killed, err := supervisor.Reap(dir, diedOfStop(os.Getenv))
 			if err != nil {
 				return &exitError{exitFailed, err}
 			}
@@ -394,4 +402,19 @@ a crash the workers finish by themselves. It is the unit's ExecStopPost=.`,
 			return nil
 		},
 	}
+}
+
+// diedOfStop reports whether systemd tells an ExecStopPost= (systemd.exec(5))
+// that the supervisor died of the signal of a stop: it came before the
+// supervisor could take it. systemd counts that as a clean end, after which it
+// starts no other that would adopt the workers.
+func diedOfStop(getenv func(string) string) bool {
+	if getenv("SERVICE_RESULT") != "success" || getenv("EXIT_CODE") != "killed" {
+		return false
+	}
+	switch getenv("EXIT_STATUS") {
+	case "TERM", "INT", "HUP":
+		return true
+	}
+	return false
 }

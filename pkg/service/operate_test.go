@@ -325,3 +325,29 @@ func TestRatesAreThoseOfTheSameProcess(t *testing.T) {
 		t.Errorf("rates %v without an earlier look", got)
 	}
 }
+
+func TestDeathBySignalOfAStopIsToldFromEveryOtherEnd(t *testing.T) {
+	for _, tt := range []struct {
+		name                 string
+		result, code, status string
+		want                 bool
+	}{
+		{name: "a stop before the supervisor could take it", result: "success", code: "killed", status: "TERM", want: true},
+		{name: "ctrl-c", result: "success", code: "killed", status: "INT", want: true},
+		{name: "hang-up", result: "success", code: "killed", status: "HUP", want: true},
+		{name: "a restart before Go could take it", result: "signal", code: "killed", status: "RTMIN+1"},
+		{name: "that as a clean end", result: "success", code: "killed", status: "RTMIN+1"},
+		{name: "kill -9", result: "signal", code: "killed", status: "KILL"},
+		{name: "watchdog", result: "watchdog", code: "dumped", status: "ABRT"},
+		{name: "start timeout", result: "timeout", code: "killed", status: "TERM"},
+		{name: "orderly end", result: "success", code: "exited", status: "0"},
+		{name: "no systemd"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			env := map[string]string{"SERVICE_RESULT": tt.result, "EXIT_CODE": tt.code, "EXIT_STATUS": tt.status}
+			if got := diedOfStop(func(name string) string { return env[name] }); got != tt.want {
+				t.Errorf("%v, want %v", got, tt.want)
+			}
+		})
+	}
+}

@@ -15,6 +15,7 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/activation"
 	"github.com/mainstay-go/mainstay/pkg/control"
 	"github.com/mainstay-go/mainstay/pkg/link"
+	"github.com/mainstay-go/mainstay/pkg/signals"
 )
 
 // shelf is a service manager's store.
@@ -139,7 +140,7 @@ func succession(t *testing.T, settings Settings, behave func(*fake), during func
 		if err != nil {
 			t.Fatal(err)
 		}
-		first.post(signalled{restartSignal})
+		first.post(signalled{signals.Restart})
 		synctest.Wait()
 		if dies {
 			if err := first.saved.write(last); err != nil {

@@ -17,13 +17,17 @@ import (
 // supervisor has left its mark in runtimeDir, Reap kills every process of its
 // own cgroup but itself, waits until they are gone, removes the mark and
 // returns their number. Without the mark, that is after a crash or before a
-// restart, it leaves the workers alone and returns 0. It fails if the cgroup
-// cannot be read or if a process cannot be killed.
-func Reap(runtimeDir string) (killed int, err error) {
+// restart, it leaves the workers alone and returns 0; unless stopped says that
+// it was a stop all the same, by a signal that came before the supervisor could
+// leave a mark. It fails if the cgroup cannot be read or if a process cannot be
+// killed.
+func Reap(runtimeDir string, stopped bool) (killed int, err error) {
 	mark := filepath.Join(runtimeDir, markName)
 	switch _, err := os.Stat(mark); {
 	case errors.Is(err, os.ErrNotExist):
-		return 0, nil
+		if !stopped {
+			return 0, nil
+		}
 	case err != nil:
 		return 0, fmt.Errorf("supervisor: reap: %w", err)
 	}
@@ -34,7 +38,7 @@ func Reap(runtimeDir string) (killed int, err error) {
 	if killed, err = killCgroup(dir); err != nil {
 		return killed, fmt.Errorf("supervisor: reap: %w", err)
 	}
-	if err := os.Remove(mark); err != nil {
+	if err := os.Remove(mark); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return killed, fmt.Errorf("supervisor: reap: %w", err)
 	}
 	return killed, nil

@@ -21,6 +21,7 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/notify"
 	"github.com/mainstay-go/mainstay/pkg/rows"
 	"github.com/mainstay-go/mainstay/pkg/scoreboard"
+	"github.com/mainstay-go/mainstay/pkg/signals"
 )
 
 // Config is what a Supervisor is made of.
@@ -510,12 +511,12 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	}
 	s.alarm = alarm
 	s.unmark()
-	signals, unwatch := watchSignals()
-	defer unwatch()
+	collected := signals.Watch()
+	defer signals.Unwatch()
 	go func() {
 		for {
 			select {
-			case sig := <-signals:
+			case sig := <-collected:
 				s.post(signalled{sig})
 			case <-s.done:
 				return
