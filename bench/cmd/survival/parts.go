@@ -18,8 +18,9 @@ import (
 const mostEach = 18_000
 
 // hanging is a setting of the service whose worker hangs: the default would
-// only have everybody wait for longer.
-const hanging = "hang_timeout = \"1s\"\n"
+// only have everybody wait for longer. An idle worker's loop turns once a second,
+// so it may not be less than that.
+const hanging = "hang_timeout = \"2s\"\n"
 
 // restartPause is RestartSec= as systemd has it if nobody sets it.
 const restartPause = 100 * time.Millisecond
