@@ -60,10 +60,11 @@ func TestSocketsOfSystemdAreServedByName(t *testing.T) {
 		bind(t, "six", "tcp6://[::1]:0"),
 		bind(t, "echo", "tcp4://127.0.0.1:0"),
 		bind(t, "udp-echo", "udp://127.0.0.1:0"),
+		bind(t, "log", "unixgram://"+dir+"/d.sock"),
 	}
 	address := "unix://" + dir + "/c.sock"
-	cmd, stderr := activate(t, sockets, []string{"LISTEN_PID=self", "LISTEN_FDS=4", "LISTEN_FDNAMES=text-echo:six:echo:udp-echo"},
-		"run", "--workers", "1", "--serve", "six=echo", "--control", address)
+	cmd, stderr := activate(t, sockets, []string{"LISTEN_PID=self", "LISTEN_FDS=5", "LISTEN_FDNAMES=text-echo:six:echo:udp-echo:log"},
+		"run", "--workers", "1", "--serve", "six=echo", "--serve", "log=udp-echo", "--control", address)
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
 	defer func() {
@@ -105,7 +106,11 @@ func TestSocketsOfSystemdAreServedByName(t *testing.T) {
 func connect(t *testing.T, s activation.Socket) net.Conn {
 	t.Helper()
 	network, address, _ := strings.Cut(s.Address, "://")
-	c, err := net.Dial(network, address)
+	dialer := net.Dialer{}
+	if network == "unixgram" {
+		dialer.LocalAddr = &net.UnixAddr{Name: t.TempDir() + "/c", Net: network} // what is answered has a path
+	}
+	c, err := dialer.Dial(network, address)
 	if err != nil {
 		t.Fatal(err)
 	}

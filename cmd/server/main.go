@@ -52,7 +52,10 @@ func replyPacket(_ *service.Worker, p *service.Datagram) { _ = p.Reply(p.Data) }
 func pause(c *service.Conn[none])  { c.Pause() }
 func resume(c *service.Conn[none]) { c.Resume() }
 
+// plain is a header's value, in the form that leaves no garbage.
+var plain = []string{"text/plain; charset=utf-8"}
+
 func hello(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header()["Content-Type"] = plain
 	io.WriteString(w, "hello\n")
 }

@@ -115,9 +115,24 @@ func TestMalformedActivationIsAnErrorThatNamesTheFault(t *testing.T) {
 			}
 			return f
 		}), good, []string{"fd 4", `"local"`, "connected datagram"}},
-		{"a unix datagram socket", second(func(t *testing.T) *os.File {
-			return newSocket(t, unix.AF_UNIX, unix.SOCK_DGRAM, false)
-		}), good, []string{"fd 4", "datagram"}},
+		{"a unix datagram socket that is not bound", second(func(t *testing.T) *os.File {
+			fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f := os.NewFile(uintptr(fd), "socket")
+			t.Cleanup(func() { f.Close() })
+			return f
+		}), good, []string{"fd 4", "datagram socket that is not bound"}},
+		{"a pair of unix datagram sockets", second(func(t *testing.T) *os.File {
+			pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a, b := os.NewFile(uintptr(pair[0]), "a"), os.NewFile(uintptr(pair[1]), "b")
+			t.Cleanup(func() { a.Close(); b.Close() })
+			return a
+		}), good, []string{"fd 4", "connected datagram"}},
 		{"a listening seqpacket socket", second(func(t *testing.T) *os.File {
 			return newSocket(t, unix.AF_UNIX, unix.SOCK_SEQPACKET, true)
 		}), good, []string{"fd 4", "seqpacket"}},
@@ -159,6 +174,17 @@ func TestUDPSocketIsInherited(t *testing.T) {
 		t.Fatalf("got %+v", got)
 	}
 	if s := got.Sockets[0]; s.Network != "udp" || s.Name != "dns" || !s.Inherited || !strings.HasPrefix(s.Address, "udp://127.0.0.1:") {
+		t.Errorf("got %+v", s)
+	}
+}
+
+func TestUnixDatagramSocketIsInherited(t *testing.T) {
+	f := newSocket(t, unix.AF_UNIX, unix.SOCK_DGRAM, false)
+	got := activate(t, []*os.File{f}, "LISTEN_PID=self", "LISTEN_FDS=1", "LISTEN_FDNAMES=log")
+	if got.Error != "" || len(got.Sockets) != 1 {
+		t.Fatalf("got %+v", got)
+	}
+	if s := got.Sockets[0]; s.Network != "unixgram" || s.Name != "log" || !s.Inherited || !strings.HasPrefix(s.Address, "unixgram:///") {
 		t.Errorf("got %+v", s)
 	}
 }

@@ -35,12 +35,13 @@ type Options struct {
 //	udp://, udp4://, udp6://  the same for datagrams
 //	unix:///PATH       a file
 //	unix://@NAME       an abstract address
+//	unixgram:///PATH, unixgram://@NAME  the same for datagrams
 //
 // Port 0 is any free one. A zone is written [fe80::1%25eth0]. Bytes that mean
 // something in a URL are percent-encoded. The query may have backlog=N (1 to
 // 2147483647; not for datagrams) and, for a file, mode=OCTAL (0001 to 0777).
 //
-// network is "tcp", "udp" or "unix". Names of hosts are not looked up. An error
+// network is "tcp", "udp", "unix" or "unixgram". Names of hosts are not looked up. An error
 // begins "activation: ", quotes the URL and says what was expected.
 func ParseURL(rawURL string) (network string, addr unix.Sockaddr, opts Options, err error) {
 	fail := func(err error) (string, unix.Sockaddr, Options, error) {
@@ -59,11 +60,11 @@ func ParseURL(rawURL string) (network string, addr unix.Sockaddr, opts Options, 
 	case "tcp", "tcp4", "tcp6", "udp", "udp4", "udp6":
 		network = scheme[:3]
 		addr, opts.V6Only, err = parseIP(scheme, where)
-	case "unix":
-		network = "unix"
+	case "unix", "unixgram":
+		network = scheme
 		addr, err = parseUnix(where)
 	default:
-		err = fmt.Errorf("scheme %q, want tcp, tcp4, tcp6, udp, udp4, udp6 or unix", scheme)
+		err = fmt.Errorf("scheme %q, want tcp, tcp4, tcp6, udp, udp4, udp6, unix or unixgram", scheme)
 	}
 	if err != nil {
 		return fail(err)
@@ -140,8 +141,8 @@ func parseUnix(path string) (unix.Sockaddr, error) {
 }
 
 func (o *Options) parseQuery(query, network string, isPath bool) error {
-	isFile := network == "unix" && isPath
-	if network != "udp" {
+	isFile := network != "tcp" && network != "udp" && isPath
+	if !Datagrams(network) {
 		o.Backlog = DefaultBacklog
 	}
 	values, err := url.ParseQuery(query)
@@ -154,7 +155,7 @@ func (o *Options) parseQuery(query, network string, isPath bool) error {
 		}
 		value := all[0]
 		switch {
-		case key == "backlog" && network == "udp":
+		case key == "backlog" && Datagrams(network):
 			return fmt.Errorf("backlog=%s: only a socket that accepts connections has one", value)
 		case key == "backlog":
 			n, err := strconv.ParseUint(value, 10, 31)
@@ -177,8 +178,8 @@ func (o *Options) parseQuery(query, network string, isPath bool) error {
 	return nil
 }
 
-// formatURL is the URL that ParseURL reads back as sa, without options.
-// network is that of an IP address.
+// formatURL is the URL that ParseURL reads back as sa, of that network, without
+// options.
 func formatURL(network string, sa unix.Sockaddr) string {
 	onIP := func(ip netip.Addr, port int) string {
 		return (&url.URL{Scheme: network, Host: netip.AddrPortFrom(ip, uint16(port)).String()}).String()
@@ -193,7 +194,7 @@ func formatURL(network string, sa unix.Sockaddr) string {
 		}
 		return onIP(ip, sa.Port)
 	case *unix.SockaddrUnix:
-		return "unix://" + (&url.URL{Path: sa.Name}).EscapedPath()
+		return network + "://" + (&url.URL{Path: sa.Name}).EscapedPath()
 	}
 	return fmt.Sprintf("unknown:%T", sa)
 }
@@ -205,6 +206,10 @@ func zoneName(id uint32) string {
 	}
 	return strconv.FormatUint(uint64(id), 10)
 }
+
+// Datagrams says whether a socket of that network, as [ParseURL] returns it,
+// receives datagrams; others accept connections.
+func Datagrams(network string) bool { return network == "udp" || network == "unixgram" }
 
 // Listen binds a socket to the URL (see [ParseURL]) and listens, if it is not
 // one for datagrams. The caller owns it. Socket.Address has the port that the kernel chose for port 0.
@@ -239,7 +244,7 @@ func (s *Socket) listen(addr unix.Sockaddr, opts Options) (err error) {
 		family = unix.AF_INET6
 	}
 	kind := unix.SOCK_STREAM
-	if s.Network == "udp" {
+	if Datagrams(s.Network) {
 		kind = unix.SOCK_DGRAM
 	}
 	s.FD, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -253,7 +258,7 @@ func (s *Socket) listen(addr unix.Sockaddr, opts Options) (err error) {
 		}
 	}()
 	if path, ok := addr.(*unix.SockaddrUnix); ok {
-		s.file, err = bindUnix(s.FD, path, opts.Mode)
+		s.file, err = bindUnix(s.FD, kind, path, opts.Mode)
 	} else {
 		err = bindIP(s.FD, kind, family, addr, opts.V6Only)
 	}
@@ -291,7 +296,7 @@ func bindIP(fd, kind, family int, addr unix.Sockaddr, v6only bool) error {
 }
 
 // bindUnix binds fd and returns the file it made, if the address is one.
-func bindUnix(fd int, addr *unix.SockaddrUnix, mode os.FileMode) (socketFile, error) {
+func bindUnix(fd, kind int, addr *unix.SockaddrUnix, mode os.FileMode) (socketFile, error) {
 	if addr.Name[0] == '@' {
 		return socketFile{}, os.NewSyscallError("bind", unix.Bind(fd, addr))
 	}
@@ -304,7 +309,7 @@ func bindUnix(fd int, addr *unix.SockaddrUnix, mode os.FileMode) (socketFile, er
 	}
 	err := unix.Bind(fd, addr)
 	if errors.Is(err, unix.EADDRINUSE) {
-		if err := removeStale(addr); err != nil {
+		if err := removeStale(kind, addr); err != nil {
 			return socketFile{}, err
 		}
 		err = unix.Bind(fd, addr)
@@ -327,8 +332,9 @@ func bindUnix(fd int, addr *unix.SockaddrUnix, mode os.FileMode) (socketFile, er
 }
 
 // removeStale unlinks the file at addr if it is a socket on which nobody
-// listens.
-func removeStale(addr *unix.SockaddrUnix) error {
+// listens. kind is that of the socket which is to take its place: connect(2)
+// finds out that nobody is there before it compares the kinds.
+func removeStale(kind int, addr *unix.SockaddrUnix) error {
 	var st unix.Stat_t
 	if err := unix.Lstat(addr.Name, &st); err != nil {
 		return os.NewSyscallError("lstat", err)
@@ -336,7 +342,7 @@ func removeStale(addr *unix.SockaddrUnix) error {
 	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
 		return errors.New("the file is there and is not a socket")
 	}
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	fd, err := unix.Socket(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return os.NewSyscallError("socket", err)
 	}

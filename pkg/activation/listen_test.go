@@ -16,7 +16,7 @@ import (
 // dial connects to the address of a Socket, and closes.
 func dial(t *testing.T, address string) error {
 	t.Helper()
-	_, addr, _, err := ParseURL(address)
+	network, addr, _, err := ParseURL(address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,7 +27,11 @@ func dial(t *testing.T, address string) error {
 	case *unix.SockaddrInet6:
 		family = unix.AF_INET6
 	}
-	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	kind := unix.SOCK_STREAM
+	if Datagrams(network) {
+		kind = unix.SOCK_DGRAM
+	}
+	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
@@ -82,6 +86,8 @@ var urlTests = []struct {
 	{"unix:///run/x.sock", "unix", &unix.SockaddrUnix{Name: "/run/x.sock"}, Options{Backlog: 4096}},
 	{"unix:///run/x.sock?mode=0660&backlog=1", "unix", &unix.SockaddrUnix{Name: "/run/x.sock"}, Options{Backlog: 1, Mode: 0o660}},
 	{"unix:///run/a%20b%3Fc%25", "unix", &unix.SockaddrUnix{Name: "/run/a b?c%"}, Options{Backlog: 4096}},
+	{"unixgram:///run/x.sock?mode=0660", "unixgram", &unix.SockaddrUnix{Name: "/run/x.sock"}, Options{Mode: 0o660}},
+	{"unixgram://@abstract/name", "unixgram", &unix.SockaddrUnix{Name: "@abstract/name"}, Options{}},
 	{"unix://@abstract/name", "unix", &unix.SockaddrUnix{Name: "@abstract/name"}, Options{Backlog: 4096}},
 }
 
@@ -110,6 +116,8 @@ var badURLs = []struct{ name, url, want string }{
 	{"no scheme", "127.0.0.1:80", "want tcp://"},
 	{"another scheme", "sctp://127.0.0.1:80", `scheme "sctp"`},
 	{"backlog of datagrams", "udp://127.0.0.1:80?backlog=1", "backlog=1"},
+	{"backlog of unix datagrams", "unixgram:///run/x?backlog=1", "backlog=1"},
+	{"unix datagrams at no path", "unixgram://run/x", "absolute path"},
 	{"mode of UDP", "udp://127.0.0.1:80?mode=0660", "mode=0660"},
 	{"IPv6 for udp4", "udp4://[::1]:80", "want an IPv4"},
 	{"no port", "tcp://127.0.0.1", "want HOST:PORT"},
@@ -164,7 +172,7 @@ func FuzzParseURL(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if (opts.Backlog < 1) != (network == "udp") || opts.Mode > 0o777 {
+		if (opts.Backlog < 1) != Datagrams(network) || opts.Mode > 0o777 {
 			t.Fatalf("options %+v", opts)
 		}
 		// What Socket.Address shows can be given to Listen again.
@@ -311,15 +319,35 @@ func TestFileThatIsGoneIsNoErrorAtClose(t *testing.T) {
 }
 
 func TestStaleSocketFileIsReplaced(t *testing.T) {
-	path := t.TempDir() + "/s"
-	dead, err := Listen("dead", "unix://"+path)
-	if err != nil {
-		t.Fatal(err)
+	for _, tt := range []struct{ dead, live string }{
+		{"unix://", "unix://"}, {"unixgram://", "unixgram://"}, {"unix://", "unixgram://"}, {"unixgram://", "unix://"},
+	} {
+		t.Run(tt.dead+" by "+tt.live, func(t *testing.T) {
+			path := t.TempDir() + "/s"
+			dead, err := Listen("dead", tt.dead+path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			unix.Close(dead.FD) // as when its process was killed: the file stays
+			s := listen(t, tt.live+path)
+			if err := dial(t, s.Address); err != nil {
+				t.Errorf("dial %s: %v", s.Address, err)
+			}
+		})
 	}
-	unix.Close(dead.FD) // as when its process was killed: the file stays
-	s := listen(t, "unix://"+path)
-	if err := dial(t, s.Address); err != nil {
-		t.Errorf("dial %s: %v", s.Address, err)
+}
+
+func TestLiveSocketFileOfDatagramsIsNotReplaced(t *testing.T) {
+	path := t.TempDir() + "/s"
+	live := listen(t, "unixgram://"+path)
+	if _, err := Listen("second", "unixgram://"+path); !errors.Is(err, unix.EADDRINUSE) {
+		t.Errorf("got %v, want EADDRINUSE", err)
+	}
+	if _, err := Listen("second", "unix://"+path); err == nil {
+		t.Error("replaced by a stream socket")
+	}
+	if err := dial(t, live.Address); err != nil {
+		t.Errorf("the live socket: %v", err)
 	}
 }
 

@@ -8,14 +8,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Socket is a listening stream socket, or a bound UDP one, close-on-exec and
-// non-blocking. It is a
-// plain value: copies name the same fd, and one of them is closed, once.
+// Socket is a listening stream socket, or a bound datagram one of UDP or
+// AF_UNIX, close-on-exec and non-blocking. It is a plain value: copies name the
+// same fd, and one of them is closed, once.
 type Socket struct {
 	Name      string // printable ASCII without a colon, unique in the process
 	FD        int    // owned by whoever holds the Socket
-	Network   string // "tcp", "udp" or "unix"
-	Address   string // the bound address as a URL: "tcp://127.0.0.1:80", "tcp://[::]:80", "udp://127.0.0.1:53", "unix:///run/x.sock", "unix://@abstract"
+	Network   string // "tcp", "udp", "unix" or "unixgram"
+	Address   string // the bound address as a URL: "tcp://127.0.0.1:80", "tcp://[::]:80", "udp://127.0.0.1:53", "unix:///run/x.sock", "unixgram://@abstract"
 	Inherited bool   // handed over; false: bound by Listen
 	Blocking  bool   // it was blocking when it was handed over, for all who share it
 
@@ -78,7 +78,7 @@ func inherit(fd int, name string) (Socket, error) {
 	if err != nil {
 		return fail(os.NewSyscallError("fcntl", err))
 	}
-	if network != "udp" {
+	if !Datagrams(network) {
 		if err := inlineUrgent(fd); err != nil {
 			return fail(err)
 		}
@@ -86,8 +86,8 @@ func inherit(fd int, name string) (Socket, error) {
 	return Socket{Name: name, FD: fd, Network: network, Address: address, Inherited: true, Blocking: flags&unix.O_NONBLOCK == 0}, nil
 }
 
-// checkListener returns the network of a listening stream socket or of a UDP
-// one, or what fd is instead.
+// checkListener returns the network of a listening stream socket or of a bound
+// datagram one, or what fd is instead.
 func checkListener(fd int) (network string, err error) {
 	get := func(option int) int {
 		if err != nil {
@@ -104,9 +104,11 @@ func checkListener(fd int) (network string, err error) {
 	case err != nil:
 		return "", os.NewSyscallError("getsockopt", err)
 	case kind == unix.SOCK_DGRAM && (domain == unix.AF_INET || domain == unix.AF_INET6) && protocol == unix.IPPROTO_UDP:
-		return checkDatagram(fd)
+		return "udp", checkDatagram(fd)
+	case kind == unix.SOCK_DGRAM && domain == unix.AF_UNIX:
+		return "unixgram", checkDatagram(fd)
 	case kind == unix.SOCK_DGRAM:
-		return "", fmt.Errorf("a datagram socket of address family %d and protocol %d, want UDP", domain, protocol)
+		return "", fmt.Errorf("a datagram socket of address family %d and protocol %d, want UDP or AF_UNIX", domain, protocol)
 	case kind != unix.SOCK_STREAM:
 		return "", fmt.Errorf("a socket of type %s, want a listening stream socket or a datagram socket", typeName(kind))
 	case listens == 0:
@@ -121,26 +123,28 @@ func checkListener(fd int) (network string, err error) {
 	return "tcp", nil
 }
 
-// checkDatagram wants a UDP socket that is bound and not connected.
-func checkDatagram(fd int) (network string, err error) {
+// checkDatagram wants a datagram socket that is bound and not connected.
+func checkDatagram(fd int) error {
 	if _, err := unix.Getpeername(fd); err == nil {
-		return "", errors.New("a connected datagram socket, want one that is only bound")
+		return errors.New("a connected datagram socket, want one that is only bound")
 	}
 	sa, err := unix.Getsockname(fd)
 	if err != nil {
-		return "", os.NewSyscallError("getsockname", err)
+		return os.NewSyscallError("getsockname", err)
 	}
-	port := 0
+	bound := false
 	switch sa := sa.(type) {
 	case *unix.SockaddrInet4:
-		port = sa.Port
+		bound = sa.Port != 0
 	case *unix.SockaddrInet6:
-		port = sa.Port
+		bound = sa.Port != 0
+	case *unix.SockaddrUnix:
+		bound = sa.Name != ""
 	}
-	if port == 0 {
-		return "", errors.New("a datagram socket that is not bound")
+	if !bound {
+		return errors.New("a datagram socket that is not bound")
 	}
-	return "udp", nil
+	return nil
 }
 
 func typeName(kind int) string {

@@ -187,6 +187,10 @@ func (a *Adopted) restoreLayer(st *state) error {
 		return fmt.Errorf("%w: %w", ErrState, err)
 	}
 	l.tls, l.info = keys, &info
+	if err := c.findKernel(l, s.flags&layerKernel != 0); err != nil {
+		keys.Drop()
+		return err
+	}
 	if len(s.in) > 0 {
 		l.in = getBuffer(len(s.in)).add(s.in)
 	}

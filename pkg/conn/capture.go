@@ -113,7 +113,8 @@ const (
 	layerProxy = 1 << iota // the PROXY header is to come
 	layerQuiet
 	layerTruncated
-	layerNoted // made by Resting: the keys are in the slab
+	layerNoted  // made by Resting: the keys are in the slab
+	layerKernel // the kernel seals, see ktls.go
 
 	layerKnown = 1<<iota - 1
 )
@@ -222,6 +223,7 @@ func (l *layer) capture() (*layerState, error) {
 	set(layerProxy, l.stage == stageProxy)
 	set(layerQuiet, l.quiet)
 	set(layerTruncated, l.truncated)
+	set(layerKernel, l.kernel)
 	if l.in != nil {
 		s.in = l.in.bytes()
 	}

@@ -97,6 +97,9 @@ func (c *Conn) startClosing() {
 // wait for its end. Closing the descriptor with unread bytes in it, or with
 // bytes to come, would reset the connection and with it what is on its way.
 func (c *Conn) flushed() {
+	if !c.shut && !c.kernelSent() {
+		return
+	}
 	if c.eof || c.cfg.packets { // datagrams have no end to wait for
 		c.release(c.reason())
 		return

@@ -73,6 +73,11 @@ type Config struct {
 	TLS        *tls.Config
 	Handshakes *Handshakes
 
+	// KernelTLS has the kernel seal what connections over TCP with TLS 1.3
+	// send, see ProbeKernelTLS. Where it cannot, and for those that are taken over
+	// without it, all is as if this were not set.
+	KernelTLS bool
+
 	// Seat gets the counters; nil means that nobody reads them.
 	Seat *scoreboard.Seat
 

@@ -294,6 +294,11 @@ func (c *Conn) Session() wire.Session {
 // SetValue keeps the application's own state of this connection.
 func (c *Conn) SetValue(v any) { c.value.Store(&v) }
 
+// SetValueAt is SetValue(*v) for whoever has room for the interface anyway,
+// most often in what it points to: many idle connections then take less memory. *v is not
+// to be changed any more.
+func (c *Conn) SetValueAt(v *any) { c.value.Store(v) }
+
 // Authenticated says that the peer has shown who it is: Limits.Auth is over
 // for this connection.
 func (c *Conn) Authenticated() { c.flags.Or(flagAuthenticated) }

@@ -82,7 +82,7 @@ func (d *drain) left(s *Set) int {
 	if d.outgoing {
 		return s.outgoing
 	}
-	return len(s.conns) - s.outgoing
+	return s.conns.count - s.outgoing
 }
 
 func (s *Set) startDrain(running **drain, outgoing bool, mode DrainMode, grace time.Duration, done func()) {
@@ -126,20 +126,20 @@ func (s *Set) drainStep(d *drain) {
 	half := max((d.end-d.start)/2, 1)
 	switch late := now - d.start - half; {
 	case now >= d.end:
-		for i := len(s.conns) - 1; i >= 0; i-- {
+		for i := s.conns.count - 1; i >= 0; i-- {
 			// A frozen one is perhaps another process's already; if it comes
 			// back, the next step finds it.
-			if c := s.conns[i]; d.has(c) && !c.has(flagFrozen) {
+			if c := s.conns.at(i); d.has(c) && !c.has(flagFrozen) {
 				c.cut(d.why)
 			}
 		}
 	case d.mode == DrainPatient && late >= 0:
 		if d.list == nil {
-			for _, c := range s.conns {
+			s.Each(func(c *Conn) {
 				if d.has(c) {
 					d.list = append(d.list, c)
 				}
-			}
+			})
 		}
 		for upTo := int(int64(len(d.list)) * int64(late) / int64(half)); d.next < upTo; d.next++ {
 			d.list[d.next].drainAtBoundary()

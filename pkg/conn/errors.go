@@ -12,6 +12,10 @@ var (
 	// ErrClosed is Send's answer once Close was called or the connection is over.
 	ErrClosed = errors.New("conn: closed")
 
+	// ErrNoAddress is Reply's answer to a datagram of a unix socket that is
+	// not bound: there is no address to send to.
+	ErrNoAddress = errors.New("conn: sender has no address, want a unix datagram socket that is bound to one")
+
 	// ErrFull is Send's answer to a message with which more than
 	// Limits.SendHard bytes would wait.
 	ErrFull = errors.New("conn: send queue is full")

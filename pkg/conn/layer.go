@@ -41,6 +41,9 @@ type layer struct {
 	peerBye   bool              // legacy has the peer's close_notify
 	truncated bool              // the stream has ended, and not within TLS
 	bye       bool              // our close_notify is sealed
+	toKernel  bool              // the kernel is to seal, see ktls.go
+	kernel    bool              // and does
+	looking   bool              // whether it has passed on all
 
 	noted uint32 // Updates of the keys that are in the slab, if extra.noted
 
@@ -297,7 +300,18 @@ func (c *Conn) flushSealedLocked(l *layer) {
 		}
 		return
 	}
-	text := c.plainLocked()
+	if l.toKernel || l.kernel {
+		c.mu.Unlock()
+		if l.toKernel {
+			c.useKernel(l)
+		}
+		if l.kernel {
+			c.flushKernel(l)
+			return
+		}
+		c.mu.Lock()
+	}
+	text := c.plainLocked(sealMost)
 	bye = bye && len(text) == c.out.bytes
 	c.mu.Unlock()
 	// Only the loop takes bytes out, and Send only adds behind them.
@@ -357,9 +371,9 @@ func (c *Conn) sealDirect(l *layer, text []byte, bye bool) []byte {
 	return record
 }
 
-// plainLocked returns the start of the send queue in one piece, so that many
-// messages make few records. It needs mu.
-func (c *Conn) plainLocked() []byte {
+// plainLocked returns the start of the send queue, at most so many bytes, in one
+// piece, so that many messages make few records. It needs mu.
+func (c *Conn) plainLocked(most int) []byte {
 	var direct []byte
 	if c.set.current == c {
 		direct = c.set.direct
@@ -368,17 +382,17 @@ func (c *Conn) plainLocked() []byte {
 	switch {
 	case head == nil && direct == nil:
 		return nil
-	case head == nil || len(direct) >= sealMost:
-		return direct[:min(len(direct), sealMost)]
+	case head == nil || len(direct) >= most:
+		return direct[:min(len(direct), most)]
 	case len(direct) > 0:
-	case head.next == nil || len(head.bytes()) >= sealMost:
+	case head.next == nil || len(head.bytes()) >= most:
 		part := head.bytes()
-		return part[:min(len(part), sealMost)]
+		return part[:min(len(part), most)]
 	}
 	text := append(c.set.plain[:0], direct...)
-	for b := head; b != nil && len(text) < sealMost; b = b.next {
+	for b := head; b != nil && len(text) < most; b = b.next {
 		part := b.bytes()
-		text = append(text, part[:min(len(part), sealMost-len(text))]...)
+		text = append(text, part[:min(len(part), most-len(text))]...)
 	}
 	c.set.plain = text
 	return text

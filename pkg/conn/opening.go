@@ -292,6 +292,7 @@ func (c *Conn) handshaken(l *layer, r tlsrec.Result) {
 	c.extra.Load().noted = false
 	c.mu.Unlock()
 	l.stage, l.tls, l.legacy, l.quiet = stageOpen, r.Conn, r.Legacy, true
+	l.toKernel = c.cfg.KernelTLS && r.Conn != nil
 	now := c.set.loop.Now()
 	c.partial = someTicks(now)
 	c.expireBy(now) // which looks for what comes first now

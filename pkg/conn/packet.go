@@ -1,6 +1,7 @@
 package conn
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -41,7 +42,7 @@ type PacketConfig struct {
 	// block. A panic in it costs that datagram.
 	OnPacket func(*Datagram)
 
-	MaxMessage int // longest datagram, others are dropped; default what UDP can carry
+	MaxMessage int // longest datagram, others are dropped; default what UDP can carry, at most 64 KiB
 	SendLimit  int // bytes of replies that may wait while the kernel takes none; default 1 MiB
 
 	Seat  *scoreboard.Seat // gets the counters; nil: nobody reads them
@@ -52,7 +53,7 @@ type PacketConfig struct {
 // returns, and is used on its goroutine only.
 type Datagram struct {
 	Data []byte         // must not be changed or kept
-	Peer netip.AddrPort // who sent it
+	Peer netip.AddrPort // who sent it; not valid with a unix socket, see Path
 
 	packets *Packets
 	slot    int // in the arena
@@ -68,13 +69,16 @@ type Packets struct {
 	cfg   PacketConfig
 	token reactor.Token
 	local bool // bound to no one address: replies have to say theirs
+	paths bool // a unix socket
 
 	events  reactor.Events
 	reading bool // Watch was called, and not Unwatch
 	blocked bool // the kernel takes no more until it is Writable
 	queue   []reply
-	bytes   []byte // of the queue's replies, one after the other
-	counted int    // what the seat's QueueBytes has of bytes
+	bytes   []byte // of the queue's replies, one after the other: the receiver's address, then the datagram
+	waiting int    // of these, what the datagrams have
+	counted int    // what the seat's QueueBytes has of waiting
+	full    fullPaths
 	drained func() // told when nothing is left to be sent
 
 	dropped  int           // since it was told last
@@ -84,12 +88,15 @@ type Packets struct {
 
 // reply is a datagram to be sent.
 type reply struct {
-	name       unix.RawSockaddrInet6 // or one of IPv4, which is shorter
 	nameLen    uint32
-	control    [controlSize]byte // the source address
 	controlLen uint32
+	control    [controlSize]byte // the source address
 	length     int
+	since      time.Duration // of a unix socket: when it was given
 }
+
+// size is how many of the bytes are the reply's.
+func (r *reply) size() int { return int(r.nameLen) + r.length }
 
 // controlSize is room for struct in6_pktinfo, or in_pktinfo, as a control
 // message.
@@ -102,7 +109,7 @@ type arena struct {
 	in, out [packetBatch]reactor.Datagram
 	inIOV   [packetBatch]unix.Iovec
 	outIOV  [packetBatch]unix.Iovec
-	names   [packetBatch]unix.RawSockaddrInet6
+	names   [packetBatch]unix.RawSockaddrUnix // or a shorter one of IP
 	control [packetBatch][controlSize]byte
 	current Datagram // that is being handled
 }
@@ -121,9 +128,9 @@ func newArena() *arena {
 	return a
 }
 
-// Packets makes fd, a bound datagram socket of IPv4 or IPv6 that does not
-// block, ready to be served. It stays the caller's, who closes it after
-// Unwatch. It fails if cfg has no OnPacket or a negative limit, or if the
+// Packets makes fd, a bound datagram socket of IPv4, IPv6 or AF_UNIX that does
+// not block, ready to be served. It stays the caller's, who closes it after
+// Unwatch, and not while replies wait: see Drain. It fails if cfg has no OnPacket or a negative limit, or if the
 // system refuses the socket's options. Loop only.
 func (s *Set) Packets(fd int, cfg PacketConfig) (*Packets, error) {
 	if cfg.OnPacket == nil || cfg.MaxMessage < 0 || cfg.SendLimit < 0 {
@@ -165,8 +172,10 @@ func (p *Packets) wantAddress() error {
 		if p.local = sa.Addr == [16]byte{}; p.local {
 			err = unix.SetsockoptInt(p.fd, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
 		}
+	case *unix.SockaddrUnix:
+		p.paths = true
 	default:
-		return errors.New("a socket of another family than AF_INET and AF_INET6")
+		return errors.New("a socket of another family than AF_INET, AF_INET6 and AF_UNIX")
 	}
 	return os.NewSyscallError("setsockopt", err)
 }
@@ -259,7 +268,7 @@ func (p *Packets) receive() {
 	for i := range a.in {
 		a.inIOV[i].SetLen(min(p.cfg.MaxMessage, packetSlot))
 		h := &a.in[i].Header
-		h.Namelen = unix.SizeofSockaddrInet6
+		h.Namelen = unix.SizeofSockaddrUnix
 		h.SetControllen(0)
 		if p.local {
 			h.SetControllen(controlSize)
@@ -290,8 +299,11 @@ func (p *Packets) receive() {
 			continue
 		}
 		a.current = Datagram{
-			Data: a.data[i*packetSlot:][:a.in[i].Len:a.in[i].Len], Peer: peerAddress(&a.names[i]),
+			Data:    a.data[i*packetSlot:][:a.in[i].Len:a.in[i].Len],
 			packets: p, slot: i,
+		}
+		if !p.paths {
+			a.current.Peer = peerAddress((*unix.RawSockaddrInet6)(unsafe.Pointer(&a.names[i])))
 		}
 		p.handle(&a.current)
 	}
@@ -306,45 +318,84 @@ func (p *Packets) handle(d *Datagram) {
 	defer func() {
 		if v := recover(); v != nil {
 			p.cfg.Seat.Panics.Add(1)
-			p.tell(Event{Kind: CallbackPanicked, Peer: d.Peer.String(), Err: &PanicError{Value: v, Stack: debug.Stack()}})
+			p.tell(Event{Kind: CallbackPanicked, Peer: d.from(), Err: &PanicError{Value: v, Stack: debug.Stack()}})
 		}
 		p.cfg.Seat.ClearHandler()
 		now := s.loop.Clock()
 		if took := now - s.since; took > slow && now-p.slowTold >= slowEvery {
 			p.slowTold = now
-			p.tell(Event{Kind: SlowCallback, Peer: d.Peer.String(), Took: took})
+			p.tell(Event{Kind: SlowCallback, Peer: d.from(), Took: took})
 		}
 		s.since = now
 	}()
 	p.cfg.OnPacket(d)
 }
 
+// Path returns the path, or "@name", of the unix socket that sent d; "" if that
+// is bound to none, which cannot be answered, and with UDP, see Peer.
+func (d *Datagram) Path() string {
+	if !d.packets.paths {
+		return ""
+	}
+	a := d.packets.set.arena
+	sa := &a.names[d.slot]
+	return reactor.UnixName(sa, int(a.in[d.slot].Header.Namelen)-int(unsafe.Offsetof(sa.Path)))
+}
+
+// from is who sent it, for people.
+func (d *Datagram) from() string {
+	if d.packets.paths {
+		return cmp.Or(d.Path(), "unix")
+	}
+	return d.Peer.String()
+}
+
 // Reply sends b to where d came from, and from the address that it was sent
 // to; b is copied. nil means that it is in the queue, which leaves when the
 // datagrams that came together have been handled; the network may lose it
-// then. It returns ErrFull, and takes nothing, if more than SendLimit bytes
-// would wait, and ErrTooLong if no datagram is so long. It may be called any
-// number of times.
+// then, and so is it lost if a unix socket that it is for takes nothing for a
+// second. It returns ErrFull, and takes nothing, if more than SendLimit bytes
+// would wait, or more than an eighth of it for a unix socket that takes nothing;
+// ErrNoAddress if d came from a unix socket that is not bound, and ErrTooLong
+// if no datagram is so long. It may be called any number of times.
 func (d *Datagram) Reply(b []byte) error {
 	p := d.packets
 	if len(b) > MaxDatagram {
 		p.cfg.Seat.SendFailures.Add(1)
 		return fmt.Errorf("conn: datagram of %d bytes, want at most %d: %w", len(b), MaxDatagram, ErrTooLong)
 	}
-	if len(p.bytes)+len(b) > p.cfg.SendLimit || len(p.queue) >= p.maxReplies() {
+	a := p.set.arena
+	name := unsafe.Slice((*byte)(unsafe.Pointer(&a.names[d.slot])), a.in[d.slot].Header.Namelen)
+	r := reply{nameLen: uint32(len(name)), length: len(b)}
+	if p.paths {
+		if len(name) <= int(unsafe.Offsetof(a.names[0].Path)) {
+			p.cfg.Seat.SendFailures.Add(1)
+			return ErrNoAddress
+		}
+		r.since = p.set.loop.Now()
+	}
+	if !p.room(name, len(b)) {
 		p.flush()
 	}
-	if len(p.bytes)+len(b) > p.cfg.SendLimit || len(p.queue) >= p.maxReplies() {
+	if !p.room(name, len(b)) {
 		p.cfg.Seat.SendFailures.Add(1)
 		p.drop(ErrFull)
-		return fmt.Errorf("%w: %d bytes wait, %d more would pass %d", ErrFull, len(p.bytes), len(b), p.cfg.SendLimit)
+		return fmt.Errorf("%w: %d bytes wait, %d more would pass %d", ErrFull, p.waiting, len(b), p.cfg.SendLimit)
 	}
-	a, r := p.set.arena, reply{length: len(b)}
-	r.name, r.nameLen = a.names[d.slot], a.in[d.slot].Header.Namelen
 	r.controlLen = sourceAddress(&r.control, a.control[d.slot][:a.in[d.slot].Header.Controllen])
 	p.queue = append(p.queue, r)
-	p.bytes = append(p.bytes, b...)
+	p.bytes = append(append(p.bytes, name...), b...)
+	p.waiting += len(b)
+	if p.paths {
+		p.full.add(name, len(b))
+		p.full.untried += len(b) + replyCost
+	}
 	return nil
+}
+
+// room says whether a reply of n bytes may wait as well.
+func (p *Packets) room(name []byte, n int) bool {
+	return p.waiting+n <= p.cfg.SendLimit && len(p.queue) < p.maxReplies() && (!p.paths || p.full.room(name, n, p.cfg.SendLimit))
 }
 
 // maxReplies bounds the replies that wait by what they take beside their
@@ -353,7 +404,25 @@ func (p *Packets) maxReplies() int { return max(packetBatch, p.cfg.SendLimit/64)
 
 // flush sends what waits, as far as the kernel takes it.
 func (p *Packets) flush() {
-	sent, bytes, out := 0, 0, 0
+	out := 0
+	if p.paths {
+		out = p.sendToPaths()
+	} else {
+		out = p.send()
+	}
+	if out > 0 {
+		p.cfg.Seat.BytesOut.Add(uint64(out))
+	}
+	if p.waiting != p.counted {
+		p.cfg.Seat.QueueBytes.Add(int64(p.waiting - p.counted))
+		p.counted = p.waiting
+	}
+	p.tellDrained()
+}
+
+// send is flush for UDP. It returns how many bytes left.
+func (p *Packets) send() (out int) {
+	sent, bytes := 0, 0
 	for sent < len(p.queue) && !p.blocked {
 		batch := p.fill(p.queue[sent:min(sent+packetBatch, len(p.queue))], p.bytes[bytes:])
 		n, errno := reactor.Sendmmsg(p.fd, batch)
@@ -369,28 +438,23 @@ func (p *Packets) flush() {
 			// sender of a datagram reckons with its loss.
 			p.cfg.Seat.SendFailures.Add(1)
 			p.drop(os.NewSyscallError("sendmmsg", errno))
-			bytes += p.queue[sent].length
+			bytes += p.queue[sent].size()
+			p.waiting -= p.queue[sent].length
 			sent++
 			continue
 		}
-		for _, r := range p.queue[sent : sent+n] {
-			bytes += r.length
-			out += r.length
+		for i := range p.queue[sent : sent+n] {
+			bytes += p.queue[sent+i].size()
+			out += p.queue[sent+i].length
 		}
 		sent += n
 	}
-	if out > 0 {
-		p.cfg.Seat.BytesOut.Add(uint64(out))
-	}
+	p.waiting -= out
 	if sent > 0 {
 		p.queue = p.queue[:copy(p.queue, p.queue[sent:])]
 		p.bytes = p.bytes[:copy(p.bytes, p.bytes[bytes:])]
 	}
-	if len(p.bytes) != p.counted {
-		p.cfg.Seat.QueueBytes.Add(int64(len(p.bytes) - p.counted))
-		p.counted = len(p.bytes)
-	}
-	p.tellDrained()
+	return out
 }
 
 // fill makes up to a batch of replies ready to be sent.
@@ -398,7 +462,8 @@ func (p *Packets) fill(replies []reply, bytes []byte) []reactor.Datagram {
 	a := p.set.arena
 	for i := range replies {
 		r, h := &replies[i], &a.out[i].Header
-		h.Name, h.Namelen = (*byte)(unsafe.Pointer(&r.name)), r.nameLen
+		h.Name, h.Namelen = unsafe.SliceData(bytes), r.nameLen
+		bytes = bytes[r.nameLen:]
 		h.Control, h.Controllen = nil, 0
 		if r.controlLen > 0 {
 			h.Control = &r.control[0]

@@ -26,7 +26,7 @@ type Set struct {
 	alloc      *rows.Allocator // nil: not made yet
 	own        *rows.Table     // its table, if nobody has given one
 	settings   map[*Config]*settings
-	conns      []*Conn
+	conns      crowd
 	waiting    []*Conn       // with input that was held up, for the next turn
 	settling   []*Conn       // taken from dirty, then spare room
 	freezing   []*Frozen     // to be looked at at the end of the turn
@@ -229,8 +229,7 @@ func (c *Conn) takeRow(alloc *rows.Allocator) error {
 
 // add has c in the set.
 func (s *Set) add(c *Conn) {
-	c.index = int32(len(s.conns))
-	s.conns = append(s.conns, c)
+	s.conns.add(c)
 	c.cfg.Seat.Connections.Add(1)
 	if c.cfg.dialer != nil {
 		s.outgoing++
@@ -243,20 +242,16 @@ func (s *Set) remove(c *Conn) {
 	if c.cfg.dialer != nil {
 		s.outgoing--
 	}
-	last := len(s.conns) - 1
-	s.conns[c.index] = s.conns[last]
-	s.conns[c.index].index = c.index
-	s.conns[last] = nil
-	s.conns = s.conns[:last]
+	s.conns.remove(c)
 }
 
 // Len returns the number of connections that are not Closed. Loop only.
-func (s *Set) Len() int { return len(s.conns) }
+func (s *Set) Len() int { return s.conns.count }
 
 // Each calls f for each connection that is not Closed, in no order. Loop only.
 func (s *Set) Each(f func(*Conn)) {
-	for _, c := range s.conns {
-		f(c)
+	for i := 0; i < s.conns.count; i++ {
+		f(s.conns.at(i))
 	}
 }
 

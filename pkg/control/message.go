@@ -186,7 +186,8 @@ type ReloadRequest struct {
 	// Env are settings from the asker's environment, name to value: after
 	// daemon-reload, the ExecReload helper has the drop-ins' new ones while
 	// the supervisor still has the old. They replace the supervisor's own.
-	// nil: the supervisor's own are kept.
+	// nil: the supervisor's own are kept, and systemd, which does not know of
+	// this reload, is told of it.
 	Env map[string]string `json:"env"`
 	// Detach: do not wait, answer when the reload is queued.
 	Detach bool `json:"detach,omitempty"`

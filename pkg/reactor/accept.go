@@ -46,7 +46,7 @@ func (a *Acceptor) peer(size uint32) unix.Sockaddr {
 		return &a.ip6
 	case unix.AF_UNIX:
 		in := (*unix.RawSockaddrUnix)(unsafe.Pointer(&a.raw))
-		a.path.Name = unixName(in, int(size)-int(unsafe.Offsetof(in.Path)))
+		a.path.Name = UnixName(in, int(size)-int(unsafe.Offsetof(in.Path)))
 		return &a.path
 	}
 	return nil
@@ -58,9 +58,10 @@ func port(p uint16) int {
 	return int(b[0])<<8 | int(b[1])
 }
 
-// unixName returns a unix socket's path, "@name" for an abstract one, "" for
-// one without a name; see unix(7).
-func unixName(in *unix.RawSockaddrUnix, n int) string {
+// UnixName returns the path of a unix socket whose address the kernel has
+// written, n bytes of it behind the family; "@name" for an abstract one, "" for
+// one without a name: unix(7).
+func UnixName(in *unix.RawSockaddrUnix, n int) string {
 	if n <= 0 {
 		return ""
 	}

@@ -93,6 +93,7 @@ client_ca = "/etc/a/ca.pem"
 client_auth = "request"
 min_version = "1.3"
 alpn = ["a/1"]
+ktls = true
 
 [[listener.a.tls.certificate]]
 cert = "/etc/a/other.pem"
@@ -123,7 +124,7 @@ serve = "discard"
 				ProxyProtocol: []string{"10.0.0.0/8", "unix"},
 				TLS: tlsConfig{
 					Cert: "/etc/a/cert.pem", Key: "credential:a.key", ClientCA: "/etc/a/ca.pem", ClientAuth: "request", MinVersion: "1.3",
-					ALPN: []string{"a/1"}, Certificates: []certificateFiles{{"/etc/a/other.pem", "/etc/a/other.key"}},
+					ALPN: []string{"a/1"}, KTLS: true, Certificates: []certificateFiles{{"/etc/a/other.pem", "/etc/a/other.key"}},
 				},
 			},
 			"b.c": {Serve: "discard"},
@@ -231,6 +232,7 @@ var wrongKeys = []struct {
 	{"tls.client_ca", `listener.a.tls.client_ca = 1`, `key "listener.a.tls.client_ca": got 1, want an absolute path, or credential:NAME`},
 	{"tls.client_auth", `listener.a.tls.client_auth = "maybe"`, `key "listener.a.tls.client_auth": got "maybe", want one of none, request, require`},
 	{"tls.min_version", `listener.a.tls.min_version = "1.1"`, `key "listener.a.tls.min_version": got "1.1", want one of 1.2, 1.3`},
+	{"tls.ktls", `listener.a.tls.ktls = "yes"`, `key "listener.a.tls.ktls": got a string, want true or false`},
 	{"tls.alpn", `listener.a.tls.alpn = [""]`, `key "listener.a.tls.alpn": got an array, want names such as ["h2", "http/1.1"]`},
 	{"tls.certificate", `listener.a.tls.certificate = [{cert = "/a"}]`, `key "listener.a.tls.certificate": got an array, want tables [[listener.NAME.tls.certificate]] with cert and key: number 1: want both cert and key`},
 	{"tls.certificate", `listener.a.tls.certificate = [{cert = "/a", key = "b"}]`, `key "listener.a.tls.certificate": got an array, want tables [[listener.NAME.tls.certificate]] with cert and key: number 1: key: got "b", want an absolute path, or credential:NAME`},

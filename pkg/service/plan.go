@@ -20,7 +20,7 @@ type planned struct {
 	serve   string             // kind, for status; empty: the code's own protocol
 	address string             // to be bound; empty: socket is there
 	socket  *activation.Socket // inherited; nil: to be bound
-	network string             // of the socket: tcp, udp or unix
+	network string             // of the socket, as activation.ParseURL has it
 }
 
 // plan pairs sockets and protocols. inherited are systemd's; nil means that
@@ -134,9 +134,9 @@ func (p planned) fits(s *Service, c config) error {
 		where = fmt.Sprintf("fd %d, %s", p.socket.FD, p.socket.Address)
 	}
 	switch {
-	case datagrams && p.network != "udp":
-		err = fmt.Errorf("listener %q is a stream socket (%s), and %s wants datagrams: want udp://HOST:PORT, or ListenDatagram= in the socket unit", p.name, where, what)
-	case !datagrams && p.network == "udp":
+	case datagrams && !activation.Datagrams(p.network):
+		err = fmt.Errorf("listener %q is a stream socket (%s), and %s wants datagrams: want udp://HOST:PORT or unixgram:///PATH, or ListenDatagram= in the socket unit", p.name, where, what)
+	case !datagrams && activation.Datagrams(p.network):
 		err = fmt.Errorf("listener %q is a datagram socket (%s), and %s wants connections: want tcp://HOST:PORT or unix:///PATH, or ListenStream= in the socket unit", p.name, where, what)
 	default:
 		return nil

@@ -109,7 +109,17 @@ func TestSocketsAndProtocolsArePairedByName(t *testing.T) {
 		{
 			name:    "an address of connections for datagrams",
 			config:  `listener.ws = {address = "tcp://127.0.0.1:80", serve = "packets"}`,
-			wantErr: `app.toml:1: key "listener.ws.serve": listener "ws" is a stream socket (tcp://127.0.0.1:80), and kind "packets" wants datagrams: want udp://HOST:PORT, or ListenDatagram= in the socket unit`,
+			wantErr: `app.toml:1: key "listener.ws.serve": listener "ws" is a stream socket (tcp://127.0.0.1:80), and kind "packets" wants datagrams: want udp://HOST:PORT or unixgram:///PATH, or ListenDatagram= in the socket unit`,
+		},
+		{
+			name:      "a unix datagram socket for connections",
+			inherited: []activation.Socket{{Name: "ws", FD: 3, Network: "unixgram", Address: "unixgram:///run/x", Inherited: true}},
+			wantErr:   `listener "ws" is a datagram socket (fd 3, unixgram:///run/x), and what the code serves on it wants connections: `,
+		},
+		{
+			name:   "datagrams of a unix socket",
+			config: `listener.web = {address = "unixgram:///run/x", serve = "packets"}`,
+			want:   []row{{"ws", "", "tcp://127.0.0.1:1", ""}, {"web", "packets", "unixgram:///run/x", ""}},
 		},
 		{
 			name:   "datagrams",

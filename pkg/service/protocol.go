@@ -344,10 +344,10 @@ type Delimiter[T any] struct {
 }
 
 // Datagram is a datagram that a Packet's OnPacket was given: Data, from whom
-// it came, Peer, and Reply. It is valid until OnPacket returns.
+// it came, Peer or Path, and Reply. It is valid until OnPacket returns.
 type Datagram = conn.Datagram
 
-// Packet serves datagrams, on a UDP socket. All workers read from the same
+// Packet serves datagrams, on a UDP or unix datagram socket. All workers read from the same
 // socket, so those of one peer may come to several workers, and in another
 // order than they were sent.
 type Packet struct {
@@ -355,7 +355,7 @@ type Packet struct {
 	// not block. A panic in it costs that datagram.
 	OnPacket func(w *Worker, p *Datagram)
 
-	MaxMessage int // longest datagram, others are dropped; default what UDP can carry
+	MaxMessage int // longest datagram, others are dropped; default what UDP can carry, at most 64 KiB
 	SendLimit  int // bytes of replies that may wait while the kernel takes none; default 1 MiB
 }
 

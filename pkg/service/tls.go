@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -32,6 +33,7 @@ type tlsConfig struct {
 	ClientAuth   string   // empty: require with a ClientCA, else none
 	MinVersion   string   // empty: 1.2
 	ALPN         []string // empty: none; with net/http HTTP/2 and HTTP/1.1
+	KTLS         bool     // the kernel seals, if it can
 }
 
 // certificateFiles is one certificate, with its chain, and its key.
@@ -111,6 +113,14 @@ var tlsSettings = []setting[listenerConfig]{
 		}
 		return nil
 	}),
+	{"tls.ktls", "true or false", false, func(l *listenerConfig, v any) error {
+		b, ok := asBool(v)
+		if !ok {
+			return errWant
+		}
+		l.TLS.KTLS = b
+		return nil
+	}, func(l *listenerConfig) string { return strconv.FormatBool(l.TLS.KTLS) }},
 }
 
 // proxySetting is proxy_protocol.
@@ -204,7 +214,7 @@ func stringList[T any](key, want string, field func(*T) *[]string, check func([]
 
 // isSet says whether anything of it was set.
 func (t *tlsConfig) isSet() bool {
-	return t.Cert != "" || t.Key != "" || len(t.Certificates) > 0 || t.ClientCA != "" || t.ClientAuth != "" || t.MinVersion != "" || len(t.ALPN) > 0
+	return t.Cert != "" || t.Key != "" || len(t.Certificates) > 0 || t.ClientCA != "" || t.ClientAuth != "" || t.MinVersion != "" || len(t.ALPN) > 0 || t.KTLS
 }
 
 // check compares the settings with one another. The key is without tls.
@@ -333,7 +343,7 @@ func (l listenerConfig) secure(to *worker.Listener, m tlsMaterial, seed []byte) 
 			c.ClientAuth = tls.VerifyClientCertIfGiven
 		}
 	}
-	to.TLS = c
+	to.TLS, to.KernelTLS = c, l.TLS.KTLS
 	if len(seed) > 0 {
 		to.TicketSeed = ticketSeed(seed, to.Name, c.ClientAuth, m.ClientCA)
 	}

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +24,7 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/activation"
 	"github.com/mainstay-go/mainstay/pkg/control"
 	"github.com/mainstay-go/mainstay/pkg/link"
+	"github.com/mainstay-go/mainstay/pkg/notify"
 	"github.com/mainstay-go/mainstay/pkg/scoreboard"
 )
 
@@ -202,10 +204,14 @@ func startReal(t *testing.T, behave string, change ...func(*Config, *Settings)) 
 	}
 	t.Setenv("GORACE", "atexit_sleep_ms=0")
 	ctx, cancel := context.WithCancel(t.Context())
-	go func() { r.ended <- r.Run(ctx) }()
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		r.ended <- r.Run(ctx)
+	}()
 	t.Cleanup(func() {
 		cancel()
-		<-r.done
+		<-over
 		sock.Close()
 		if err := r.Close(); err != nil {
 			t.Error(err)
@@ -527,5 +533,77 @@ func TestOutputIsCutIntoBoundedLines(t *testing.T) {
 		if len(l) > maxLine {
 			t.Errorf("a line of %d bytes", len(l))
 		}
+	}
+}
+
+// A reload that systemd runs it knows of, and told of it it would not look
+// whether the main process lives when its command is over.
+func TestSystemdIsToldOfReloadsThatOthersBegin(t *testing.T) {
+	// Not t.TempDir, which is too long for a socket.
+	dir, err := os.MkdirTemp("", "notify-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "s")
+	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	notes := make(chan string, 1000)
+	go func() { // at once: few messages fit into the socket
+		defer close(notes)
+		b := make([]byte, 4096)
+		for {
+			n, err := socket.Read(b)
+			if err != nil {
+				return
+			}
+			notes <- string(b[:n])
+		}
+	}()
+	t.Cleanup(func() {
+		socket.Close()
+		for range notes {
+		}
+	})
+	t.Setenv("NOTIFY_SOCKET", path)
+	n, err := notify.FromEnv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// told returns what is said up to the word that it is ready.
+	told := func() (all []string) {
+		t.Helper()
+		for limit := time.After(30 * time.Second); ; {
+			select {
+			case note := <-notes:
+				if all = append(all, note); strings.HasPrefix(note, "READY=1") {
+					return all
+				}
+			case <-limit:
+				t.Fatalf("told %q, want READY=1", all)
+			}
+		}
+	}
+	r := startReal(t, "beats", func(c *Config, _ *Settings) { c.Notify = n })
+	told()
+	for _, tt := range []struct {
+		name string
+		env  map[string]string
+		want bool
+	}{
+		{"by somebody", nil, true},
+		{"by systemd", map[string]string{}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if err := r.Reload(t.Context(), control.ReloadRequest{Env: tt.env}, func(string) {}); err != nil {
+				t.Fatal(err)
+			}
+			all := told()
+			if got := slices.ContainsFunc(all, func(s string) bool { return strings.HasPrefix(s, "RELOADING=1") }); got != tt.want {
+				t.Errorf("told of the reload: %t, want %t: %q", got, tt.want, all)
+			}
+		})
 	}
 }

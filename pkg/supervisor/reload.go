@@ -149,14 +149,19 @@ func (s *Supervisor) beginReload(requests []*reloadRequest) {
 	s.job = &reload{requests: requests, began: time.Now(), from: s.current}
 	s.tell(EventReloadBegun, fmt.Sprintf("to generation %d", generation), nil)
 	s.log.Info("reload begins", zap.Uint64("generation", generation))
-	s.notified("reloading", s.conf.Notify.Reloading(s.statusLine()))
-	s.extendTimeout(s.current.settings.StartTimeout)
-	env := s.env
+	env, bySystemd := s.env, false
 	for _, q := range requests {
 		if q.env != nil {
-			env = q.env
+			env, bySystemd = q.env, true
 		}
 	}
+	// If systemd runs the command of ExecReload= it knows. Told of it too, it
+	// waits after that command for a READY=1, even of a main process that is
+	// dead: v257 and others do not look (service_enter_reload_notify).
+	if !bySystemd {
+		s.notified("reloading", s.conf.Notify.Reloading(s.statusLine()))
+	}
+	s.extendTimeout(s.current.settings.StartTimeout)
 	go func() {
 		settings, err := s.load(env)
 		var to *release

@@ -255,6 +255,19 @@ func files(units []Unit) uint64 {
 	return most
 }
 
+// unixDatagrams is what systemd sets for its own sockets, if one of the units
+// has a unix datagram socket.
+func unixDatagrams(units []Unit) uint64 {
+	for _, u := range units {
+		for _, a := range u.all("Socket", "ListenDatagram") {
+			if strings.HasPrefix(a.Value, "/") || strings.HasPrefix(a.Value, "@") {
+				return 512
+			}
+		}
+	}
+	return 0
+}
+
 // sysctls are the kernel's limits. net.ipv4.tcp_migrate_req is not among them:
 // there is one listening socket, which is never closed, so there is nothing
 // to migrate.
@@ -265,6 +278,8 @@ var sysctls = []sysctl{
 		why: "beyond so many half-open connections SYN cookies are sent, or SYNs are dropped and clients wait a second"},
 	{name: "net.ipv4.tcp_abort_on_overflow", want: atLeast(0), most: true,
 		why: "a connection that finds the backlog full would be reset instead of trying again"},
+	{name: "net.unix.max_dgram_qlen", want: unixDatagrams,
+		why: "so many datagrams wait in the socket while all workers are busy or the service restarts; who sends more is held up"},
 	{name: "fs.nr_open", want: files,
 		why: "no process may have a higher LimitNOFILE=: the service would not start"},
 	{name: "fs.file-max", want: func(units []Unit) uint64 { return 2 * files(units) },

@@ -82,7 +82,7 @@ var breaks = map[string][]string{
 	"Socket.FileDescriptorName":      {"FileDescriptorName="},
 	"Socket.TriggerLimitIntervalSec": {"TriggerLimitIntervalSec=", "TriggerLimitIntervalSec=2s"},
 	"Socket.Accept":                  {"Accept=yes"},
-	"Socket.ListenStream":            {"ListenStream=[::]:80", "ListenStream=", "ListenDatagram=53"},
+	"Socket.ListenStream":            {"ListenStream=[::]:80", "ListenStream=", "ListenDatagram=53", "ListenDatagram=/run/x.sock", "ListenStream=\nListenFIFO=/run/x"},
 	"Socket.ReusePort":               {"ReusePort=1"},
 	"Socket.SocketProtocol":          {"SocketProtocol=mptcp"},
 	"Socket.RemoveOnStop":            {"RemoveOnStop=yes"},
@@ -138,6 +138,7 @@ func TestRightWaysOfOthersAreLeftAlone(t *testing.T) {
 		{"app.socket", "Socket", "TriggerLimitIntervalSec=\nTriggerLimitBurst=0"},
 		{"app.socket", "Socket", "ListenStream=\nListenStream=/run/x.sock"},
 		{"app.socket", "Socket", "ListenStream=\nListenDatagram=53"},
+		{"app.socket", "Socket", "ListenStream=\nListenDatagram=/run/app/log.sock\nSocketMode=0660"},
 		{"app.target", "Service", "Type=simple"},
 	} {
 		u, err := Read(filepath.Join(deploy, tt.file))
@@ -298,9 +299,21 @@ func TestKernelsLimitsAreJudgedByTheUnits(t *testing.T) {
 	for _, s := range sysctls {
 		write(s.name, map[bool]string{true: "1", false: "128"}[s.most])
 	}
+	if u, err = Parse("app.service", "[Service]\nLimitNOFILE=524288\n[Socket]\nListenDatagram=53\n"); err != nil {
+		t.Fatal(err)
+	}
 	want := []string{"net.core.somaxconn=128, at least 4096", "net.ipv4.tcp_max_syn_backlog=128, at least 1024",
 		"net.ipv4.tcp_abort_on_overflow=1, 0", "fs.nr_open=128, at least 524288", "fs.file-max=128, at least 1048576"}
 	if got := lint(); !slices.Equal(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)
+	}
+	for _, where := range []string{"/run/x", "@x"} {
+		if u, err = Parse("app.service", "[Service]\nLimitNOFILE=524288\n[Socket]\nListenDatagram="+where+"\n"); err != nil {
+			t.Fatal(err)
+		}
+		want := slices.Insert(slices.Clone(want), 3, "net.unix.max_dgram_qlen=128, at least 512")
+		if got := lint(); !slices.Equal(got, want) {
+			t.Errorf("%s: got  %q\nwant %q", where, got, want)
+		}
 	}
 }

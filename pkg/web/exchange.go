@@ -20,6 +20,7 @@ import (
 // Config.Reuse allows it.
 type exchange struct {
 	p        *peer
+	next     *exchange     // in the peer's requests
 	request  *http.Request // own; nil: there is only an end, of the connection
 	own      http.Request
 	handler  http.Handler
@@ -71,7 +72,7 @@ func newExchange(p *peer, t *turn) *exchange {
 		return nil
 	}
 	r.Body = http.NoBody
-	r.RemoteAddr, r.TLS = p.c.Peer(), p.tls
+	r.RemoteAddr, r.TLS = p.c.Peer(), p.tlsState()
 	x.request = r
 	x.response.x = x
 	x.response.length = -1

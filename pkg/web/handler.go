@@ -149,11 +149,15 @@ func (t *turn) flush(p *peer) error {
 func (h *Handler) OnConnect(c *conn.Conn) { h.attach(c) }
 
 func (h *Handler) attach(c *conn.Conn) *peer {
-	p := &peer{h: h, c: c, tls: c.TLS(), reading: &atRest}
-	p.alarm.at.Store(int64(never))
-	p.alarm.armed.Store(int64(never))
+	p := &peer{h: h, c: c, reading: &atRest}
+	if state := c.TLS(); state != nil {
+		p.secure, p.rare = true, &rare{tls: state}
+	}
+	p.alarm.at.set(never)
+	p.alarm.armed.set(never)
 	p.rest = true
-	c.SetValue(p)
+	p.self = p
+	c.SetValueAt(&p.self)
 	if h.conns.Add(1) == 1 && !h.config.Inline {
 		h.pool.rest(false)
 	}

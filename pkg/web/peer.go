@@ -30,32 +30,85 @@ const (
 // peer is a connection. What handlers on goroutines share with the loop is
 // guarded by mu.
 type peer struct {
-	h   *Handler
-	c   *conn.Conn
-	tls *tls.ConnectionState // of all its requests, as with net/http; nil: none
+	h    *Handler
+	c    *conn.Conn
+	self any // it, as c's Value
+
+	// Owned by the loop.
+
+	*reading // &atRest between two requests, which is not to be written to
+
+	// Guarded by mu.
+
+	mu    sync.Mutex
+	queue requests // the first is being answered
+	rare  *rare    // nil most often
+
+	// What is small stands together, so that it takes no more than it needs.
 
 	alarm alarm
 
 	// Owned by the loop.
 
-	*reading      // &atRest between two requests, which is not to be written to
-	full     bool // too much waits to be sent: nothing is parsed
-	over     bool // nothing is parsed any more
-	paused   bool // by us
+	full   bool // too much waits to be sent: nothing is parsed
+	over   bool // nothing is parsed any more
+	paused bool // by us
 
 	// Guarded by mu.
 
-	mu      sync.Mutex
-	queue   []*exchange // requests in their order; the first is being answered
-	running bool        // on the pool's list, or on one of its goroutines
-	stalled bool        // the queue is full, or a request may end the protocol: nothing is parsed
-	rest    bool        // the loop awaits nothing of a request that has begun
-	pooled  bool        // a body comes in that is not collected
-	held    bool        // Hold was called
-	partly  bool        // Partial was called
-	closing bool        // nothing more is answered
-	waits   waiting     // what the deadline is for
-	rare    *rare       // nil most often
+	running bool    // on the pool's list, or on one of its goroutines
+	stalled bool    // the queue is full, or a request may end the protocol: nothing is parsed
+	rest    bool    // the loop awaits nothing of a request that has begun
+	pooled  bool    // a body comes in that is not collected
+	held    bool    // Hold was called
+	partly  bool    // Partial was called
+	closing bool    // nothing more is answered
+	waits   waiting // what the deadline is for
+
+	secure bool // rare has a state of TLS; set once
+}
+
+// requests are those of a connection, in their order. The zero value is none.
+type requests struct {
+	last *exchange // whose next is the first
+	len  int32
+}
+
+// first returns the first one, nil if there is none.
+func (q *requests) first() *exchange {
+	if q.last == nil {
+		return nil
+	}
+	return q.last.next
+}
+
+// push puts x behind the others.
+func (q *requests) push(x *exchange) {
+	x.next = x
+	if q.last != nil {
+		x.next, q.last.next = q.last.next, x
+	}
+	q.last = x
+	q.len++
+}
+
+// pop takes the first one out, which is there.
+func (q *requests) pop() {
+	first := q.last.next
+	q.last.next = first.next
+	if q.len--; q.len == 0 {
+		q.last = nil
+	}
+	first.next = nil
+}
+
+// all returns them in a slice.
+func (q *requests) all() []*exchange {
+	list := make([]*exchange, 0, q.len)
+	for x := q.first(); len(list) < cap(list); x = x.next {
+		list = append(list, x)
+	}
+	return list
 }
 
 // reading is how far a peer has come with its requests. Between two of them
@@ -101,8 +154,9 @@ func (p *peer) forget() {
 
 // rare is what few peers need; guarded by the peer's mu.
 type rare struct {
-	ended error         // the connection is over: why
-	drain chan struct{} // told when there is room to send again
+	ended error                // the connection is over: why
+	drain chan struct{}        // told when there is room to send again
+	tls   *tls.ConnectionState // of all its requests, as with net/http; set once
 }
 
 // rareLocked returns what few peers need. It needs mu.
@@ -121,6 +175,17 @@ type inlineBody struct {
 
 // wake has woken called on the loop. Any goroutine may call it.
 func (p *peer) wake() { p.c.SetTimer(timer, 0) }
+
+// tlsState returns what the handlers are told of TLS, nil without it. Any
+// goroutine may call it.
+func (p *peer) tlsState() *tls.ConnectionState {
+	if !p.secure {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.rare.tls
+}
 
 // drained returns the channel on which a handler waits for room.
 func (p *peer) drained() chan struct{} {
@@ -173,7 +238,7 @@ func (p *peer) blocked() bool {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.queue) > 0 && p.parser.InHead() && p.c.Leaving() {
+	if p.queue.len > 0 && p.parser.InHead() && p.c.Leaving() {
 		p.stalled = true // what comes next is for another process
 	}
 	return p.stalled || p.closing
@@ -238,7 +303,7 @@ func (p *peer) stream(h *http1.Head) (Stream, bool) {
 func (p *peer) stallBehindAnswers() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.stalled = len(p.queue) > 0
+	p.stalled = p.queue.len > 0
 	return p.stalled
 }
 
@@ -389,8 +454,8 @@ func (p *peer) refuse(t *turn, status int, reason string) {
 		return
 	}
 	p.mu.Lock()
-	if len(p.queue) > 0 {
-		p.queue = append(p.queue, &exchange{p: p, status: status, reason: reason, why: err})
+	if p.queue.len > 0 {
+		p.queue.push(&exchange{p: p, status: status, reason: reason, why: err})
 		p.mu.Unlock()
 		return
 	}
@@ -409,11 +474,11 @@ func (p *peer) refuse(t *turn, status int, reason string) {
 // finish closes the connection when what is being answered has been.
 func (p *peer) finish(why error) {
 	p.mu.Lock()
-	idle := len(p.queue) == 0
+	idle := p.queue.len == 0
 	if idle {
 		p.closing = true
 	} else {
-		p.queue = append(p.queue, &exchange{p: p, why: why})
+		p.queue.push(&exchange{p: p, why: why})
 	}
 	p.mu.Unlock()
 	if idle {
@@ -424,7 +489,7 @@ func (p *peer) finish(why error) {
 // enqueue has a request answered by a goroutine.
 func (p *peer) enqueue(t *turn, x *exchange) {
 	p.mu.Lock()
-	start := len(p.queue) == 0 && !p.running
+	start := p.queue.len == 0 && !p.running
 	if start && !p.h.pool.submit(p, false) {
 		p.mu.Unlock()
 		x.handler = busy
@@ -433,8 +498,8 @@ func (p *peer) enqueue(t *turn, x *exchange) {
 	}
 	t.done++
 	p.running = true
-	p.queue = append(p.queue, x)
-	p.stalled = len(p.queue) >= p.h.limits.Pipeline
+	p.queue.push(x)
+	p.stalled = int(p.queue.len) >= p.h.limits.Pipeline
 	p.mu.Unlock()
 }
 
@@ -466,12 +531,12 @@ func (p *peer) serveInline(t *turn, x *exchange) {
 func (p *peer) run(r *runner, n int) (more bool) {
 	for range n {
 		p.mu.Lock()
-		if len(p.queue) == 0 || p.closing {
+		if p.queue.len == 0 || p.closing {
 			p.running = false
 			p.mu.Unlock()
 			return false
 		}
-		x := p.queue[0]
+		x := p.queue.first()
 		p.mu.Unlock()
 		returned := false
 		func() {
@@ -494,18 +559,16 @@ func (p *peer) answered(x *exchange, closing bool) {
 		x.body.abandon()
 	}
 	p.mu.Lock()
-	p.queue[0] = nil
-	p.queue = p.queue[1:]
+	p.queue.pop()
 	wake := false
 	switch {
 	case closing:
 		p.closing = true
-	case p.stalled && len(p.queue) <= p.h.limits.Pipeline/2:
+	case p.stalled && int(p.queue.len) <= p.h.limits.Pipeline/2:
 		p.stalled = false
 		wake = true
 	}
-	if len(p.queue) == 0 {
-		p.queue = nil
+	if p.queue.len == 0 {
 		p.restLocked(p.h.clock()) // if not at rest, the loop has set a deadline
 	}
 	p.mu.Unlock()
@@ -558,7 +621,7 @@ func (p *peer) pause() {
 // connection may be closed, or given away; if there is nothing, the next one
 // is awaited, and it returns true. It needs mu.
 func (p *peer) restLocked(now time.Duration) bool {
-	busy := len(p.queue) > 0 || p.closing || p.pooled
+	busy := p.queue.len > 0 || p.closing || p.pooled
 	p.keepLocked(busy, !busy && !p.rest)
 	idle := !busy && p.rest
 	if idle {
@@ -600,7 +663,7 @@ func (p *peer) awaitLocked(w waiting, at time.Duration) {
 // woken looks what there is to do. Loop only.
 func (p *peer) woken() {
 	p.mu.Lock()
-	waits, over := p.waits, time.Duration(p.alarm.at.Load()) <= p.h.clock()
+	waits, over := p.waits, p.alarm.at.time() <= p.h.clock()
 	p.mu.Unlock()
 	if over && waits != waitNothing {
 		p.expire(waits)
@@ -655,7 +718,7 @@ func (p *peer) peerClosed() {
 		p.finish(conn.ErrPeerClosed)
 	}
 	p.mu.Lock()
-	queue := append([]*exchange(nil), p.queue...)
+	queue := p.queue.all()
 	p.mu.Unlock()
 	for _, x := range queue {
 		x.ctx.cancel()
@@ -673,7 +736,7 @@ func (p *peer) gone(why error) {
 	r := p.rareLocked()
 	r.ended = why
 	p.closing = true
-	queue := append([]*exchange(nil), p.queue...)
+	queue := p.queue.all()
 	drain := r.drain
 	p.mu.Unlock()
 	if p.incoming != nil {

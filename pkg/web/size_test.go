@@ -33,7 +33,7 @@ func TestIdleConnectionTakesLittleMemory(t *testing.T) {
 	}
 	got := (with - heap()) / n
 	t.Logf("%d bytes of heap an idle connection; %d are conn.Conn, %d this package's", got, unsafe.Sizeof(conn.Conn{}), unsafe.Sizeof(peer{}))
-	if own := got - int64(unsafe.Sizeof(conn.Conn{})); own > 160 {
-		t.Errorf("%d bytes of heap an idle connection beside its conn.Conn, want at most 160", own)
+	if own := got - int64(unsafe.Sizeof(conn.Conn{})); own > 128 {
+		t.Errorf("%d bytes of heap an idle connection beside its conn.Conn, want at most 128", own)
 	}
 }

@@ -29,7 +29,7 @@ func (h *Handler) Busy(c *conn.Conn) bool {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return len(p.queue) > 0 || p.pooled
+	return p.queue.len > 0 || p.pooled
 }
 
 // Capture writes down where the stream of c stands, with the bytes that have
@@ -66,7 +66,7 @@ func (h *Handler) Capture(c *conn.Conn) ([]byte, error) {
 	defer p.mu.Unlock()
 	left := uint64(0)
 	if p.waits != waitNothing {
-		if at := time.Duration(p.alarm.at.Load()); at != never {
+		if at := p.alarm.at.time(); at != never {
 			left = uint64(max(at-h.clock(), 0)/time.Millisecond) + 1
 		}
 	}
@@ -159,7 +159,7 @@ func (h *Handler) OnAdopt(c *conn.Conn, _ conn.Reason) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.waits == waitRequest {
-		h.sweep.set(p, min(time.Duration(p.alarm.at.Load()), now+r.left))
+		h.sweep.set(p, min(p.alarm.at.time(), now+r.left))
 	}
 }
 

@@ -14,10 +14,34 @@ const sweepStep = 20 * time.Millisecond
 // nearly every request does, is one store: when the time comes for which it
 // is armed, the sweep looks at what it is by then.
 type alarm struct {
-	at    atomic.Int64 // time of the handler's clock, never: none
-	armed atomic.Int64 // for when it is in the sweep's heap, never: it is not
-	place int32        // in the heap; guarded by the sweep's mu
+	at    moment // never: none
+	armed moment // for when it is in the sweep's heap, never: it is not
+	place int32  // in the heap; guarded by the sweep's mu
 }
+
+// moment is a time of the handler's clock, in steps of sweepStep, rounded up,
+// so that it takes 4 bytes. It is never if it is more than two years after the
+// clock's start.
+type moment struct{ steps atomic.Uint32 }
+
+const neverSteps = 1<<32 - 1
+
+func stepsOf(at time.Duration) uint32 {
+	if at >= neverSteps*sweepStep-sweepStep {
+		return neverSteps
+	}
+	return uint32((max(at, 0) + sweepStep - 1) / sweepStep)
+}
+
+func timeOf(steps uint32) time.Duration {
+	if steps == neverSteps {
+		return never
+	}
+	return time.Duration(steps) * sweepStep
+}
+
+func (m *moment) set(at time.Duration) { m.steps.Store(stepsOf(at)) }
+func (m *moment) time() time.Duration  { return timeOf(m.steps.Load()) }
 
 // sweep tells peers that their deadline is over. It has one timer, which runs
 // only while there is a deadline.
@@ -35,9 +59,9 @@ func (s *sweep) init(clock func() time.Duration) { s.clock, s.next = clock, neve
 // set moves p's deadline. Any goroutine may call it.
 func (s *sweep) set(p *peer, at time.Duration) {
 	a := &p.alarm
-	a.at.Store(int64(at))
+	a.at.set(at)
 	// The sweep stores armed before it reads at: one of the two sees the other.
-	if int64(at) < a.armed.Load() {
+	if at = a.at.time(); at < a.armed.time() {
 		s.arm(p, at)
 	}
 }
@@ -46,11 +70,11 @@ func (s *sweep) arm(p *peer, at time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a := &p.alarm
-	if a.armed.Load() == int64(never) {
-		a.armed.Store(int64(at))
+	if armed := a.armed.time(); armed == never {
+		a.armed.set(at)
 		heap.Push(&s.heap, p)
-	} else if int64(at) < a.armed.Load() {
-		a.armed.Store(int64(at))
+	} else if at < armed {
+		a.armed.set(at)
 		heap.Fix(&s.heap, int(a.place))
 	}
 	s.startLocked()
@@ -59,8 +83,8 @@ func (s *sweep) arm(p *peer, at time.Duration) {
 // startLocked has the timer fire for the first of the heap. It needs mu.
 func (s *sweep) startLocked() {
 	first := never
-	if len(s.heap) > 0 {
-		first = time.Duration(s.heap[0].alarm.armed.Load())
+	if s.heap.count > 0 {
+		first = s.heap.at(0).alarm.armed.time()
 	}
 	if first >= s.next {
 		return
@@ -81,17 +105,16 @@ func (s *sweep) fire() {
 	s.mu.Lock()
 	now := s.clock()
 	s.next = never
-	for len(s.heap) > 0 && s.heap[0].alarm.armed.Load() <= int64(now) {
-		p := s.heap[0]
+	for s.heap.count > 0 && s.heap.at(0).alarm.armed.time() <= now {
+		p := s.heap.at(0)
 		a := &p.alarm
 		heap.Pop(&s.heap)
-		a.armed.Store(int64(never))
-		at := a.at.Load()
-		switch {
-		case at <= int64(now):
+		a.armed.set(never)
+		switch at := a.at.time(); {
+		case at <= now:
 			due = append(due, p)
-		case at != int64(never):
-			a.armed.Store(at)
+		case at != never:
+			a.armed.set(at)
 			heap.Push(&s.heap, p)
 		}
 	}
@@ -107,39 +130,57 @@ func (s *sweep) remove(p *peer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a := &p.alarm
-	a.at.Store(int64(never))
-	if a.armed.Load() != int64(never) {
+	a.at.set(never)
+	if a.armed.time() != never {
 		heap.Remove(&s.heap, int(a.place))
 	}
-	a.armed.Store(0) // not to be armed any more
-	if len(s.heap) == 0 && s.timer != nil {
+	a.armed.set(0) // not to be armed any more
+	if s.heap.count == 0 && s.timer != nil {
 		s.timer.Stop()
 		s.next = never
 	}
 }
 
-// alarms is a heap of peers by the time for which they are armed.
-type alarms []*peer
+// alarmPage is how many peers a page of alarms has.
+const alarmPage = 512
 
-func (h alarms) Len() int           { return len(h) }
-func (h alarms) Less(i, j int) bool { return h[i].alarm.armed.Load() < h[j].alarm.armed.Load() }
-func (h alarms) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].alarm.place, h[j].alarm.place = int32(i), int32(j)
+// alarms is a heap of peers by the time for which they are armed. It grows and
+// shrinks by pages: one slice would leave, when it grows, as much garbage as it holds.
+type alarms struct {
+	pages []*[alarmPage]*peer // one more than needed at most
+	count int
+}
+
+func (h *alarms) place(i int) **peer { return &h.pages[i/alarmPage][i%alarmPage] }
+func (h *alarms) at(i int) *peer     { return *h.place(i) }
+
+func (h *alarms) Len() int           { return h.count }
+func (h *alarms) Less(i, j int) bool { return h.at(i).alarm.armed.time() < h.at(j).alarm.armed.time() }
+func (h *alarms) Swap(i, j int) {
+	a, b := h.place(i), h.place(j)
+	*a, *b = *b, *a
+	(*a).alarm.place, (*b).alarm.place = int32(i), int32(j)
 }
 
 // Push is for package heap.
 func (h *alarms) Push(x any) {
 	p := x.(*peer)
-	p.alarm.place = int32(len(*h))
-	*h = append(*h, p)
+	if h.count == len(h.pages)*alarmPage {
+		h.pages = append(h.pages, new([alarmPage]*peer))
+	}
+	p.alarm.place = int32(h.count)
+	*h.place(h.count) = p
+	h.count++
 }
 
 // Pop is for package heap.
 func (h *alarms) Pop() any {
-	last := len(*h) - 1
-	p := (*h)[last]
-	(*h)[last] = nil
-	*h = (*h)[:last]
-	return p
+	h.count--
+	last := h.at(h.count)
+	*h.place(h.count) = nil
+	if spare := len(h.pages) - 1; spare*alarmPage >= h.count+alarmPage {
+		h.pages[spare] = nil
+		h.pages = h.pages[:spare]
+	}
+	return last
 }

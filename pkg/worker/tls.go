@@ -25,6 +25,7 @@ func (w *Worker) prepareTLS() error {
 			rand.Read(l.TicketSeed) // never fails
 		}
 	}
+	w.probeKernelTLS()
 	h := conn.NewHandshakes(w.conf.Handshakes)
 	w.handshakes = h
 	h.OnCooled(w.tidy)
@@ -33,6 +34,30 @@ func (w *Worker) prepareTLS() error {
 	own("mainstay_tls_handshakes_resumed_total", "TLS handshakes that have resumed a session.", func() float64 { return float64(h.Figures().Resumed) })
 	own("mainstay_tls_handshakes_failed_total", "TLS handshakes that have failed, or were not done in time.", func() float64 { return float64(h.Figures().Failed) })
 	return w.renewTickets()
+}
+
+// probeKernelTLS finds out whether the kernel can do what listeners want of
+// it. If not, they do without.
+func (w *Worker) probeKernelTLS() {
+	wanted := false
+	for _, l := range w.conf.Listeners {
+		wanted = wanted || l.KernelTLS
+	}
+	if !wanted {
+		return
+	}
+	err := conn.ProbeKernelTLS()
+	switch {
+	case err == nil && w.Slot() == 0:
+		w.log.Info("the kernel seals for TLS")
+	case err != nil:
+		for i := range w.conf.Listeners {
+			w.conf.Listeners[i].KernelTLS = false
+		}
+		if w.Slot() == 0 {
+			w.log.Warn("the kernel does not seal for TLS, the worker does", zap.Error(err))
+		}
+	}
 }
 
 const (

@@ -72,7 +72,7 @@ type Config struct {
 type Listener struct {
 	Name string
 	// Conn configures the connections; the worker sets its Listener, Pool,
-	// Seat, Event, Move, Bound, TLS, Handshakes, Proxy and Identified, and those
+	// Seat, Event, Move, Bound, TLS, KernelTLS, Handshakes, Proxy and Identified, and those
 	// of what they may become. nil: Packet or HTTP is served.
 	Conn *conn.Config
 	// Dispatch says which worker serves a new connection; empty means
@@ -83,6 +83,9 @@ type Listener struct {
 	// TLS, if not nil, has the peers speak TLS. The worker sets the keys of its
 	// session tickets, and nothing else; no other listener may have it.
 	TLS *tls.Config
+	// KernelTLS has the kernel seal what connections of Conn with TLS 1.3 send,
+	// if it can; the worker of slot 0 says in its log why it cannot.
+	KernelTLS bool
 	// TicketSeed is what these keys are made of, see tlsrec.TicketKeys: workers
 	// that have the same resume one another's sessions. It is to be another one
 	// where other certificates of clients are accepted. nil: this worker's own.
@@ -450,7 +453,7 @@ func (w *Worker) configure(from *conn.Config, l *Listener, at *listener) *conn.C
 	}
 	c.TLS, c.Proxy = l.TLS, l.Proxy
 	if c.TLS != nil {
-		c.Handshakes = w.handshakes
+		c.Handshakes, c.KernelTLS = w.handshakes, l.KernelTLS
 	}
 	if c.Proxy != nil {
 		c.Identified = at.identified

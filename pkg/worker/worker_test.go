@@ -26,7 +26,12 @@ import (
 
 func dial(t *testing.T, s activation.Socket) net.Conn {
 	t.Helper()
-	c, err := net.Dial(s.Network, strings.TrimPrefix(s.Address, s.Network+"://"))
+	address := strings.TrimPrefix(s.Address, s.Network+"://")
+	dialer := net.Dialer{}
+	if s.Network == "unixgram" {
+		dialer.LocalAddr = &net.UnixAddr{Name: t.TempDir() + "/c", Net: s.Network} // what is answered has a path
+	}
+	c, err := dialer.Dial(s.Network, address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -596,7 +601,12 @@ func TestEndlessRequestEndsWithTheGrace(t *testing.T) {
 }
 
 func TestDatagramsAreServedAndHandedOver(t *testing.T) {
-	s := listenOn(t, "udp://127.0.0.1:0")
+	t.Run("UDP", func(t *testing.T) { datagramsAreHandedOver(t, "udp://127.0.0.1:0") })
+	t.Run("unix", func(t *testing.T) { datagramsAreHandedOver(t, "unixgram://"+t.TempDir()+"/s") })
+}
+
+func datagramsAreHandedOver(t *testing.T, address string) {
+	s := listenOn(t, address)
 	old := serving(t, "packets", 0, s)
 	c := dial(t, s)
 	answer := func() string {
@@ -643,6 +653,7 @@ func TestSocketOfTheWrongKindIsAFailedStart(t *testing.T) {
 		want     string
 	}{
 		{"udp://127.0.0.1:0", Listener{Name: "main", Conn: &conn.Config{}}, "is a datagram socket, but what is served on it wants a stream one"},
+		{"unixgram://" + t.TempDir() + "/s", Listener{Name: "main", Conn: &conn.Config{}}, "is a datagram socket, but what is served on it wants a stream one"},
 		{"tcp://127.0.0.1:0", Listener{Name: "main", Packet: &conn.PacketConfig{}}, "is a stream socket, but what is served on it wants a datagram one"},
 	} {
 		s := listenOn(t, tt.url)

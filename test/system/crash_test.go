@@ -266,6 +266,39 @@ func killedSupervisorIsFollowedByAnotherAndNobodyIsLost(t *testing.T, m *machine
 	s.onlyTheseRemain(after)
 }
 
+// systemd does nothing about the death of the main process as long as the
+// command of ExecReload= runs: so that must not wait for the dead.
+func supervisorKilledDuringAReloadIsFollowedAtOnce(t *testing.T, m *machine) {
+	s := install(t, m, probe(t, "1", ""))
+	s.configure("workers = 2\nstart_timeout = \"60s\"\ngrace = \"2s\"\n")
+	s.dropIn("app.service", "30-watchdog.conf", "[Service]\nWatchdogSec=0\n") // it is not to help
+	s.daemonReload()
+	s.start()
+	before := s.awaitStatus(10*time.Second, allProtected(2))
+	s.replace(probe(t, "2", "hang"))
+	s.must(t, "systemctl", "--no-block", "reload", s.unit)
+	s.awaitStatus(10*time.Second, func(st control.Status) error {
+		if st.State != control.StateReloading {
+			return fmt.Errorf("it is %s", st.State)
+		}
+		return nil
+	})
+	if pid := s.show(t, s.unit, "ControlPID"); pid == "0" {
+		t.Error("no command of ExecReload= waits")
+	}
+	s.replace(probe(t, "1", ""))
+	stop := s.hammer("app.socket")
+	s.kill(t, "KILL", before.PID)
+	begun := time.Now()
+	after := s.awaitStatus(30*time.Second, successor(before, 2))
+	expectNoneLost(t, stop())
+	if took := time.Since(begun); took > 10*time.Second {
+		t.Errorf("there is another supervisor after %v", took)
+	}
+	sameWorkers(t, before, after)
+	s.onlyTheseRemain(after)
+}
+
 func supervisorThatHangsIsReplacedByTheWatchdog(t *testing.T, m *machine) {
 	s := install(t, m, server(t))
 	s.configure(reloadable)

@@ -36,6 +36,7 @@ var tests = []struct {
 	{"ConnectionsMadeWhileNobodyAcceptsAreServedAfterwards", connectionsMadeWhileNobodyAcceptsAreServedAfterwards},
 	{"ConnectionsThatWokeDeadWorkerAreServedByTheOthers", connectionsThatWokeDeadWorkerAreServedByTheOthers},
 	{"KilledSupervisorIsFollowedByAnotherAndNobodyIsLost", killedSupervisorIsFollowedByAnotherAndNobodyIsLost},
+	{"SupervisorKilledDuringAReloadIsFollowedAtOnce", supervisorKilledDuringAReloadIsFollowedAtOnce},
 	{"SupervisorThatHangsIsReplacedByTheWatchdog", supervisorThatHangsIsReplacedByTheWatchdog},
 
 	{"OpenConnectionsOutliveTheDeathOfTheSupervisor", openConnectionsOutliveTheDeathOfTheSupervisor},
