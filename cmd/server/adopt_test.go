@@ -496,6 +496,86 @@ func TestRestartsInARowLoseNobodyAndBringInNewWorkers(t *testing.T) {
 	m.wantStored()
 }
 
+// sums are the counters that outlive a supervisor, by name and labels.
+func (m *manager) sums() map[string]float64 {
+	m.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	page, err := m.client.Metrics(ctx)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	sums := make(map[string]float64)
+	for line := range strings.Lines(string(page)) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		name, _, _ := strings.Cut(key, "{")
+		if !strings.HasSuffix(name, "_total") || strings.HasPrefix(name, "mainstay_supervisor_") || name == "mainstay_worker_cpu_seconds_total" {
+			continue
+		}
+		if sums[key], err = strconv.ParseFloat(value, 64); err != nil {
+			m.t.Fatalf("%q: %v", line, err)
+		}
+	}
+	return sums
+}
+
+func TestSumsAndEventsOutliveTheSupervisor(t *testing.T) {
+	m := startManager(t, 2)
+	c := m.connect("inline")
+	pid, _, err := c.ask("name keeps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.kill(pidsOf(m.well()))
+	m.await("both workers are new", func(st control.Status) bool {
+		return st.State == control.StateServing && len(st.Pools[0].Workers) == 2 && !slices.Contains(pidsOf(st), pid) && st.Kept == 1
+	})
+	if _, _, err := c.ask("who"); err != nil {
+		t.Fatal(err)
+	}
+	m.wantStored()
+	events := func() (all []control.Event) {
+		t.Helper()
+		if err := m.client.Events(t.Context(), false, func(e control.Event) { all = append(all, e) }); err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	before, told := m.sums(), events()
+	deaths := 0.0
+	for key, n := range before {
+		if strings.HasPrefix(key, "mainstay_worker_respawns_total") {
+			deaths += n
+		}
+	}
+	if deaths != 2 || before["mainstay_connections_kept_total"] != 1 {
+		t.Errorf("two workers died, and the sums are %v", before)
+	}
+	for _, sig := range []unix.Signal{unix.SIGKILL, restartSignal} {
+		m.die(sig)
+		m.start()
+		m.well()
+		if sig == restartSignal {
+			m.renewed()
+		}
+		after, now := m.sums(), events()
+		for key, was := range before {
+			if is, ok := after[key]; !ok || is < was {
+				t.Errorf("after %v %s was %v and is %v (there: %v)", sig, key, was, is, ok)
+			}
+		}
+		if len(now) <= len(told) {
+			t.Fatalf("after %v there are %d events, before there were %d", sig, len(now), len(told))
+		}
+		for i, e := range told {
+			if now[i].At != e.At || now[i].Kind != e.Kind || now[i].Message != e.Message {
+				t.Errorf("after %v event %d is %+v, was %+v", sig, i, now[i], e)
+			}
+		}
+		before, told = after, now
+	}
+}
+
 // renewed waits until all workers are of the generation that serves, the last
 // reload being done.
 func (m *manager) renewed() control.Status {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -137,19 +138,16 @@ func TestRestartThatComesAsEarlyAsCanBeLeavesForTheNextSupervisor(t *testing.T) 
 		ended := make(chan struct{})
 		var state *os.ProcessState
 		go func() { state, _ = p.Wait(); close(ended) }()
-		if !endedOrServes(t, ended, m.client) {
-			lost++
-			if watched {
-				t.Errorf("a restart after %d x 0.1 ms was lost", k)
-			}
-			if err := p.Signal(restartSignal); err != nil {
+		if !watched && !endedOrServes(t, ended, m.client) {
+			lost++ // or it has been asked just before it came to act on it
+			if err := p.Signal(restartSignal); err != nil && !errors.Is(err, os.ErrProcessDone) {
 				t.Fatal(err)
 			}
 		}
 		select {
 		case <-ended:
 		case <-time.After(60 * time.Second):
-			t.Fatal("a supervisor that serves does not leave")
+			t.Fatalf("a restart after %d x 0.1 ms was lost; it had its signals: %v", k, watched)
 		}
 		switch {
 		case state.Success():

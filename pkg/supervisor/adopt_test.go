@@ -3,6 +3,8 @@ package supervisor
 import (
 	"context"
 	"errors"
+	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -389,4 +391,105 @@ func FuzzStoredNumber(f *testing.F) {
 			t.Errorf("%q is %q %d, then %q %d, %v", name, kind, n, k, again, err)
 		}
 	})
+}
+
+func TestWhatWasCountedAndToldOutlivesTheSupervisor(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		dies    bool
+		between func(st *savedState)
+		lost    bool
+	}{
+		{name: "restart"},
+		{name: "death", dies: true},
+		{name: "of the contract before", dies: true, between: func(st *savedState) { st.Contract = link.Contract - 1 }},
+		{name: "of a supervisor that saved none", dies: true, lost: true, between: func(st *savedState) { st.Books, st.Events = nil, nil }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			settings := configured(quick, "one")
+			var before map[string]float64
+			var told []control.Event
+			succession(t, settings, answering, func(r *rig) {
+				r.seatOf(0).count(10)
+				r.seatOf(1).count(7)
+				r.samples() // the application's own are known now
+				r.fakes.last(0).exit(Exit{Signal: unix.SIGKILL, CPU: time.Second})
+				synctest.Wait()
+				time.Sleep(time.Second) // fake time
+				r.loadErr = errors.New("broken")
+				if err := r.reload(); err == nil {
+					t.Error("a broken reload was done")
+				}
+				r.loadErr = nil
+				r.seatOf(0).count(5)
+				before, _ = r.samples()
+				told = slices.Clone(r.chronicle.kept)
+			}, tt.dies, func(_ *shelf, st *savedState) {
+				if tt.between != nil {
+					tt.between(st)
+				}
+			}, func(r *rig) {
+				synctest.Wait()
+				const messages = `mainstay_messages_total{pool="worker",worker="0"}`
+				after, _ := r.samples()
+				if before[messages] != 15 || before[`mainstay_worker_deaths_total{pool="worker",worker="0",class="signal"}`] != 1 || before[`mainstay_reloads_total{result="refused"}`] != 1 {
+					t.Errorf("the first supervisor counted %v", before)
+				}
+				if tt.lost {
+					if after[messages] != 5 {
+						t.Errorf("%v messages, want those of the worker that lives", after[messages])
+					}
+					return
+				}
+				for key, was := range before {
+					if strings.HasPrefix(key, "mainstay_supervisor_") || strings.HasPrefix(key, "mainstay_hook_runs_total") {
+						continue // of this process
+					}
+					if is, ok := after[key]; !ok || is < was {
+						t.Errorf("%s was %v and is %v (there: %v)", key, was, is, ok)
+					}
+				}
+				if after[messages] != 15 {
+					t.Errorf("%v messages, want 15", after[messages])
+				}
+				if got := r.chronicle.kept; len(got) < len(told) || !reflect.DeepEqual(got[:len(told)], told) {
+					t.Errorf("events %+v, want them to begin with %+v", got, told)
+				}
+			})
+		})
+	}
+}
+
+func TestSavedEventsAndFiguresAreBounded(t *testing.T) {
+	for _, tt := range []struct {
+		name          string
+		message, want int
+	}{
+		{name: "by number", message: 10, want: eventsSaved},
+		{name: "by bytes", message: 4096, want: eventsSavedBytes / (4096 + eventFields)},
+		{name: "one that is too long", message: eventsSavedBytes, want: 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var c chronicle
+			for i := range eventsKept {
+				c.kept = append(c.kept, control.Event{Slot: i, Message: strings.Repeat("m", tt.message)})
+			}
+			got := c.saved()
+			if len(got) != tt.want || len(got) > 0 && got[len(got)-1].Slot != eventsKept-1 {
+				t.Errorf("%d events, want the last %d", len(got), tt.want)
+			}
+		})
+	}
+	app := []byte(`[{"name":"x","help":"` + strings.Repeat("x", savedApp/2) + `","type":"counter","series":null}]`)
+	b := &books{tallies: make(map[tallyKey]*tally)}
+	for slot := range 3 {
+		b.tallies[tallyKey{"worker", slot}] = &tally{counters: make([]float64, len(seatCounters)), appSaved: app}
+	}
+	size := 0
+	for _, entry := range b.saved().Tallies {
+		size += len(entry.App)
+	}
+	if size == 0 || size > savedApp {
+		t.Errorf("%d bytes of the application's figures, want some and at most %d", size, savedApp)
+	}
 }

@@ -42,6 +42,10 @@ const (
 const (
 	eventsKept    = 256 // events that a new listener is told of
 	eventsWaiting = 256 // events that a slow listener may be behind
+
+	eventsSaved      = 128      // events that the next supervisor is told of, at most
+	eventsSavedBytes = 64 << 10 // and how long they may be in sum
+	eventFields      = 256      // bytes of an event beside its message, at most
 )
 
 // chronicle is the last events, and those who want to hear of the next.
@@ -68,7 +72,20 @@ func (s *Supervisor) tellSlot(kind, message string, sl *slot) {
 	})
 }
 
+// saved are the last events, as many as the next supervisor is told of.
+func (c *chronicle) saved() []control.Event {
+	kept := c.kept[max(0, len(c.kept)-eventsSaved):]
+	size := 0
+	for i := len(kept) - 1; i >= 0; i-- {
+		if size += eventFields + len(kept[i].Message); size > eventsSavedBytes {
+			return kept[i+1:]
+		}
+	}
+	return kept
+}
+
 func (s *Supervisor) note(e control.Event) {
+	s.unsaved = true
 	c := &s.chronicle
 	c.kept = append(c.kept, e)
 	if len(c.kept) > eventsKept {

@@ -1,7 +1,9 @@
 package supervisor
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -69,6 +71,7 @@ type tally struct {
 	cpu      time.Duration     // processor time
 	deaths   map[string]uint64 // by class
 	app      []metrics.Family  // the application's own; never changed, only replaced
+	appSaved []byte            // the same, encoded
 
 	// Of slots that were given up; the others count for themselves.
 
@@ -131,7 +134,105 @@ func (s *Supervisor) inherit(t *tally, families []metrics.Family) {
 			sum.Add(f)
 		}
 	}
-	t.app = sum.Families()
+	t.app, t.appSaved = sum.Families(), nil
+	if len(t.app) == 0 {
+		return
+	}
+	b, err := metrics.Encode(t.app)
+	if err != nil {
+		s.log.Warn("metrics of dead workers do not outlive the supervisor", zap.Error(err))
+		return
+	}
+	t.appSaved = b
+}
+
+// savedBooks are books, for the next supervisor.
+type savedBooks struct {
+	Tallies   []savedTally      `json:"tallies,omitempty"`
+	Reloads   map[string]uint64 `json:"reloads,omitempty"`
+	Rollbacks map[string]uint64 `json:"rollbacks,omitempty"`
+	Kept      uint64            `json:"kept,omitempty"`
+	Torn      map[string]uint64 `json:"torn,omitempty"`
+}
+
+type savedTally struct {
+	Pool          string             `json:"pool"`
+	Slot          int                `json:"slot"`
+	Counters      map[string]float64 `json:"counters,omitempty"` // by name, without zeros
+	Stall         time.Duration      `json:"stall,omitempty"`
+	CPU           time.Duration      `json:"cpu,omitempty"`
+	Deaths        map[string]uint64  `json:"deaths,omitempty"`
+	App           json.RawMessage    `json:"app,omitempty"`
+	Respawns      uint64             `json:"respawns,omitempty"`
+	StartFailures uint64             `json:"start_failures,omitempty"`
+}
+
+// savedApp bounds the bytes of the dead workers' own metrics that the next
+// supervisor is told of. A place that does not fit in begins anew.
+const savedApp = 256 << 10
+
+func (b *books) saved() *savedBooks {
+	saved := &savedBooks{Reloads: b.reloads, Rollbacks: b.rollbacks, Kept: b.kept, Torn: b.torn}
+	for key, t := range b.tallies {
+		entry := savedTally{
+			Pool: key.pool, Slot: key.slot, Stall: t.stall, CPU: t.cpu, Deaths: t.deaths,
+			Respawns: t.respawns, StartFailures: t.startFailures, Counters: make(map[string]float64),
+		}
+		for i, f := range seatCounters {
+			if t.counters[i] != 0 {
+				entry.Counters[f.name] = t.counters[i]
+			}
+		}
+		saved.Tallies = append(saved.Tallies, entry)
+	}
+	slices.SortFunc(saved.Tallies, func(a, b savedTally) int {
+		return cmp.Or(strings.Compare(a.Pool, b.Pool), a.Slot-b.Slot)
+	})
+	room := savedApp
+	for i := range saved.Tallies {
+		entry := &saved.Tallies[i]
+		if app := b.tallies[tallyKey{entry.Pool, entry.Slot}].appSaved; len(app) <= room {
+			entry.App = app
+			room -= len(app)
+		}
+	}
+	return saved
+}
+
+// inheritBooks goes on counting where an earlier supervisor was when it saved
+// its state last; nil: it saved none.
+func (s *Supervisor) inheritBooks(saved *savedBooks) {
+	if saved == nil {
+		return
+	}
+	b := &s.books
+	b.kept = saved.Kept
+	for _, m := range []struct {
+		to   *map[string]uint64
+		from map[string]uint64
+	}{{&b.reloads, saved.Reloads}, {&b.rollbacks, saved.Rollbacks}, {&b.torn, saved.Torn}} {
+		*m.to = make(map[string]uint64)
+		maps.Copy(*m.to, m.from)
+	}
+	b.tallies = make(map[tallyKey]*tally)
+	for _, entry := range saved.Tallies {
+		t := &tally{
+			counters: make([]float64, len(seatCounters)), deaths: make(map[string]uint64), stall: entry.Stall, cpu: entry.CPU,
+			respawns: entry.Respawns, startFailures: entry.StartFailures,
+		}
+		for i, f := range seatCounters {
+			t.counters[i] = entry.Counters[f.name]
+		}
+		maps.Copy(t.deaths, entry.Deaths)
+		if len(entry.App) > 0 {
+			if families, err := metrics.Decode(entry.App); err == nil {
+				t.app, t.appSaved = families, entry.App
+			} else {
+				s.log.Warn("metrics of workers that died under the supervisor before begin anew", zap.Error(err))
+			}
+		}
+		b.tallies[tallyKey{entry.Pool, entry.Slot}] = t
+	}
 }
 
 // keepCounts saves the counts of a slot that is given up.

@@ -39,6 +39,11 @@ type savedState struct {
 	Releases    []savedRelease    `json:"releases"`
 	Slots       []savedSlot       `json:"slots"`
 	Workers     []savedWorker     `json:"workers"`
+
+	// What it has counted and told; nil if there was no room for it.
+
+	Books  *savedBooks     `json:"books,omitempty"`
+	Events []control.Event `json:"events,omitempty"`
 }
 
 type savedReload struct {
@@ -169,6 +174,8 @@ func savedSum(head, body []byte) uint32 {
 	return crc32.Update(crc32.ChecksumIEEE(head[:24]), crc32.IEEETable, body)
 }
 
+var errStateTooLong = errors.New("supervisor: state too long")
+
 // write puts down a state, if it differs from the last.
 func (f *stateFile) write(state savedState) error {
 	state.Format = savedFormat
@@ -180,7 +187,7 @@ func (f *stateFile) write(state savedState) error {
 		return nil
 	}
 	if len(body) > savedHalf-savedHead {
-		return fmt.Errorf("supervisor: state of %d bytes, want at most %d", len(body), savedHalf-savedHead)
+		return fmt.Errorf("%w: %d bytes, want at most %d", errStateTooLong, len(body), savedHalf-savedHead)
 	}
 	seq := f.seq + 1
 	b := make([]byte, savedHead, savedHead+len(body))
@@ -205,6 +212,7 @@ func (s *Supervisor) state() savedState {
 		Current: s.current.generation, Stopping: s.phase == stopping, Restarting: s.restarting, Env: s.env,
 		LastReload: s.lastReload, Listeners: s.listeners(),
 	}
+	st.Books, st.Events = s.books.saved(), s.chronicle.saved()
 	if s.good != nil {
 		st.Good = s.good.generation
 	}
@@ -273,7 +281,13 @@ func (s *Supervisor) save() {
 	}
 	s.unsaved = false
 	failpoint.Here("saved.write")
-	if err := s.saved.write(s.state()); err != nil {
+	state := s.state()
+	err := s.saved.write(state)
+	if errors.Is(err, errStateTooLong) { // the workers matter more than figures
+		state.Books, state.Events = nil, nil
+		err = s.saved.write(state)
+	}
+	if err != nil {
 		s.log.Error("state not saved: the next supervisor finds an old one", zap.Error(err))
 	}
 	failpoint.Here("saved.written")

@@ -287,6 +287,8 @@ func (s *Supervisor) succeed(p *past, refused error) {
 	s.generations, s.lastNumber = st.Generation, max(st.Incarnation, p.lastNumber(s.board))
 	s.lastQuestion = s.epoch << 32 // no answer to a question of before is taken for one of ours
 	s.env, s.lastReload = st.Env, st.LastReload
+	s.inheritBooks(st.Books)
+	s.chronicle.kept = st.Events
 	s.current, s.good = p.releases[st.Current], p.releases[st.Good]
 	for _, saved := range st.Releases {
 		if r := p.releases[saved.Generation]; r != nil {
