@@ -41,8 +41,8 @@ type manager struct {
 	heard     chan struct{} // it has read all that was sent before
 
 	mu    sync.Mutex
-	store []stored // newest first
-	own   int      // pid of the supervisor, whose end is waited for elsewhere
+	store []stored     // newest first
+	own   map[int]bool // processes that somebody waits for
 }
 
 type stored struct {
@@ -64,7 +64,7 @@ func startManager(t *testing.T, workers int) *manager {
 func startManagerOf(t *testing.T, workers int, program string) *manager {
 	t.Helper()
 	dir := t.TempDir()
-	m := &manager{dir: dir, program: program, notify: dir + "/notify.sock", quit: make(chan struct{}), heard: make(chan struct{}), ports: make(map[string]int)}
+	m := &manager{dir: dir, program: program, notify: dir + "/notify.sock", quit: make(chan struct{}), heard: make(chan struct{}), ports: make(map[string]int), own: make(map[int]bool)}
 	m.survival = &survival{&chaos{t: t, workers: workers}}
 	var err error
 	if m.client, err = control.NewClient("unix://" + dir + "/c.sock"); err != nil {
@@ -159,7 +159,28 @@ func (m *manager) start() {
 	if m.run.Process, err = os.FindProcess(pid); err != nil {
 		m.t.Fatal(err)
 	}
-	m.own = m.run.Process.Pid
+	m.own[pid] = true
+}
+
+// output runs a command, which nobody else waits for, and returns what it has
+// written and its exit code.
+func (m *manager) output(cmd *exec.Cmd) (code int, stdout, stderr string) {
+	m.t.Helper()
+	var out, err bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &err
+	m.mu.Lock()
+	e := cmd.Start()
+	if e == nil {
+		m.own[cmd.Process.Pid] = true
+	}
+	m.mu.Unlock()
+	if e != nil {
+		m.t.Fatal(e)
+	}
+	if e := cmd.Wait(); cmd.ProcessState == nil {
+		m.t.Fatal(e)
+	}
+	return cmd.ProcessState.ExitCode(), out.String(), err.String()
 }
 
 // die ends the supervisor by a signal and returns when it is gone.
@@ -278,7 +299,7 @@ func (m *manager) reap() {
 			for _, f := range strings.Fields(string(text)) {
 				pid, _ := strconv.Atoi(f)
 				m.mu.Lock()
-				own := pid == m.own
+				own := m.own[pid]
 				m.mu.Unlock()
 				if !own {
 					_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)

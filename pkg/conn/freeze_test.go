@@ -493,7 +493,10 @@ func TestDeadlinesGoOnWithWhatIsLeftOfThem(t *testing.T) {
 					}
 				}
 				w.a.until("the peer is behind", func() bool { return c.blocked })
-				start = time.Now()
+				w.a.do(func() {
+					now := w.a.loop.Clock()
+					start = time.Now().Add(c.progress.at(now) - now) // since when it is, which may have been noticed late
+				})
 			}
 			// Several moves, each of which would start it anew if it were not told.
 			from, to, cfg := w.a, w.b, b

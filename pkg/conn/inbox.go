@@ -111,7 +111,7 @@ func (c *Conn) running() bool {
 // runEvents calls up to n callbacks and says whether there may be more. r is
 // the goroutine.
 func (c *Conn) runEvents(r *runner, n int) bool {
-	defer r.since.Store(0)
+	defer r.since.Store(0) // a callback may end its goroutine
 	for range n {
 		ev, ok := c.pop()
 		if !ok {
@@ -119,6 +119,7 @@ func (c *Conn) runEvents(r *runner, n int) bool {
 		}
 		r.since.Store(int64(c.set.loop.Clock()))
 		c.runEvent(ev)
+		r.since.Store(0) // before pop, after which it may be another runner's
 	}
 	return true
 }

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -483,10 +484,10 @@ func TestSessionThatRestsIsTakenUp(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newTwo(t)
-			saves := false
+			var saves atomic.Bool
 			a, b := w.configs(funcs{
 				message: func(c *Conn, m []byte) {
-					if saves {
+					if saves.Load() {
 						c.SetValue("saved")
 						if err := c.Save(); err != nil {
 							t.Error(err)
@@ -507,12 +508,12 @@ func TestSessionThatRestsIsTakenUp(t *testing.T) {
 				c.DecodeValue = func(c *Conn, b []byte) error { c.SetValue(string(b)); return nil }
 			})
 			client, c := w.a.tcp(a)
-			saves = tt.save == "all"
+			saves.Store(tt.save == "all")
 			write(t, client, "x\n")
 			expect(t, client, "1:x\n")
 			untilRest(t, w.a, c, true)
 			if tt.save == "second" {
-				w.a.do(func() { saves = true })
+				saves.Store(true)
 				write(t, client, "x\n")
 				expect(t, client, "2:x\n")
 				untilRest(t, w.a, c, true)

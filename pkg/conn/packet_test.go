@@ -16,11 +16,9 @@ import (
 func udp(t testing.TB, where string) (fd int, addr netip.AddrPort) {
 	t.Helper()
 	addr = netip.MustParseAddrPort(where)
-	family, sa := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{Addr: [4]byte{}})
+	family, sa := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: addr.Addr().As16()})
 	if addr.Addr().Is4() {
-		sa = &unix.SockaddrInet4{Addr: addr.Addr().As4()}
-	} else {
-		family, sa = unix.AF_INET6, &unix.SockaddrInet6{Addr: addr.Addr().As16()}
+		family, sa = unix.AF_INET, &unix.SockaddrInet4{Addr: addr.Addr().As4()}
 	}
 	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

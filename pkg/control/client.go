@@ -16,7 +16,8 @@ import (
 )
 
 // ErrNotRunning is matched by the errors of a Client whose socket is absent
-// or answers no more.
+// or answers no more, and of one whose supervisor has died before its answer was
+// complete.
 var ErrNotRunning = errors.New("service not running")
 
 // maxAnswer bounds what a Client reads of an answer, in bytes.
@@ -36,10 +37,7 @@ func NewClient(address string) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", path)
-	}
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return dialAlive(ctx, path) }
 	return &Client{
 		path: path,
 		http: &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}},
@@ -226,6 +224,8 @@ func (c *Client) do(ctx context.Context, method, path string, in any) (io.ReadCl
 	switch {
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return nil, fmt.Errorf("%w: no one listens on %s", ErrNotRunning, c.path)
+	case errors.Is(err, errDead):
+		return nil, fmt.Errorf("%w, which listened on %s", errDead, c.path)
 	case err != nil:
 		return nil, fmt.Errorf("control: %s: %w", c.path, err)
 	}

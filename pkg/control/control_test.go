@@ -20,7 +20,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if address := os.Getenv(roleVariable); address != "" {
+		os.Exit(playSupervisor(address))
+	}
+	goleak.VerifyTestMain(m)
+}
 
 type backend struct {
 	mu      sync.Mutex

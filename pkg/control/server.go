@@ -42,8 +42,8 @@ type Backend interface {
 var ErrInvalid = errors.New("invalid request")
 
 // Listen binds the control socket at address, a URL unix:///path, with mode
-// 0660. A socket file that nobody listens on is replaced; one that answers,
-// or another kind of file, is an error, as is a path too long for the
+// 0660. A socket file that nobody listens on, or only the keeper of a dead
+// process, is replaced; one that answers, or another kind of file, is an error, as is a path too long for the
 // kernel's 107 bytes.
 func Listen(address string) (net.Listener, error) {
 	path, err := socketPath(address)
@@ -58,9 +58,12 @@ func Listen(address string) (net.Listener, error) {
 		return nil, fmt.Errorf("control: %s exists and is no socket", path)
 	default:
 		if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
-			lives := listenerLives(c)
+			process, dead := listenerOf(c.(*net.UnixConn))
 			c.Close()
-			if lives {
+			if dead == nil {
+				process.Close()
+			}
+			if !errors.Is(dead, errDead) {
 				return nil, fmt.Errorf("control: %s: another process listens on it", path)
 			}
 		}
@@ -87,22 +90,6 @@ func Listen(address string) (net.Listener, error) {
 		return nil, fmt.Errorf("control: %w", err)
 	}
 	return &listener{UnixListener: l, path: path}, nil
-}
-
-// listenerLives says whether the process lives that listens at the other end.
-// A supervisor's keeper has its listening socket until the next one has started.
-func listenerLives(c net.Conn) bool {
-	raw, err := c.(*net.UnixConn).SyscallConn()
-	if err != nil {
-		return true
-	}
-	pid := int32(0)
-	err = raw.Control(func(fd uintptr) {
-		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil { // of who has called listen(2): unix(7)
-			pid = cred.Pid
-		}
-	})
-	return err != nil || pid <= 0 || !errors.Is(unix.Kill(int(pid), 0), unix.ESRCH)
 }
 
 // listener unlinks its path when it is closed.

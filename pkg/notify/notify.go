@@ -287,8 +287,10 @@ func (n *Notifier) sendDatagram(msg, rights []byte) error {
 		return os.NewSyscallError("socket", err)
 	}
 	defer unix.Close(fd)
-	// Only on a connected socket does poll wait for room at the receiver.
-	if err := unix.Connect(fd, n.addr); err != nil {
+	// Only on a connected socket does poll wait for room at the receiver. Connect
+	// writes to the address it is given, and several goroutines may be here.
+	addr := unix.SockaddrUnix{Name: n.addr.Name}
+	if err := unix.Connect(fd, &addr); err != nil {
 		return os.NewSyscallError("connect", err)
 	}
 	deadline := time.Now().Add(sendTimeout)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -339,6 +340,27 @@ func TestMessageWaitsForRoomInTheManagersQueue(t *testing.T) {
 	if err := <-sent; err != nil {
 		t.Error(err)
 	}
+}
+
+func TestSeveralGoroutinesMaySendAtATime(t *testing.T) {
+	m, n := connected(t)
+	const goroutines, messages = 4, 50
+	var g sync.WaitGroup
+	for range goroutines {
+		g.Go(func() {
+			for range messages {
+				if err := n.Watchdog(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for i := range goroutines * messages {
+		if got, _ := m.receive(t); got != "WATCHDOG=1" {
+			t.Fatalf("message %d is %q", i, got)
+		}
+	}
+	g.Wait()
 }
 
 func TestBarrierReturnsWhenTheManagerClosesThePipe(t *testing.T) {

@@ -202,10 +202,14 @@ func startReal(t *testing.T, behave string, change ...func(*Config, *Settings)) 
 	}
 	t.Setenv("GORACE", "atexit_sleep_ms=0")
 	ctx, cancel := context.WithCancel(t.Context())
-	go func() { r.ended <- r.Run(ctx) }()
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		r.ended <- r.Run(ctx)
+	}()
 	t.Cleanup(func() {
 		cancel()
-		<-r.done
+		<-over
 		sock.Close()
 		if err := r.Close(); err != nil {
 			t.Error(err)

@@ -91,12 +91,6 @@ func (s *Supervisor) lookAround() {
 	for _, pid := range s.hands {
 		known[pid] = true
 	}
-	if s.own != nil {
-		known[s.own.pid] = true
-	}
-	for _, pid := range s.hands {
-		known[pid] = true
-	}
 	var overdue []sighting
 	for _, x := range s.strangers {
 		if s.outstayed(x) {

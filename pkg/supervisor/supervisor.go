@@ -355,7 +355,9 @@ func (s *Supervisor) Close() error {
 			unix.Close(fd)
 		}
 	}
-	s.endHarvest()
+	if s.began.IsZero() { // Run was not called, which ends it
+		s.endHarvest()
+	}
 	s.store.close()
 	s.saved.close()
 	for _, r := range s.releases {

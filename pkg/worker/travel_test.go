@@ -82,8 +82,19 @@ func much(i int) []byte { return fmt.Appendf(nil, "%d %s", i, strings.Repeat("m"
 type journey struct {
 	t      *testing.T
 	socket activation.Socket
-	over   chan struct{} // no more rounds
+	over   <-chan struct{} // no more rounds
+	end    func()          // waits for the clients; also before the workers of a test that has failed go
 	done   sync.WaitGroup
+}
+
+func newJourney(t *testing.T, s activation.Socket) *journey {
+	over := make(chan struct{})
+	j := &journey{t: t, socket: s, over: over}
+	j.end = sync.OnceFunc(func() {
+		close(over)
+		j.done.Wait()
+	})
+	return j
 }
 
 // passenger is a client's connection.
@@ -197,7 +208,8 @@ func TestConnectionsInEveryStateGoRoundAndRound(t *testing.T) {
 			s := listenOn(t, tt.url)
 			cl := newCluster(t)
 			workers := []*proc{cl.spawn(helper, 0, 1, s).serve()}
-			j := &journey{t: t, socket: s, over: make(chan struct{})}
+			j := newJourney(t, s)
+			defer j.end()
 			// While there is one worker, the two ends of a pipe meet.
 			counts := map[string]*atomic.Int64{"pipes": j.pipes(5)}
 			for slot := 1; slot < 3; slot++ {
@@ -266,8 +278,7 @@ func TestConnectionsInEveryStateGoRoundAndRound(t *testing.T) {
 			for what, n := range counts {
 				await(t, "some of: "+what, func() bool { return n.Load() > 10 || t.Failed() })
 			}
-			close(j.over)
-			j.done.Wait()
+			j.end()
 			var given, taken, open uint64
 			for _, w := range workers {
 				given += w.seat.HandoffsGiven.Load()
