@@ -118,18 +118,13 @@ func TestSocketsAndProtocolsArePairedByName(t *testing.T) {
 		},
 		{
 			name:   "packets",
-			config: `listener.echo.address = "unixpacket:///run/x"`,
-			want:   []row{{"ws", "", "tcp://127.0.0.1:1", ""}, {"echo", "echo", "unixpacket:///run/x", ""}},
+			config: `listener.web = {address = "unixpacket:///run/x", serve = "echo"}`,
+			want:   []row{{"ws", "", "tcp://127.0.0.1:1", ""}, {"web", "echo", "unixpacket:///run/x", ""}},
 		},
 		{
 			name:      "packets for what has a protocol",
 			inherited: []activation.Socket{{Name: "ws", FD: 3, Network: "unixpacket", Address: "unixpacket:///run/x", Inherited: true}},
 			wantErr:   `listener "ws" is a seqpacket socket (fd 3, unixpacket:///run/x), and what the code serves on it is not for one: `,
-		},
-		{
-			name:    "packets for monitoring",
-			config:  `listener.metrics.address = "unixpacket:///run/x"`,
-			wantErr: `app.toml:1: key "listener.metrics.address": listener "metrics" is a seqpacket socket (unixpacket:///run/x), and `,
 		},
 		{
 			name:   "datagrams of a unix socket",
