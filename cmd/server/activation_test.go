@@ -61,10 +61,11 @@ func TestSocketsOfSystemdAreServedByName(t *testing.T) {
 		bind(t, "echo", "tcp4://127.0.0.1:0"),
 		bind(t, "udp-echo", "udp://127.0.0.1:0"),
 		bind(t, "log", "unixgram://"+dir+"/d.sock"),
+		bind(t, "seq", "unixpacket://"+dir+"/p.sock"),
 	}
 	address := "unix://" + dir + "/c.sock"
-	cmd, stderr := activate(t, sockets, []string{"LISTEN_PID=self", "LISTEN_FDS=5", "LISTEN_FDNAMES=text-echo:six:echo:udp-echo:log"},
-		"run", "--workers", "1", "--serve", "six=echo", "--serve", "log=udp-echo", "--control", address)
+	cmd, stderr := activate(t, sockets, []string{"LISTEN_PID=self", "LISTEN_FDS=6", "LISTEN_FDNAMES=text-echo:six:echo:udp-echo:log:seq"},
+		"run", "--workers", "1", "--serve", "six=echo", "--serve", "log=udp-echo", "--serve", "seq=echo", "--control", address)
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
 	defer func() {

@@ -8,8 +8,8 @@
 //     when the manager is re-executed.
 //   - What can not be used is an error that names the variable or the fd; no
 //     socket is skipped in silence.
-//   - Every [Socket] is a stream socket that listens or a datagram socket that
-//     is bound, is close-on-exec and does not block. Whether what is served on it
+//   - Every [Socket] is a stream or seqpacket socket that listens or a datagram
+//     socket that is bound, is close-on-exec and does not block. Whether what is served on it
 //     wants connections or datagrams is not known here.
 //   - An inherited socket is never shut down and its file never unlinked: it
 //     belongs to the manager, and to the next process that it starts.
@@ -51,7 +51,7 @@ const maxName = 255
 // LISTEN_FDS is missing or more than RLIMIT_NOFILE admits, LISTEN_FDNAMES
 // has not one name for each fd, a name is empty, too long or there twice, an
 // fd is closed, is not a socket, or is a socket other than a listening stream
-// socket over TCP or AF_UNIX, or a bound datagram one of UDP or AF_UNIX. After an error the fds stay open, close-on-exec
+// socket over TCP or AF_UNIX, a listening seqpacket one, or a bound datagram one of UDP or AF_UNIX. After an error the fds stay open, close-on-exec
 // so far as they exist: the process is expected to end.
 //
 // Call it once, first thing in main, before anything opens files or starts

@@ -133,9 +133,9 @@ func TestMalformedActivationIsAnErrorThatNamesTheFault(t *testing.T) {
 			t.Cleanup(func() { a.Close(); b.Close() })
 			return a
 		}), good, []string{"fd 4", "connected datagram"}},
-		{"a listening seqpacket socket", second(func(t *testing.T) *os.File {
-			return newSocket(t, unix.AF_UNIX, unix.SOCK_SEQPACKET, true)
-		}), good, []string{"fd 4", "seqpacket"}},
+		{"a seqpacket socket that does not listen", second(func(t *testing.T) *os.File {
+			return newSocket(t, unix.AF_UNIX, unix.SOCK_SEQPACKET, false)
+		}), good, []string{"fd 4", "seqpacket socket that does not listen"}},
 		{"a bound stream socket that does not listen", second(func(t *testing.T) *os.File {
 			return newSocket(t, unix.AF_INET, unix.SOCK_STREAM, false)
 		}), good, []string{"fd 4", "does not listen"}},
@@ -178,14 +178,23 @@ func TestUDPSocketIsInherited(t *testing.T) {
 	}
 }
 
-func TestUnixDatagramSocketIsInherited(t *testing.T) {
-	f := newSocket(t, unix.AF_UNIX, unix.SOCK_DGRAM, false)
-	got := activate(t, []*os.File{f}, "LISTEN_PID=self", "LISTEN_FDS=1", "LISTEN_FDNAMES=log")
-	if got.Error != "" || len(got.Sockets) != 1 {
-		t.Fatalf("got %+v", got)
-	}
-	if s := got.Sockets[0]; s.Network != "unixgram" || s.Name != "log" || !s.Inherited || !strings.HasPrefix(s.Address, "unixgram:///") {
-		t.Errorf("got %+v", s)
+func TestUnixSocketsOfPacketsAreInherited(t *testing.T) {
+	for _, tt := range []struct {
+		network string
+		kind    int
+		listen  bool
+	}{
+		{"unixgram", unix.SOCK_DGRAM, false},
+		{"unixpacket", unix.SOCK_SEQPACKET, true},
+	} {
+		f := newSocket(t, unix.AF_UNIX, tt.kind, tt.listen)
+		got := activate(t, []*os.File{f}, "LISTEN_PID=self", "LISTEN_FDS=1", "LISTEN_FDNAMES=log")
+		if got.Error != "" || len(got.Sockets) != 1 {
+			t.Fatalf("%s: got %+v", tt.network, got)
+		}
+		if s := got.Sockets[0]; s.Network != tt.network || s.Name != "log" || !s.Inherited || !strings.HasPrefix(s.Address, tt.network+":///") {
+			t.Errorf("got %+v", s)
+		}
 	}
 }
 

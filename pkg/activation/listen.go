@@ -36,12 +36,13 @@ type Options struct {
 //	unix:///PATH       a file
 //	unix://@NAME       an abstract address
 //	unixgram:///PATH, unixgram://@NAME  the same for datagrams
+//	unixpacket:///PATH, unixpacket://@NAME  the same for connections of SOCK_SEQPACKET
 //
 // Port 0 is any free one. A zone is written [fe80::1%25eth0]. Bytes that mean
 // something in a URL are percent-encoded. The query may have backlog=N (1 to
 // 2147483647; not for datagrams) and, for a file, mode=OCTAL (0001 to 0777).
 //
-// network is "tcp", "udp", "unix" or "unixgram". Names of hosts are not looked up. An error
+// network is "tcp", "udp", "unix", "unixgram" or "unixpacket". Names of hosts are not looked up. An error
 // begins "activation: ", quotes the URL and says what was expected.
 func ParseURL(rawURL string) (network string, addr unix.Sockaddr, opts Options, err error) {
 	fail := func(err error) (string, unix.Sockaddr, Options, error) {
@@ -60,11 +61,11 @@ func ParseURL(rawURL string) (network string, addr unix.Sockaddr, opts Options, 
 	case "tcp", "tcp4", "tcp6", "udp", "udp4", "udp6":
 		network = scheme[:3]
 		addr, opts.V6Only, err = parseIP(scheme, where)
-	case "unix", "unixgram":
+	case "unix", "unixgram", "unixpacket":
 		network = scheme
 		addr, err = parseUnix(where)
 	default:
-		err = fmt.Errorf("scheme %q, want tcp, tcp4, tcp6, udp, udp4, udp6, unix or unixgram", scheme)
+		err = fmt.Errorf("scheme %q, want tcp, tcp4, tcp6, udp, udp4, udp6, unix, unixgram or unixpacket", scheme)
 	}
 	if err != nil {
 		return fail(err)
@@ -244,8 +245,11 @@ func (s *Socket) listen(addr unix.Sockaddr, opts Options) (err error) {
 		family = unix.AF_INET6
 	}
 	kind := unix.SOCK_STREAM
-	if Datagrams(s.Network) {
+	switch {
+	case Datagrams(s.Network):
 		kind = unix.SOCK_DGRAM
+	case s.Network == "unixpacket":
+		kind = unix.SOCK_SEQPACKET
 	}
 	s.FD, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -269,6 +273,8 @@ func (s *Socket) listen(addr unix.Sockaddr, opts Options) (err error) {
 		if err := inlineUrgent(s.FD); err != nil {
 			return err
 		}
+	}
+	if kind != unix.SOCK_DGRAM {
 		if err := unix.Listen(s.FD, opts.Backlog); err != nil {
 			return os.NewSyscallError("listen", err)
 		}

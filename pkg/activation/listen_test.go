@@ -28,8 +28,11 @@ func dial(t *testing.T, address string) error {
 		family = unix.AF_INET6
 	}
 	kind := unix.SOCK_STREAM
-	if Datagrams(network) {
+	switch {
+	case Datagrams(network):
 		kind = unix.SOCK_DGRAM
+	case network == "unixpacket":
+		kind = unix.SOCK_SEQPACKET
 	}
 	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -87,6 +90,8 @@ var urlTests = []struct {
 	{"unix:///run/x.sock?mode=0660&backlog=1", "unix", &unix.SockaddrUnix{Name: "/run/x.sock"}, Options{Backlog: 1, Mode: 0o660}},
 	{"unix:///run/a%20b%3Fc%25", "unix", &unix.SockaddrUnix{Name: "/run/a b?c%"}, Options{Backlog: 4096}},
 	{"unixgram:///run/x.sock?mode=0660", "unixgram", &unix.SockaddrUnix{Name: "/run/x.sock"}, Options{Mode: 0o660}},
+	{"unixpacket:///run/x.sock?mode=0660&backlog=7", "unixpacket", &unix.SockaddrUnix{Name: "/run/x.sock"}, Options{Mode: 0o660, Backlog: 7}},
+	{"unixpacket://@abstract/name", "unixpacket", &unix.SockaddrUnix{Name: "@abstract/name"}, Options{Backlog: 4096}},
 	{"unixgram://@abstract/name", "unixgram", &unix.SockaddrUnix{Name: "@abstract/name"}, Options{}},
 	{"unix://@abstract/name", "unix", &unix.SockaddrUnix{Name: "@abstract/name"}, Options{Backlog: 4096}},
 }
@@ -321,6 +326,7 @@ func TestFileThatIsGoneIsNoErrorAtClose(t *testing.T) {
 func TestStaleSocketFileIsReplaced(t *testing.T) {
 	for _, tt := range []struct{ dead, live string }{
 		{"unix://", "unix://"}, {"unixgram://", "unixgram://"}, {"unix://", "unixgram://"}, {"unixgram://", "unix://"},
+		{"unixpacket://", "unixpacket://"},
 	} {
 		t.Run(tt.dead+" by "+tt.live, func(t *testing.T) {
 			path := t.TempDir() + "/s"

@@ -8,13 +8,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Socket is a listening stream socket, or a bound datagram one of UDP or
-// AF_UNIX, close-on-exec and non-blocking. It is a plain value: copies name the
+// Socket is a listening stream or seqpacket socket, or a bound datagram one of
+// UDP or AF_UNIX, close-on-exec and non-blocking. It is a plain value: copies name the
 // same fd, and one of them is closed, once.
 type Socket struct {
 	Name      string // printable ASCII without a colon, unique in the process
 	FD        int    // owned by whoever holds the Socket
-	Network   string // "tcp", "udp", "unix" or "unixgram"
+	Network   string // "tcp", "udp", "unix", "unixgram" or "unixpacket"
 	Address   string // the bound address as a URL: "tcp://127.0.0.1:80", "tcp://[::]:80", "udp://127.0.0.1:53", "unix:///run/x.sock", "unixgram://@abstract"
 	Inherited bool   // handed over; false: bound by Listen
 	Blocking  bool   // it was blocking when it was handed over, for all who share it
@@ -78,7 +78,7 @@ func inherit(fd int, name string) (Socket, error) {
 	if err != nil {
 		return fail(os.NewSyscallError("fcntl", err))
 	}
-	if !Datagrams(network) {
+	if network == "tcp" || network == "unix" {
 		if err := inlineUrgent(fd); err != nil {
 			return fail(err)
 		}
@@ -109,6 +109,10 @@ func checkListener(fd int) (network string, err error) {
 		return "unixgram", checkDatagram(fd)
 	case kind == unix.SOCK_DGRAM:
 		return "", fmt.Errorf("a datagram socket of address family %d and protocol %d, want UDP or AF_UNIX", domain, protocol)
+	case kind == unix.SOCK_SEQPACKET && domain == unix.AF_UNIX && listens == 0:
+		return "", errors.New("a seqpacket socket that does not listen, want a listening one (Accept=no in the socket unit)")
+	case kind == unix.SOCK_SEQPACKET && domain == unix.AF_UNIX:
+		return "unixpacket", nil
 	case kind != unix.SOCK_STREAM:
 		return "", fmt.Errorf("a socket of type %s, want a listening stream socket or a datagram socket", typeName(kind))
 	case listens == 0:
@@ -139,7 +143,7 @@ func checkDatagram(fd int) error {
 	case *unix.SockaddrInet6:
 		bound = sa.Port != 0
 	case *unix.SockaddrUnix:
-		bound = sa.Name != ""
+		bound = sa.Name != "" && sa.Name != "@" // which x/sys makes of no name, now and then
 	}
 	if !bound {
 		return errors.New("a datagram socket that is not bound")

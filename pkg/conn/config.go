@@ -102,6 +102,13 @@ type Config struct {
 	Probe                 func(c *Conn)
 	ProbeAfter, ProbeWait time.Duration
 
+	// Seqpacket says that the connections are of unix sockets of SOCK_SEQPACKET:
+	// a message is a packet, of at most MaxPacket bytes and Limits.MaxMessage; a
+	// longer one ends the connection. Protocol is wire.Raw then, see Packetable.
+	// The last of the packets that a peer has sent is not to be an empty one:
+	// that cannot be told from the end.
+	Seqpacket bool
+
 	// Becomes is what Conn.Become can make of a connection of this Config:
 	// other Configs for the same listener, told apart by their ProtocolName.
 	Becomes []*Config
@@ -242,6 +249,9 @@ func (l Limits) Check() error { return l.fill() }
 
 func (cfg *Config) settings() (*settings, error) {
 	s := &settings{Config: *cfg, readMax: reactor.ReadBufferSize, slowTold: -time.Hour, openTold: -time.Hour}
+	if s.Seqpacket {
+		s.ProtocolName += " in packets" // a captured connection of a stream is not one
+	}
 	s.key, s.kind = ListenerKey(s.Listener), ListenerKey(s.ProtocolName)
 	if s.Handler == nil {
 		return nil, fmt.Errorf("conn: listener %q: no Handler", s.Listener)
@@ -257,6 +267,9 @@ func (cfg *Config) settings() (*settings, error) {
 	}
 	if err := s.Limits.fill(); err != nil {
 		return nil, fmt.Errorf("conn: listener %q: %w", s.Listener, err)
+	}
+	if s.Seqpacket {
+		return s, s.ofPackets()
 	}
 	s.Protocol = s.protocol()
 	if s.NewSession != nil {

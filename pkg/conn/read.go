@@ -84,7 +84,7 @@ func (c *Conn) readable() {
 	if !c.tcp {
 		c.disturb()
 	}
-	n, errno := reactor.Read(int(c.fd), loop.ReadBuffer()[:c.cfg.readMax])
+	n, errno := reactor.Read(int(c.fd), c.readInto())
 	switch {
 	case errno == unix.EAGAIN || errno == unix.EINTR || c.cfg.packets && passing(errno):
 		return
@@ -94,7 +94,7 @@ func (c *Conn) readable() {
 	case c.cfg.packets && (n == 0 || n > c.cfg.Limits.MaxMessage):
 		c.packetDropped(n)
 		return
-	case n == 0:
+	case n == 0 && !(c.cfg.Seqpacket && c.emptyPacket()):
 		c.ended()
 		return
 	}
@@ -111,7 +111,11 @@ func (c *Conn) readable() {
 		c.unwrap(l, n)
 		return
 	}
-	data := loop.ReadBuffer()[:n]
+	if c.cfg.Seqpacket && n > c.cfg.Limits.MaxMessage {
+		c.packetTooLong()
+		return
+	}
+	data := c.justRead(n)
 	if c.cfg.whole && c.in == nil {
 		c.takeWhole(data)
 		return

@@ -215,6 +215,11 @@ func (c *Conn) flushLocked() {
 		c.flushPackets()
 		return
 	}
+	if c.cfg.Seqpacket {
+		c.mu.Unlock()
+		c.flushSeqpackets()
+		return
+	}
 	if queued == 0 || c.blocked {
 		queued = c.queuedLocked()
 		c.mu.Unlock()

@@ -139,9 +139,10 @@ func Read(fd int, p []byte) (int, unix.Errno) {
 }
 
 // Write is write(2) on a non-blocking descriptor, without telling the Go
-// scheduler of it. It writes at most MaxWrite bytes; p must not be empty.
+// scheduler of it. It writes at most MaxWrite bytes. An empty p is
+// an empty packet, where there are such.
 func Write(fd int, p []byte) (int, unix.Errno) {
-	n, _, errno := syscall.RawSyscall6(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(min(len(p), MaxWrite)), 0, 0, 0)
+	n, _, errno := syscall.RawSyscall6(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(min(len(p), MaxWrite)), 0, 0, 0)
 	if errno != 0 {
 		return 0, errno
 	}

@@ -137,7 +137,7 @@ func (s *Service) settingFlags(cmd *cobra.Command) func() runFlags {
 	f := cmd.Flags()
 	config := f.String("config", "", "configuration `FILE` (TOML); default "+s.defaultFile()+", which may be absent")
 	f.String("workers", "", "number `N` of workers; 0: one for each CPU")
-	listen := f.StringArray("listen", nil, "bind a listener: `NAME=URL`, URL being tcp://HOST:PORT, udp://HOST:PORT, unix:///PATH or unixgram:///PATH; may be repeated")
+	listen := f.StringArray("listen", nil, "bind a listener: `NAME=URL`, URL being tcp://HOST:PORT, udp://HOST:PORT, unix:///PATH, unixgram:///PATH or unixpacket:///PATH; may be repeated")
 	serve := f.StringArray("serve", nil, "serve a kind on a listener: `NAME=KIND`, KIND being one of "+list(sortedKeys(s.kinds))+"; may be repeated")
 	f.String("control", "", "`URL` of the control socket; default "+defaults(s.name).Control)
 	f.String("grace", "", "`DURATION` for which a worker that is replaced may go on with its connections; default 30s")

@@ -138,6 +138,15 @@ func (p planned) fits(s *Service, c config) error {
 		err = fmt.Errorf("listener %q is a stream socket (%s), and %s wants datagrams: want udp://HOST:PORT or unixgram:///PATH, or ListenDatagram= in the socket unit", p.name, where, what)
 	case !datagrams && activation.Datagrams(p.network):
 		err = fmt.Errorf("listener %q is a datagram socket (%s), and %s wants connections: want tcp://HOST:PORT or unix:///PATH, or ListenStream= in the socket unit", p.name, where, what)
+	case p.network == "unixpacket":
+		l, bad := protocol.listener(p.name, c.Listeners[p.name])
+		if bad == nil {
+			bad = l.Packetable()
+		}
+		if bad == nil {
+			return nil
+		}
+		err = fmt.Errorf("listener %q is a seqpacket socket (%s), and %s is not for one: %w", p.name, where, what, bad)
 	default:
 		return nil
 	}

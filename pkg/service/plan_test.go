@@ -117,6 +117,16 @@ func TestSocketsAndProtocolsArePairedByName(t *testing.T) {
 			wantErr:   `listener "ws" is a datagram socket (fd 3, unixgram:///run/x), and what the code serves on it wants connections: `,
 		},
 		{
+			name:   "packets",
+			config: `listener.web = {address = "unixpacket:///run/x", serve = "echo"}`,
+			want:   []row{{"ws", "", "tcp://127.0.0.1:1", ""}, {"web", "echo", "unixpacket:///run/x", ""}},
+		},
+		{
+			name:      "packets for what has a protocol",
+			inherited: []activation.Socket{{Name: "ws", FD: 3, Network: "unixpacket", Address: "unixpacket:///run/x", Inherited: true}},
+			wantErr:   `listener "ws" is a seqpacket socket (fd 3, unixpacket:///run/x), and what the code serves on it is not for one: `,
+		},
+		{
 			name:   "datagrams of a unix socket",
 			config: `listener.web = {address = "unixgram:///run/x", serve = "packets"}`,
 			want:   []row{{"ws", "", "tcp://127.0.0.1:1", ""}, {"web", "packets", "unixgram:///run/x", ""}},

@@ -245,8 +245,9 @@ type Framed[T any] struct {
 	Limits Limits
 }
 
-// Raw serves connections without framing: a message is what one read brought.
-// The rest is as in Framed.
+// Raw serves connections without framing: a message is what one read brought,
+// and on a unix socket of SOCK_SEQPACKET a packet, both ways. The rest is as in
+// Framed.
 type Raw[T any] struct {
 	OnConnect     func(c *Conn[T])
 	OnAdopt       func(c *Conn[T], why Reason)

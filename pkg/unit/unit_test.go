@@ -82,7 +82,7 @@ var breaks = map[string][]string{
 	"Socket.FileDescriptorName":      {"FileDescriptorName="},
 	"Socket.TriggerLimitIntervalSec": {"TriggerLimitIntervalSec=", "TriggerLimitIntervalSec=2s"},
 	"Socket.Accept":                  {"Accept=yes"},
-	"Socket.ListenStream":            {"ListenStream=[::]:80", "ListenStream=", "ListenDatagram=53", "ListenDatagram=/run/x.sock", "ListenStream=\nListenFIFO=/run/x"},
+	"Socket.ListenStream":            {"ListenStream=[::]:80", "ListenStream=", "ListenDatagram=53", "ListenDatagram=/run/x.sock", "ListenSequentialPacket=/run/x.sock", "ListenStream=\nListenFIFO=/run/x"},
 	"Socket.ReusePort":               {"ReusePort=1"},
 	"Socket.SocketProtocol":          {"SocketProtocol=mptcp"},
 	"Socket.RemoveOnStop":            {"RemoveOnStop=yes"},
@@ -138,6 +138,7 @@ func TestRightWaysOfOthersAreLeftAlone(t *testing.T) {
 		{"app.socket", "Socket", "TriggerLimitIntervalSec=\nTriggerLimitBurst=0"},
 		{"app.socket", "Socket", "ListenStream=\nListenStream=/run/x.sock"},
 		{"app.socket", "Socket", "ListenStream=\nListenDatagram=53"},
+		{"app.socket", "Socket", "ListenStream=\nListenSequentialPacket=/run/app/seq.sock\nSocketMode=0660"},
 		{"app.socket", "Socket", "ListenStream=\nListenDatagram=/run/app/log.sock\nSocketMode=0660"},
 		{"app.target", "Service", "Type=simple"},
 	} {

@@ -37,13 +37,14 @@ const (
 type listener struct {
 	// Set once.
 
-	worker *Worker
-	name   string
-	fd     int
-	isTCP  bool
-	conns  *conn.Config // what the connections are given to: this,
-	http   *httpServer  // or this
-	gate   *gate        // nil: all are taken
+	worker    *Worker
+	name      string
+	fd        int
+	isTCP     bool
+	isPackets bool         // SOCK_SEQPACKET
+	conns     *conn.Config // what the connections are given to: this,
+	http      *httpServer  // or this
+	gate      *gate        // nil: all are taken
 
 	dispatch dispatcher
 	acceptor reactor.Acceptor
@@ -67,6 +68,21 @@ const (
 func isTCP(fd int) bool {
 	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
 	return err == nil && domain != unix.AF_UNIX
+}
+
+func isPackets(fd int) bool {
+	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	return err == nil && kind == unix.SOCK_SEQPACKET
+}
+
+// Packetable says why l cannot be served on a socket of SOCK_SEQPACKET.
+func (l *Listener) Packetable() error {
+	if l.Conn == nil {
+		return errors.New("HTTP, want a stream socket")
+	}
+	c := *l.Conn
+	c.TLS, c.Proxy = l.TLS, l.Proxy
+	return c.Packetable()
 }
 
 const listenEvents = reactor.Readable | reactor.Exclusive

@@ -136,6 +136,42 @@ func TestDrainHandsOverToTheSuccessor(t *testing.T) {
 	}
 }
 
+func TestConnectionsOfPacketsAreHandedOver(t *testing.T) {
+	s := listenOn(t, "unixpacket://"+t.TempDir()+"/s")
+	cl := newCluster(t)
+	old := cl.spawn("packet talker", 0, 1, s).serve()
+	var clients []net.Conn
+	for range 20 {
+		clients = append(clients, dial(t, s))
+	}
+	buf := make([]byte, 100)
+	say := func(server string) {
+		t.Helper()
+		for _, c := range clients {
+			for _, m := range []string{"one", "and another", "x"} {
+				if _, err := io.WriteString(c, m); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, m := range []string{"one", "and another", "x"} {
+				n, err := c.Read(buf)
+				if got, want := string(buf[:n]), server+" "+m; err != nil || got != want {
+					t.Fatalf("got %q, %v, want the packet %q", got, err, want)
+				}
+			}
+		}
+	}
+	say("0/1")
+	next := cl.spawn("packet talker", 0, 2, s).serve()
+	old.tell(link.Drain{Grace: patience, Hand: true, To: next.incarnation})
+	expect[link.Draining](old)
+	if handed := expect[link.Handed](old); handed.Given != len(clients) || handed.Left != 0 {
+		t.Errorf("handed over: %+v, want all %d", handed, len(clients))
+	}
+	old.awaitExit(0)
+	say("0/2")
+}
+
 func TestConnectionsGoRoundAndRoundAndNobodyIsLost(t *testing.T) {
 	s := listen(t)
 	cl := newCluster(t)

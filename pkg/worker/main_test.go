@@ -136,6 +136,12 @@ func helper(name string) int {
 				Protocol: text.Protocol{}, ProtocolName: "text", Inline: name == "talker", Pinned: l.Name == "pinned",
 			}
 		}
+	case "packet talker":
+		for i := range c.Listeners {
+			c.Listeners[i].Conn = &conn.Config{
+				Handler: talker{name: fmt.Sprintf("%d/%d", in.Slot, in.Generation)}, ProtocolName: "raw", Inline: true,
+			}
+		}
 	case "traveller", "traveller on the pool":
 		h := traveller{name: fmt.Sprintf("%d/%d", in.Slot, in.Generation), mu: new(sync.Mutex), waiting: new(*conn.Conn)}
 		for i := range c.Listeners {

@@ -72,7 +72,8 @@ type Config struct {
 type Listener struct {
 	Name string
 	// Conn configures the connections; the worker sets its Listener, Pool,
-	// Seat, Event, Move, Bound, TLS, KernelTLS, Handshakes, Proxy and Identified, and those
+	// Seat, Seqpacket, Event, Move, Bound, TLS, KernelTLS, Handshakes, Proxy and
+	// Identified, and those
 	// of what they may become. nil: Packet or HTTP is served.
 	Conn *conn.Config
 	// Dispatch says which worker serves a new connection; empty means
@@ -414,6 +415,11 @@ func (w *Worker) makeListeners(in *link.Inherited) error {
 			continue
 		}
 		l := &listener{worker: w, name: c.Name, fd: in.Sockets[i], isTCP: isTCP(in.Sockets[i])}
+		if l.isPackets = isPackets(in.Sockets[i]); l.isPackets {
+			if err := c.Packetable(); err != nil {
+				return fmt.Errorf("worker: listener %q: %s is a seqpacket socket: %w", c.Name, inherited.Address, err)
+			}
+		}
 		l.prepare()
 		l.gate = w.newGate(c.Name, c.Accept, c.Proxy)
 		w.gates[c.Name] = l.gate
@@ -478,7 +484,7 @@ func (w *Worker) configure(from *conn.Config, l *Listener, at *listener) *conn.C
 			g.left(peerOf(c))
 		}
 	}
-	c.TLS, c.Proxy = l.TLS, l.Proxy
+	c.TLS, c.Proxy, c.Seqpacket = l.TLS, l.Proxy, at.isPackets
 	if c.TLS != nil {
 		c.Handshakes, c.KernelTLS = w.handshakes, l.KernelTLS
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/link"
 	appmetrics "github.com/mainstay-go/mainstay/pkg/metrics"
 	"github.com/mainstay-go/mainstay/pkg/scoreboard"
+	"github.com/mainstay-go/mainstay/pkg/wire/text"
 )
 
 func dial(t *testing.T, s activation.Socket) net.Conn {
@@ -654,6 +655,9 @@ func TestSocketOfTheWrongKindIsAFailedStart(t *testing.T) {
 	}{
 		{"udp://127.0.0.1:0", Listener{Name: "main", Conn: &conn.Config{}}, "is a datagram socket, but what is served on it wants a stream one"},
 		{"unixgram://" + t.TempDir() + "/s", Listener{Name: "main", Conn: &conn.Config{}}, "is a datagram socket, but what is served on it wants a stream one"},
+		{"unixpacket://" + t.TempDir() + "/s", Listener{Name: "main", Packet: &conn.PacketConfig{}}, "is a stream socket, but what is served on it wants a datagram one"},
+		{"unixpacket://" + t.TempDir() + "/s", Listener{Name: "main", HTTP: http.NotFoundHandler()}, "is a seqpacket socket: HTTP, want a stream socket"},
+		{"unixpacket://" + t.TempDir() + "/s", Listener{Name: "main", Conn: &conn.Config{Protocol: text.Protocol{}}}, "is a seqpacket socket: a protocol, want none"},
 		{"tcp://127.0.0.1:0", Listener{Name: "main", Packet: &conn.PacketConfig{}}, "is a stream socket, but what is served on it wants a datagram one"},
 	} {
 		s := listenOn(t, tt.url)
