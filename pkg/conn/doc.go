@@ -37,15 +37,13 @@
 //	connect  connect.go   one attempt: the addresses one after the other, the proxy, each within a deadline; then open
 //	secure   secure.go    with tls://, as the last step of an attempt: the handshake, on the goroutines of handshakes.go
 //
-<<<<<<< HEAD
-// Beside the walk stand route.go (addresses), continued.go (what something else has begun), datagram.go (an outgoing connection of UDP), pipe.go (two connections joined), packet.go (datagrams,
-// which have no connection), account.go (what the seat is told), journal.go
-=======
-// Beside the walk stand route.go (addresses), datagram.go (an outgoing connection of UDP), pipe.go (two connections joined), packet.go and unixgram.go
-// (datagrams, which have no connection), seqpacket.go (connections of packets), account.go (what the seat is told), journal.go
->>>>>>> ud
-// (what outlives this process), deadline.go (what every wait is bounded by), timer.go
-// (the application's timers), drain.go (ending all connections, gently),
+// Beside the walk stand route.go (addresses), continued.go (what something else
+// has begun), datagram.go (an outgoing connection of UDP), pipe.go (two
+// connections joined), packet.go and unixgram.go (datagrams, which have no
+// connection), seqpacket.go (connections of packets), account.go (what the seat
+// is told), journal.go (what outlives this process), deadline.go (what every
+// wait is bounded by), timer.go (the application's timers), drain.go (ending all
+// connections, gently),
 // config.go (limits and defaults), buffer.go (where bytes are kept) and
 // errors.go (why a connection ended).
 //

@@ -73,8 +73,8 @@ type Listener struct {
 	Name string
 	// Conn configures the connections; the worker sets its Listener, Pool,
 	// Seat, Seqpacket, Event, Move, Bound, TLS, KernelTLS, Handshakes, Proxy and
-	// Identified, and those
-	// of what they may become. nil: Packet or HTTP is served.
+	// Identified, and those of what they may become. nil: Packet or HTTP is
+	// served.
 	Conn *conn.Config
 	// Dispatch says which worker serves a new connection; empty means
 	// DispatchShared. It is for connections of Conn that are not Pinned.
