@@ -113,6 +113,21 @@ func (c *chaos) await(what string, cond func(control.Status) bool) control.Statu
 	}
 }
 
+func TestIdleWorkerIsNotTakenForHungByAShortTimeout(t *testing.T) {
+	c := startService(t, 1, withTrap, `hang_timeout = "50ms"`, `
+[listener.trap]
+address = "unix://%s/trap.sock"
+`)
+	first := c.await("the worker serves", func(s control.Status) bool { return s.Pools[0].Ready == 1 }).Pools[0].Workers[0]
+	last := c.await("nobody has asked it anything for a while", func(s control.Status) bool {
+		w := s.Pools[0].Workers[0]
+		return w.PID != first.PID || w.UptimeMS > first.UptimeMS+2500
+	}).Pools[0].Workers[0]
+	if last.PID != first.PID {
+		t.Errorf("worker %d is followed by %d", first.PID, last.PID)
+	}
+}
+
 func (c *chaos) status() (control.Status, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()

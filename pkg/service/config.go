@@ -195,7 +195,7 @@ const (
 
 // listenerSettings are the keys in [listener.NAME].
 var listenerSettings = slices.Concat([]setting[listenerConfig]{
-	{"address", "tcp://HOST:PORT, udp://HOST:PORT or unix:///PATH", true, func(l *listenerConfig, v any) error {
+	{"address", "tcp://HOST:PORT, udp://HOST:PORT, unix:///PATH, unixgram:///PATH or unixpacket:///PATH", true, func(l *listenerConfig, v any) error {
 		s, ok := asString(v)
 		if !ok {
 			return errWant

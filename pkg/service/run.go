@@ -454,7 +454,7 @@ func (l *loader) fits(c config) (notes []string, err error) {
 func (c config) settings() (supervisor.Settings, error) {
 	w, err := json.Marshal(workerConfig{
 		Grace: c.Grace, StopGrace: c.StopGrace, LogLevel: c.LogLevel, LogFormat: logFormat(c), Listeners: c.Listeners,
-		MemorySoft: c.MemorySoft, TLS: c.material, TicketSeed: c.seed,
+		HangTimeout: c.HangTimeout, MemorySoft: c.MemorySoft, TLS: c.material, TicketSeed: c.seed,
 	})
 	if err != nil {
 		return supervisor.Settings{}, fmt.Errorf("configuration: %w", err)

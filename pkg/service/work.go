@@ -32,8 +32,9 @@ type workerConfig struct {
 	TLS        map[string]tlsMaterial `json:"tls,omitempty"`
 	TicketSeed []byte                 `json:"ticket_seed,omitempty"`
 
-	// MemorySoft is worker.Config's.
-	MemorySoft int64 `json:"memory_soft,omitempty"`
+	// HangTimeout and MemorySoft are worker.Config's.
+	HangTimeout time.Duration `json:"hang_timeout,omitempty"`
+	MemorySoft  int64         `json:"memory_soft,omitempty"`
 }
 
 // work is the worker's role. What it writes to standard error before it is
@@ -79,7 +80,7 @@ func (s *Service) work() int {
 	s.metrics.Own("mainstay_log_lines_dropped_total", "Lines of the worker's log that nobody got.", func() float64 { return float64(log.Dropped()) })
 	conf := worker.Config{
 		Metrics: s.metrics,
-		Grace:   c.Grace, StopGrace: c.StopGrace, MemorySoft: c.MemorySoft,
+		Grace:   c.Grace, StopGrace: c.StopGrace, HangTimeout: c.HangTimeout, MemorySoft: c.MemorySoft,
 		Build: buildVersion(), Log: log.Logger(), Level: &level,
 		OnStart: s.started, OnDrain: s.drained, OnStop: s.stopped,
 	}

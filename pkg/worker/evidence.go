@@ -4,11 +4,13 @@ import (
 	"runtime"
 	"runtime/metrics"
 	"time"
+
+	"github.com/mainstay-go/mainstay/pkg/reactor"
 )
 
 const (
-	// poolEvery is how often the pool's callbacks are looked at, at most;
-	// the loop turns once a second at least.
+	// poolEvery is how often the pool's callbacks are looked at, at most; how
+	// often the loop turns at least, maxSleep says.
 	poolEvery = 100 * time.Millisecond
 
 	// runtimeEvery is how often the figures of the Go runtime are taken.
@@ -35,6 +37,14 @@ var samples = [5]string{
 	"/gc/cycles/total:gc-cycles",
 	// The runtime's estimate, for all processors; while one is stopped all are.
 	"/cpu/classes/gc/pause:cpu-seconds",
+}
+
+// maxSleep is how long the loop may sleep if it is taken for hung after timeout.
+func maxSleep(timeout time.Duration) time.Duration {
+	if timeout <= 0 {
+		return reactor.DefaultMaxSleep
+	}
+	return max(time.Millisecond, min(reactor.DefaultMaxSleep, timeout/4))
 }
 
 // turned stamps the seat at the end of each of the loop's turns.

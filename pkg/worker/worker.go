@@ -51,6 +51,11 @@ type Config struct {
 	OrphanGrace time.Duration
 	StopGrace   time.Duration // of the prompt drain at SIGTERM; zero: 10 s
 
+	// HangTimeout is after how long without a turn of the loop the supervisor
+	// takes the worker for hung: the loop turns four times as often, also with
+	// nothing to do. Zero or negative: once a second.
+	HangTimeout time.Duration
+
 	// MemorySoft is the memory beyond which the supervisor replaces the
 	// worker, in bytes; zero: none. The Go runtime is told to stay 10 % below
 	// it, unless GOMEMLIMIT says otherwise.
@@ -294,7 +299,7 @@ func prepare(in *link.Inherited, conf Config) (_ *Worker, err error) {
 		}
 	}()
 	w.pool = conn.NewPool(w.conf.PoolSize)
-	if w.loop, err = reactor.New(reactor.Options{OnTurn: w.turned}); err != nil {
+	if w.loop, err = reactor.New(reactor.Options{OnTurn: w.turned, MaxSleep: maxSleep(w.conf.HangTimeout)}); err != nil {
 		return nil, fmt.Errorf("worker: %w", err)
 	}
 	inbox, err := w.openRows(in)
@@ -445,7 +450,7 @@ func (w *Worker) streamsOf(c *Listener, l *listener) *conn.Config {
 		return nil
 	}
 	plain := *c
-	plain.Proxy = nil // its header has come
+	plain.Proxy = nil    // its header has come
 	var all *conn.Config // one of them, which has the others
 	l.http.streams = make(map[string]*conn.Config)
 	for path, from := range c.Streams {
