@@ -138,7 +138,7 @@ func (l *listener) OnReady(reactor.Events) {
 	switch {
 	case err != nil:
 		l.pause(err)
-	case accepted > 0 && len(l.worker.peers.all) > 0: // else there is nobody to take turns with
+	case accepted > 0:
 		l.rearm()
 	}
 }
