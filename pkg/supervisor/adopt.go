@@ -259,6 +259,7 @@ func adoptRelease(saved savedRelease, stored map[string]map[uint64]int) (*releas
 // goes on where that one ended.
 func (s *Supervisor) adoptPast(p *past) {
 	st := &p.state
+	s.awaitOwnKeeper()
 	failpoint.Here("adopt.fenced")
 	for i, saved := range st.Slots {
 		sl := s.pool.add()

@@ -31,7 +31,8 @@ import (
 // ownKeeper is the keeper of this process.
 type ownKeeper struct {
 	kept
-	words []byte // a page of memory that the keeper shares: two words of 8 bytes
+	words []byte          // a page of memory that the keeper shares: two words of 8 bytes
+	safe  <-chan struct{} // closed when the next supervisor would find it
 }
 
 // orphanTTL is how long the keeper waits for the next supervisor: longer than
@@ -87,7 +88,22 @@ func (s *Supervisor) protectSelf() (safe <-chan struct{}) {
 		return nil
 	}
 	s.store.put(numbered(storedOwnKeeper, s.epoch), s.own.pidfd)
-	return s.store.whenSaid(flushTimeout)
+	s.own.safe = s.store.whenSaid(flushTimeout)
+	return s.own.safe
+}
+
+// awaitOwnKeeper returns when the next supervisor would find our keeper, or
+// after a while: one that is not found lives on for orphanTTL, if we die.
+func (s *Supervisor) awaitOwnKeeper() {
+	if s.own == nil {
+		return
+	}
+	t := time.NewTimer(flushTimeout)
+	defer t.Stop()
+	select {
+	case <-s.own.safe:
+	case <-t.C:
+	}
 }
 
 // handsTaken is told that the connections which an earlier supervisor had in
