@@ -59,7 +59,9 @@ func (s *service) storesOnly(n int) {
 	if s.status().LastGood != nil {
 		releases = 2
 	}
-	want := strconv.Itoa(3 + 2*releases + 5*n)
+	// The table, the figures, the state and the supervisor's keeper; executable
+	// and configuration; five of each worker.
+	want := strconv.Itoa(4 + 2*releases + 5*n)
 	eventually(s.t, 15*time.Second, func() error {
 		if got := s.show(s.t, s.unit, "NFileDescriptorStore"); got != want {
 			return fmt.Errorf("%s descriptors are stored, want %s", got, want)
