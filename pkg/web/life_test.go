@@ -88,8 +88,6 @@ func TestClientThatGoesEndsTheContext(t *testing.T) {
 
 func TestPeerThatSendsNoMoreGetsItsAnswer(t *testing.T) {
 	each(t, all, func(t *testing.T, how way) {
-		if how == pooled {
-		}
 		seen := make(chan int)
 		c := dial(t, serve(t, how, func(w http.ResponseWriter, r *http.Request) {
 			if how == pooled || how == netHTTP { // not on the loop
