@@ -45,6 +45,8 @@ var tests = []struct {
 
 	{"EverythingAtOnceInAnyOrder", everythingAtOnceInAnyOrder},
 
+	{"CertificatesComeAsCredentials", certificatesComeAsCredentials},
+
 	{"RollbackReturnsToTheProgramOfBeforeWhateverDiedMeanwhile", rollbackReturnsToTheProgramOfBeforeWhateverDiedMeanwhile},
 	{"StatusTellsOfWorkersThatHaveNoSupervisor", statusTellsOfWorkersThatHaveNoSupervisor},
 	{"DoctorFindsNothingWrongAndWhatIs", doctorFindsNothingWrongAndWhatIs},
@@ -55,6 +57,7 @@ var tests = []struct {
 	{"StopByTheCommandLineStaysStopped", stopByTheCommandLineStaysStopped},
 	{"StopOfTheTargetClosesThePorts", stopOfTheTargetClosesThePorts},
 	{"FailureForGoodLeavesNoProcess", failureForGoodLeavesNoProcess},
+	{"StoreThatOutlivesAStopDoesNoHarm", storeThatOutlivesAStopDoesNoHarm},
 
 	{"JournalHasFieldsByWhichWorkersAreFound", journalHasFieldsByWhichWorkersAreFound},
 	{"JournalExplainsADeathAndARolledBackReload", journalExplainsADeathAndARolledBackReload},
