@@ -45,8 +45,8 @@ func mortalMain() {
 	// has returned. Tests that kill right behind an answer want that.
 	s.Kind("mortal-inline", service.Text[mortal]{OnMessage: onMortal, OnAdopt: onMortalAdopted, Inline: true})
 	s.Kind("upgrading", service.HTTP{
-		Handler: http.HandlerFunc(hello),
-		Streams: map[string]service.Stream{"/chat": service.WebSocket[none]{OnMessage: replyMessage, Inline: true}},
+		Handler:    http.HandlerFunc(helloOrEcho),
+		WebSockets: map[string]service.Stream{"chat": service.WebSocket[none]{OnMessage: replyMessage, Inline: true}},
 	})
 	s.Dial("peer", "", service.Dialer[mortal]{Protocol: text.Protocol{}, OnMessage: onMortal, OnAdopt: onMortalAdopted, Inline: true})
 	s.Dial("secure-peer", "", service.Dialer[mortal]{
@@ -57,6 +57,15 @@ func mortalMain() {
 		return nil
 	})
 	s.Main()
+}
+
+// helloOrEcho says hello, but under /chat it makes WebSockets.
+func helloOrEcho(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path != "/chat" {
+		hello(w, r)
+		return
+	}
+	_ = service.Upgrade(w, r, "chat", none{}) // the client has been told
 }
 
 var mortalWorker atomic.Pointer[service.Worker]
