@@ -42,6 +42,7 @@ var tests = []struct {
 	{"OpenConnectionsOutliveTheDeathOfTheSupervisor", openConnectionsOutliveTheDeathOfTheSupervisor},
 	{"OpenConnectionsOutliveRestartsInARow", openConnectionsOutliveRestartsInARow},
 	{"RestartIntoSomethingBrokenLeavesTheWorkersAlone", restartIntoSomethingBrokenLeavesTheWorkersAlone},
+	{"RestartThatComesTooEarlyForTheProgramLosesNobody", restartThatComesTooEarlyForTheProgramLosesNobody},
 
 	{"EverythingAtOnceInAnyOrder", everythingAtOnceInAnyOrder},
 
