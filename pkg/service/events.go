@@ -267,15 +267,7 @@ func (h *eventHandler[T]) OnConnect(c *conn.Conn) {
 
 // refuse answers a request that gets no stream.
 func (h *eventHandler[T]) refuse(c *conn.Conn, why error) {
-	r, ok := errors.AsType[*Refusal](why)
-	if !ok {
-		r = &Refusal{Status: http.StatusForbidden, Err: why}
-	}
-	m, err := r.Message()
-	if err != nil {
-		panic(fmt.Errorf("service: answer to a request that is refused: %w", err))
-	}
-	_ = c.Close(why, m[1:]) // without the kind that a WebSocket's message has
+	_ = c.Close(why, refusing(why)[1:]) // without the kind that a WebSocket's message has
 }
 
 func (h *eventHandler[T]) beat(c *conn.Conn) {
