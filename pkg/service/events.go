@@ -316,7 +316,7 @@ func (h *eventHandler[T]) OnAdopt(c *conn.Conn, why Reason) {
 	if typed == nil {
 		return
 	}
-	if why == Crash || why == Restart {
+	if why == Crash {
 		h.beat(c) // timers have not come along
 	}
 	if h.Events.OnAdopt != nil {

@@ -58,6 +58,10 @@ func certificatesComeAsCredentials(t *testing.T, m *machine) {
 		t.Errorf("the metric's sum is %v, %v, want two times %v", expires, err, leaf.Leaf.NotAfter.Unix())
 	}
 
+	if all := s.status().Certificates; len(all) != 1 || all[0].Listener != "echo" || all[0].Name != "echo.example.org" || !all[0].Expires.Equal(leaf.Leaf.NotAfter) {
+		t.Errorf("status has the certificates %+v", all)
+	}
+
 	second := renew()
 	s.must(t, "systemctl", "restart", s.unit)
 	s.awaitStatus(20*time.Second, renewed(2))
