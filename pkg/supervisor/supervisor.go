@@ -670,6 +670,8 @@ func (s *Supervisor) handle(m message) (leave bool) {
 		s.exited(m.inc, m.exit)
 	case keeperReaped:
 		s.buried(m)
+	case ownKeeperSafe:
+		s.beat()
 	case handsTaken:
 		s.tookHands(m)
 	case harvested:
