@@ -43,6 +43,10 @@ var tests = []struct {
 	{"OpenConnectionsOutliveRestartsInARow", openConnectionsOutliveRestartsInARow},
 	{"RestartIntoSomethingBrokenLeavesTheWorkersAlone", restartIntoSomethingBrokenLeavesTheWorkersAlone},
 
+	{"RenewedCertificateIsShownAndNobodyIsLost", renewedCertificateIsShownAndNobodyIsLost},
+	{"SecretsAreInNothingThatIsWritten", secretsAreInNothingThatIsWritten},
+	{"ReplacedKeyIsForgottenAfterTwoReloads", replacedKeyIsForgottenAfterTwoReloads},
+
 	{"EverythingAtOnceInAnyOrder", everythingAtOnceInAnyOrder},
 
 	{"RollbackReturnsToTheProgramOfBeforeWhateverDiedMeanwhile", rollbackReturnsToTheProgramOfBeforeWhateverDiedMeanwhile},
