@@ -110,6 +110,8 @@ func main() {
 		},
 	}
 	s.Listen("text-echo", "", text)
+	// Whoever has an answer of this one is at rest: the callback has returned.
+	text.Inline = true
 	s.Kind("text-numbers", text)
 	s.Kind("ws-numbers", service.WebSocket[listener]{
 		Inline: true,
