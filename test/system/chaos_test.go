@@ -579,9 +579,25 @@ func (c *chaos) judgeDescriptors(st control.Status) error {
 		return nil
 	}
 	if now.stored != was.stored || now.supervisor > was.supervisor || now.worker > was.worker {
-		return fmt.Errorf("descriptors: %+v, want %+v", now, was)
+		return fmt.Errorf("descriptors: %+v, want %+v; %s", now, was, c.kinds(st))
 	}
 	return nil
+}
+
+// kinds tells what descriptors each worker has, and how many connections.
+func (c *chaos) kinds(st control.Status) string {
+	var all strings.Builder
+	for slot, w := range workers(st) {
+		kinds := make(map[string]int)
+		fds, _ := filepath.Glob(c.path(fmt.Sprintf("/proc/%d/fd/*", w.PID))) // the pattern is valid
+		for _, fd := range fds {
+			to, _ := os.Readlink(fd)
+			kind, _, _ := strings.Cut(to, ":[") // socket:[1234]
+			kinds[kind]++
+		}
+		fmt.Fprintf(&all, "worker %d, pid %d, %d connections: %v; ", slot, w.PID, w.Connections, kinds)
+	}
+	return all.String()
 }
 
 func (c *chaos) descriptors(pid int) (int, error) {
