@@ -16,7 +16,7 @@ import (
 )
 
 // Stream is what a connection of a Web turns into with a request: WebSocket
-// or Events.
+// or Events. One of HTTP turns into a WebSocket only.
 type Stream interface {
 	// stream returns what is served behind a request for path, with what the
 	// operator has set for the Web's listener.

@@ -21,6 +21,7 @@ import (
 type exchange struct {
 	p        *peer
 	next     *exchange     // in the peer's requests
+	queued   int           // how many these are, if it is the last of them
 	request  *http.Request // own; nil: there is only an end, of the connection
 	own      http.Request
 	handler  http.Handler
