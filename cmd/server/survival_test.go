@@ -353,6 +353,41 @@ func TestConnectionsOfTheOnlyWorkerWaitForItsSuccessor(t *testing.T) {
 	}
 }
 
+func TestConnectionsWaitForSuccessorsWhenAllWorkersAreKilledAtOnce(t *testing.T) {
+	const workers, clients = 8, 200
+	s := startSurvival(t, workers)
+	st := s.well()
+	var all []*talker
+	for i := range clients {
+		c := s.connect([]string{"inline", "local", "secure"}[i%3])
+		if _, _, err := c.ask(fmt.Sprint("name n", i)); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, c)
+	}
+	// A client has its answer before the turn is over in which it was written,
+	// and a UNIX connection is at a boundary only then. The loops answer between
+	// two turns.
+	if _, err := s.client.Connections(t.Context(), control.ConnectionsRequest{Limit: 1}); err != nil {
+		t.Fatal(err)
+	}
+	// Whoever is to take a connection may be dead when it is offered.
+	for _, w := range st.Pools[0].Workers {
+		if err := unix.Kill(w.PID, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, c := range all {
+		_, answer, err := c.ask("who")
+		if want := fmt.Sprintf("n%d crash", i); answer != want || err != nil {
+			t.Errorf("client %d: %q, %v, want %q", i, answer, err, want)
+		}
+	}
+	if st := s.well(); st.Kept < clients || st.Torn != 0 {
+		t.Errorf("status has %d kept, %d torn, want at least %d and 0", st.Kept, st.Torn, clients)
+	}
+}
+
 func TestOutgoingConnectionsOutliveTheDeathOfTheirWorker(t *testing.T) {
 	s := startSurvival(t, 2)
 	s.well()

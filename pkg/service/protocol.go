@@ -101,7 +101,7 @@ func (c *Conn[T]) Send(m []byte) error {
 // The peer gets the end of the stream and is given the rest of that time to
 // take note, so that what it still sends does not destroy what is on its way.
 // The peer of a WebSocket is told a code first: the one of a *CloseError, 1000
-// for nil, 1011 for any other why. After the first call, or the end of the connection, it does nothing. The
+// for nil, 1011 for any other why, and for a code or a reason that may not be sent. After the first call, or the end of the connection, it does nothing. The
 // error is Send's for the first message of last that was refused; the
 // connection is closed all the same.
 func (c *Conn[T]) Close(why error, last ...[]byte) error {

@@ -269,7 +269,10 @@ func texts(messages [][]byte) (all [][]byte, err error) {
 // closeCode is what the peer is told of why.
 func closeCode(why error) (CloseCode, string) {
 	if e, ok := errors.AsType[*CloseError](why); ok {
-		return e.Code, e.Reason
+		if (e.Code.Valid() || e.Code == websocket.NoCode) && utf8.ValidString(e.Reason) {
+			return e.Code, e.Reason
+		}
+		return websocket.InternalError, "" // rather than nothing at all
 	}
 	if e, ok := errors.AsType[*websocket.Error](why); ok {
 		return e.Code, e.Err.Error()

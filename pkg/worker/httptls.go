@@ -86,7 +86,8 @@ func (s *httpServer) greet(h *httpConn) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	h.legacy, h.info = r.Legacy, &r.Info
+	info := r.Info // not the rest of r
+	h.legacy, h.info = r.Legacy, &info
 	if r.Legacy != nil {
 		return r.Legacy.Attach(h), nil
 	}

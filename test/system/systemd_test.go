@@ -42,8 +42,11 @@ var tests = []struct {
 	{"OpenConnectionsOutliveTheDeathOfTheSupervisor", openConnectionsOutliveTheDeathOfTheSupervisor},
 	{"OpenConnectionsOutliveRestartsInARow", openConnectionsOutliveRestartsInARow},
 	{"RestartIntoSomethingBrokenLeavesTheWorkersAlone", restartIntoSomethingBrokenLeavesTheWorkersAlone},
+	{"RestartThatComesTooEarlyForTheProgramLosesNobody", restartThatComesTooEarlyForTheProgramLosesNobody},
 
 	{"EverythingAtOnceInAnyOrder", everythingAtOnceInAnyOrder},
+
+	{"CertificatesComeAsCredentials", certificatesComeAsCredentials},
 
 	{"RollbackReturnsToTheProgramOfBeforeWhateverDiedMeanwhile", rollbackReturnsToTheProgramOfBeforeWhateverDiedMeanwhile},
 	{"StatusTellsOfWorkersThatHaveNoSupervisor", statusTellsOfWorkersThatHaveNoSupervisor},
@@ -55,6 +58,7 @@ var tests = []struct {
 	{"StopByTheCommandLineStaysStopped", stopByTheCommandLineStaysStopped},
 	{"StopOfTheTargetClosesThePorts", stopOfTheTargetClosesThePorts},
 	{"FailureForGoodLeavesNoProcess", failureForGoodLeavesNoProcess},
+	{"StoreThatOutlivesAStopDoesNoHarm", storeThatOutlivesAStopDoesNoHarm},
 
 	{"JournalHasFieldsByWhichWorkersAreFound", journalHasFieldsByWhichWorkersAreFound},
 	{"JournalExplainsADeathAndARolledBackReload", journalExplainsADeathAndARolledBackReload},
