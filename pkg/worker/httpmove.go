@@ -91,6 +91,7 @@ func (u *Upgrade) Move(w http.ResponseWriter, session wire.Session, value any, r
 		return true, fmt.Errorf("worker: connection not taken from net/http: %w", err)
 	}
 	u.conn.Conn.Close() // not that of TLS, which would tell the client
+	u.server.answers(u.conn)
 	return true, nil
 }
 

@@ -157,7 +157,6 @@ type sealed struct {
 	over    error      // what comes behind plain; nil: more
 
 	writing sync.Mutex // held by who writes records, from the sealing on
-	out     []byte     // for the records, again and again
 	broken  error      // why no more can be written: a part of a record was
 
 	mu  sync.Mutex // held for each call of tls, which knows no goroutines
@@ -240,7 +239,7 @@ func (c *sealed) Write(p []byte) (n int, err error) {
 	c.writing.Lock()
 	defer c.writing.Unlock()
 	for n < len(p) {
-		part := p[n:min(len(p), n+4*tlsrec.MaxPlaintext)]
+		part := p[n:min(len(p), n+sealMost)]
 		if err := c.writeLocked(func(dst []byte) ([]byte, error) { return c.tls.Seal(dst, part) }); err != nil {
 			return n, err
 		}
@@ -249,19 +248,25 @@ func (c *sealed) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
+// sealMost is how much is sealed at a time, in whole records.
+const sealMost = 4 * tlsrec.MaxPlaintext
+
+// sealedRecords are buffers to seal in, which get as long as what is sealed at
+// a time.
+var sealedRecords = sync.Pool{New: func() any { return new([]byte) }}
+
 // writeLocked writes the records that seal appends. It needs writing.
 func (c *sealed) writeLocked(seal func(dst []byte) ([]byte, error)) error {
 	if c.broken != nil {
 		return c.broken
 	}
+	b := sealedRecords.Get().(*[]byte)
+	defer sealedRecords.Put(b)
 	c.mu.Lock()
-	records, err := seal(c.out[:0])
+	records, err := seal((*b)[:0])
 	c.mu.Unlock()
-	if err != nil {
+	if *b = records; err != nil {
 		return err
-	}
-	if c.out = records; cap(records) > 2*tlsrec.MaxRecord {
-		c.out = nil
 	}
 	if len(records) > 0 {
 		// After a part of a record nothing can follow, as in crypto/tls.
