@@ -8,7 +8,6 @@ import (
 	"io"
 	"iter"
 	"slices"
-	"sync/atomic"
 )
 
 // What a peer may send before the handshake is over, in bytes: a ClientHello
@@ -198,24 +197,8 @@ func (h *Handshake) run(yield func(struct{}) bool) {
 		}
 	}()
 	h.tr.wait = func() bool { return yield(struct{}{}) }
-	growStack()
 	h.err = h.tls.HandshakeContext(h.ctx)
 }
-
-// stackNeeded is what the deepest calls of a handshake take, those of ML-KEM.
-const stackNeeded = 20 << 10
-
-// growStack has the stack of a new goroutine grow to what a handshake needs at
-// once. It would otherwise be copied each time that it has become twice as large.
-//
-//go:noinline
-func growStack() byte {
-	var room [stackNeeded]byte
-	return room[len(room)-int(stackGrown.Load())-1]
-}
-
-// stackGrown is 0. The compiler does not know, and so makes room.
-var stackGrown atomic.Int32
 
 // finish makes the result.
 func (h *Handshake) finish() {
