@@ -116,8 +116,9 @@ type Supervisor struct {
 	conf        Config
 	log         *zap.Logger
 	launcher    launcher
-	clock       func() time.Duration // CLOCK_MONOTONIC, the heartbeats' clock
-	resident    func(pid int) int64  // bytes of memory of a process
+	clock       func() time.Duration                // CLOCK_MONOTONIC, the heartbeats' clock
+	resident    func(pid int) int64                 // bytes of memory of a process
+	ending      func(context.Context) (bool, error) // whether the service manager ends the service; nil: nobody is to be asked
 	makeRelease func(generation uint64, settings Settings, path string) (*release, error)
 	inbox       chan message
 	done        chan struct{} // closed when Run has returned
@@ -174,10 +175,11 @@ type Supervisor struct {
 	lookedAround  time.Time
 
 	loading sync.Mutex     // held while the configuration is read
-	looks   sync.WaitGroup // for strangers
+	looks   sync.WaitGroup // for strangers, and for a signal that was not heard
 
 	scraper   *scraper
 	balancing chan struct{} // holds a token while connections are being rebalanced
+	trying    chan struct{} // holds a token while there is a trial
 }
 
 // poolName is the name of the one pool there is so far.
@@ -204,6 +206,7 @@ func New(conf Config) (*Supervisor, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.ending = askEnding(conf)
 	if err := s.enableHarvest(); err != nil {
 		s.Close()
 		return nil, err
@@ -218,7 +221,7 @@ func newSupervisor(conf Config, l launcher, makeRelease func(uint64, Settings, s
 		inbox: make(chan message, 64), done: make(chan struct{}),
 		pool:         &pool{name: poolName},
 		incarnations: make(map[uint64]*incarnation), questions: make(map[uint64]*question),
-		scraper: newScraper(), hooks: newHooks(conf.Log), balancing: make(chan struct{}, 1),
+		scraper: newScraper(), hooks: newHooks(conf.Log), balancing: make(chan struct{}, 1), trying: make(chan struct{}, 1),
 	}
 	p, err := readPast(conf.Stored, conf.Name)
 	if err != nil && !errors.Is(err, errNoPast) {
@@ -537,11 +540,14 @@ func (s *Supervisor) run(ctx context.Context) error {
 	defer s.looks.Wait()
 	defer s.endHarvest()
 	defer s.balance.running.Wait()
-	var cancel context.CancelFunc
-	s.balance.ctx, cancel = context.WithCancel(context.Background())
+	alive, cancel := context.WithCancel(context.Background())
+	s.balance.ctx = alive
 	defer cancel()
 	defer close(s.done)
 	s.began = time.Now()
+	if s.ending != nil {
+		s.looks.Go(func() { s.findUnheard(alive) })
+	}
 	s.oomKills = oomKills()
 	s.current.settings.apply()
 	s.beat()

@@ -42,10 +42,12 @@ var tests = []struct {
 	{"OpenConnectionsOutliveTheDeathOfTheSupervisor", openConnectionsOutliveTheDeathOfTheSupervisor},
 	{"OpenConnectionsOutliveRestartsInARow", openConnectionsOutliveRestartsInARow},
 	{"RestartIntoSomethingBrokenLeavesTheWorkersAlone", restartIntoSomethingBrokenLeavesTheWorkersAlone},
+	{"RestartThatComesTooEarlyForTheProgramLosesNobody", restartThatComesTooEarlyForTheProgramLosesNobody},
 
+	{"CertificatesComeAsCredentials", certificatesComeAsCredentials},
 	{"RenewedCertificateIsShownAndNobodyIsLost", renewedCertificateIsShownAndNobodyIsLost},
 	{"SecretsAreInNothingThatIsWritten", secretsAreInNothingThatIsWritten},
-	{"ReplacedKeyIsForgottenAfterTwoReloads", replacedKeyIsForgottenAfterTwoReloads},
+	{"ReplacedKeyIsForgottenAfterTwoReleases", replacedKeyIsForgottenAfterTwoReleases},
 
 	{"EverythingAtOnceInAnyOrder", everythingAtOnceInAnyOrder},
 
@@ -59,6 +61,7 @@ var tests = []struct {
 	{"StopByTheCommandLineStaysStopped", stopByTheCommandLineStaysStopped},
 	{"StopOfTheTargetClosesThePorts", stopOfTheTargetClosesThePorts},
 	{"FailureForGoodLeavesNoProcess", failureForGoodLeavesNoProcess},
+	{"StoreThatOutlivesAStopDoesNoHarm", storeThatOutlivesAStopDoesNoHarm},
 
 	{"JournalHasFieldsByWhichWorkersAreFound", journalHasFieldsByWhichWorkersAreFound},
 	{"JournalExplainsADeathAndARolledBackReload", journalExplainsADeathAndARolledBackReload},
