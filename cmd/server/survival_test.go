@@ -381,7 +381,7 @@ func TestConnectionsWaitForSuccessorsWhenAllWorkersAreKilledAtOnce(t *testing.T)
 	// A client has its answer before the turn is over in which it was written,
 	// and a UNIX connection is at a boundary only then. The loops answer between
 	// two turns.
-	if _, err := s.Control().Connections(t.Context(), control.ConnectionsRequest{Limit: 1}); err != nil {
+	if _, err := s.client.Connections(t.Context(), control.ConnectionsRequest{Limit: 1}); err != nil {
 		t.Fatal(err)
 	}
 	// Whoever is to take a connection may be dead when it is offered.
