@@ -25,8 +25,15 @@ func killStopped(t *testing.T, s *servicetest.Service, meanwhile func()) {
 		}
 		return len(st.Pools[0].Workers) == st.Pools[0].Want
 	}
+	s.Await("all are protected", well)
+	// A client has its answer before the turn is over in which it was written,
+	// and a UNIX connection is at a boundary only then. The loops answer between
+	// two turns.
+	if _, err := s.Control().Connections(t.Context(), control.ConnectionsRequest{Limit: 1}); err != nil {
+		t.Fatal(err)
+	}
 	dead := map[uint64]int{}
-	for _, w := range s.Await("all are protected", well).Pools[0].Workers {
+	for _, w := range s.Status().Pools[0].Workers {
 		stop(t, w.PID)
 		dead[w.Incarnation] = w.PID
 	}

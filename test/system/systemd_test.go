@@ -44,13 +44,12 @@ var tests = []struct {
 	{"RestartIntoSomethingBrokenLeavesTheWorkersAlone", restartIntoSomethingBrokenLeavesTheWorkersAlone},
 	{"RestartThatComesTooEarlyForTheProgramLosesNobody", restartThatComesTooEarlyForTheProgramLosesNobody},
 
+	{"CertificatesComeAsCredentials", certificatesComeAsCredentials},
 	{"RenewedCertificateIsShownAndNobodyIsLost", renewedCertificateIsShownAndNobodyIsLost},
 	{"SecretsAreInNothingThatIsWritten", secretsAreInNothingThatIsWritten},
-	{"ReplacedKeyIsForgottenAfterTwoReloads", replacedKeyIsForgottenAfterTwoReloads},
+	{"ReplacedKeyIsForgottenAfterTwoReleases", replacedKeyIsForgottenAfterTwoReleases},
 
 	{"EverythingAtOnceInAnyOrder", everythingAtOnceInAnyOrder},
-
-	{"CertificatesComeAsCredentials", certificatesComeAsCredentials},
 
 	{"RollbackReturnsToTheProgramOfBeforeWhateverDiedMeanwhile", rollbackReturnsToTheProgramOfBeforeWhateverDiedMeanwhile},
 	{"StatusTellsOfWorkersThatHaveNoSupervisor", statusTellsOfWorkersThatHaveNoSupervisor},

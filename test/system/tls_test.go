@@ -369,10 +369,13 @@ func (s *service) isClosedToOthers(pid int) {
 
 // A key that was replaced is with the release that had it, until that is not
 // the last good one any more, or the service is stopped.
-func replacedKeyIsForgottenAfterTwoReloads(t *testing.T, m *machine) {
+func replacedKeyIsForgottenAfterTwoReleases(t *testing.T, m *machine) {
 	s := install(t, m, probe(t, "1", ""))
 	files := s.rename("/etc/app/readable")
-	s.configure(fmt.Sprintf("workers = 2\nreload.bake = \"50ms\"\n[listener.tls-numbers]\nserve = \"text-numbers\"\ntls.cert = \"%[1]s/cert.pem\"\ntls.key = \"%[1]s/cert.key\"\n", files))
+	configure := func(grace int) {
+		s.configure(fmt.Sprintf("workers = 2\ngrace = \"%ds\"\nreload.bake = \"50ms\"\n[listener.tls-numbers]\nserve = \"text-numbers\"\ntls.cert = \"%[2]s/cert.pem\"\ntls.key = \"%[2]s/cert.key\"\n", grace, files))
+	}
+	configure(10)
 	s.listen("app-tls.socket", "tls-numbers")
 	renew := func() certs.Certificate {
 		t.Helper()
@@ -391,8 +394,9 @@ func replacedKeyIsForgottenAfterTwoReloads(t *testing.T, m *machine) {
 		t.Error("a configuration is not found where it is")
 	}
 	now := first
-	for range 2 {
+	for i := range 2 {
 		now = renew()
+		configure(11 + i) // otherwise the last good release stays as it is
 		s.must(t, "systemctl", "reload", s.unit)
 		s.awaitStatus(10*time.Second, func(st control.Status) error { return errors.Join(allProtected(2)(st), renewed(2)(st)) })
 	}
