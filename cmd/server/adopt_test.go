@@ -312,9 +312,18 @@ func (m *manager) reap() {
 func (m *manager) close() {
 	m.run.Process.Signal(unix.SIGTERM)
 	m.run.Process.Wait()
-	if left := m.family(); len(left) > 0 {
-		m.t.Errorf("after the stop there are %v", left)
+	// Keepers that a supervisor had not yet told the manager of when it was
+	// killed end a moment after it.
+	var left []int
+	for until := time.Now().Add(30 * time.Second); time.Now().Before(until); time.Sleep(50 * time.Millisecond) {
+		if left = m.family(); len(left) == 0 {
+			break
+		}
+	}
+	if len(left) > 0 {
 		for _, pid := range left {
+			stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+			m.t.Errorf("after the stop there is still process %d: %.60s", pid, stat)
 			unix.Kill(pid, unix.SIGKILL)
 		}
 	}

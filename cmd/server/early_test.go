@@ -16,9 +16,12 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/control"
 )
 
-// earlyStarts is how often a signal is sent, each time a tenth of a millisecond
-// later after the start.
-const earlyStarts = 200
+// A signal is sent at most so often, each time a tenth of a millisecond later
+// after the start, and no more when as many were late enough.
+const (
+	earlyStarts = 200
+	lateEnough  = 20
+)
 
 // watches reports whether a process has taken over its signals: it ignores
 // SIGPIPE when it does.
@@ -88,19 +91,22 @@ func TestStopThatComesAsEarlyAsCanBeEndsTheService(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	byItself := 0
-	for k := range earlyStarts {
+	byItself, late := 0, 0
+	for k := 0; k < earlyStarts && late < lateEnough; k++ {
 		cmd := exec.Command(self, "run", "--workers", "1", "--listen", "mortal=tcp://127.0.0.1:0", "--control", "unix://"+dir+"/c.sock", "--log-level", "error")
 		cmd.Env = append(os.Environ(), withMortals+"=1", "GORACE=atexit_sleep_ms=0")
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
 		watched := signalEarly(t, cmd.Process.Pid, self, k, unix.SIGTERM)
+		if watched {
+			late++
+		}
 		ended := make(chan struct{})
 		go func() { _ = cmd.Wait(); close(ended) }()
 		select {
 		case <-ended:
-		case <-time.After(60 * time.Second):
+		case <-time.After(6 * time.Second):
 			t.Errorf("stopped after %d x 0.1 ms, it serves on", k)
 			cmd.Process.Kill()
 			<-ended
@@ -114,7 +120,10 @@ func TestStopThatComesAsEarlyAsCanBeEndsTheService(t *testing.T) {
 	if _, err := client.Status(t.Context()); err == nil {
 		t.Error("somebody serves on")
 	}
-	t.Logf("%d of %d starts ended in order, the others died before they could take a signal", byItself, earlyStarts)
+	if byItself == 0 {
+		t.Error("none ended in order: the test was never late enough")
+	}
+	t.Logf("%d starts ended in order, the others died before they could take a signal", byItself)
 }
 
 func TestRestartThatComesAsEarlyAsCanBeLeavesForTheNextSupervisor(t *testing.T) {
@@ -130,16 +139,22 @@ func TestRestartThatComesAsEarlyAsCanBeLeavesForTheNextSupervisor(t *testing.T) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	left, killed, lost := 0, 0, 0
-	for k := range earlyStarts {
+	left, killed, dropped, late := 0, 0, 0, 0
+	for k := 0; k < earlyStarts && late < lateEnough; k++ {
 		m.start()
 		p := m.run.Process
 		watched := signalEarly(t, p.Pid, self, k, restartSignal)
+		if watched {
+			late++
+		}
 		ended := make(chan struct{})
 		var state *os.ProcessState
 		go func() { state, _ = p.Wait(); close(ended) }()
 		if !watched && !endedOrServes(t, ended, m.client) {
-			lost++ // or it has been asked just before it came to act on it
+			// The runtime has dropped it, which a supervisor finds out from
+			// systemd: the tests on a real one show that. There is none here.
+			// Or it was asked just before it came to act on it.
+			dropped++
 			if err := p.Signal(restartSignal); err != nil && !errors.Is(err, os.ErrProcessDone) {
 				t.Fatal(err)
 			}
@@ -168,5 +183,5 @@ func TestRestartThatComesAsEarlyAsCanBeLeavesForTheNextSupervisor(t *testing.T) 
 	if err != nil || !strings.HasPrefix(who, "keeps") {
 		t.Errorf("the client who was served by %v is answered %q, %v", pid, who, err)
 	}
-	t.Logf("of %d starts %d left in order, %d died before Go's runtime was there, %d did not hear of it", earlyStarts, left, killed, lost)
+	t.Logf("%d left in order, %d of them asked twice; %d died before Go's runtime was there", left, dropped, killed)
 }

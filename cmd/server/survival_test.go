@@ -45,8 +45,8 @@ func mortalMain() {
 	// has returned. Tests that kill right behind an answer want that.
 	s.Kind("mortal-inline", service.Text[mortal]{OnMessage: onMortal, OnAdopt: onMortalAdopted, Inline: true})
 	s.Kind("upgrading", service.HTTP{
-		Handler: http.HandlerFunc(hello),
-		Streams: map[string]service.Stream{"/chat": service.WebSocket[none]{OnMessage: replyMessage, Inline: true}},
+		Handler:    http.HandlerFunc(helloOrEcho),
+		WebSockets: map[string]service.Stream{"chat": service.WebSocket[none]{OnMessage: replyMessage, Inline: true}},
 	})
 	s.Dial("peer", "", service.Dialer[mortal]{Protocol: text.Protocol{}, OnMessage: onMortal, OnAdopt: onMortalAdopted, Inline: true})
 	s.Dial("secure-peer", "", service.Dialer[mortal]{
@@ -57,6 +57,15 @@ func mortalMain() {
 		return nil
 	})
 	s.Main()
+}
+
+// helloOrEcho says hello, but under /chat it makes WebSockets.
+func helloOrEcho(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path != "/chat" {
+		hello(w, r)
+		return
+	}
+	_ = service.Upgrade(w, r, "chat", none{}) // the client has been told
 }
 
 var mortalWorker atomic.Pointer[service.Worker]
@@ -137,7 +146,7 @@ func greet(conn net.Conn, listener string) (net.Conn, error) {
 			return conn, err
 		}
 	}
-	if listener != "passed" && listener != "secure" {
+	if listener != "passed" && listener != "secure" && listener != "sealed" {
 		return conn, nil
 	}
 	c, err := certificate()
@@ -171,12 +180,25 @@ address = "tcp://127.0.0.1:0"
 address = "tcp://127.0.0.1:0"
 serve = "mortal-inline"
 `+withTLS(t, dir, "secure")+`
+[listener.sealed]
+address = "tcp://127.0.0.1:0"
+serve = "mortal-inline"
+`+withTLS(t, dir, "sealed")+`ktls = true
 [listener.passed]
 address = "tcp://127.0.0.1:0"
 serve = "mortal"
 proxy_protocol = ["127.0.0.0/8"]
 `+withTLS(t, dir, "passed"))
 	return &survival{c}
+}
+
+// secureListeners are those with TLS alone, where the kernel has it also the one
+// for which that seals.
+func secureListeners() []string {
+	if kernelTLS() != nil {
+		return []string{"secure"}
+	}
+	return []string{"secure", "sealed"}
 }
 
 // reach connects to a listener.
@@ -270,7 +292,7 @@ func TestConnectionsAtABoundaryOutliveTheDeathOfTheirWorker(t *testing.T) {
 	s := startSurvival(t, 3)
 	s.well()
 	before := s.descriptors()
-	for _, listener := range []string{"mortal", "inline", "local", "secure", "passed"} {
+	for _, listener := range append(secureListeners(), "mortal", "inline", "local", "passed") {
 		for _, death := range []string{"exit", "panic", "segv", "abort", "memory", "hang"} {
 			t.Run(listener+"/"+death, func(t *testing.T) {
 				s.t = t
@@ -344,6 +366,41 @@ func TestConnectionsOfTheOnlyWorkerWaitForItsSuccessor(t *testing.T) {
 	}
 }
 
+func TestConnectionsWaitForSuccessorsWhenAllWorkersAreKilledAtOnce(t *testing.T) {
+	const workers, clients = 8, 200
+	s := startSurvival(t, workers)
+	st := s.well()
+	var all []*talker
+	for i := range clients {
+		c := s.connect([]string{"inline", "local", "secure"}[i%3])
+		if _, _, err := c.ask(fmt.Sprint("name n", i)); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, c)
+	}
+	// A client has its answer before the turn is over in which it was written,
+	// and a UNIX connection is at a boundary only then. The loops answer between
+	// two turns.
+	if _, err := s.client.Connections(t.Context(), control.ConnectionsRequest{Limit: 1}); err != nil {
+		t.Fatal(err)
+	}
+	// Whoever is to take a connection may be dead when it is offered.
+	for _, w := range st.Pools[0].Workers {
+		if err := unix.Kill(w.PID, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, c := range all {
+		_, answer, err := c.ask("who")
+		if want := fmt.Sprintf("n%d crash", i); answer != want || err != nil {
+			t.Errorf("client %d: %q, %v, want %q", i, answer, err, want)
+		}
+	}
+	if st := s.well(); st.Kept < clients || st.Torn != 0 {
+		t.Errorf("status has %d kept, %d torn, want at least %d and 0", st.Kept, st.Torn, clients)
+	}
+}
+
 func TestOutgoingConnectionsOutliveTheDeathOfTheirWorker(t *testing.T) {
 	s := startSurvival(t, 2)
 	s.well()
@@ -405,10 +462,16 @@ func TestOpenSSLOutlivesTheDeathOfItsWorker(t *testing.T) {
 	if _, err := exec.LookPath("openssl"); err != nil {
 		t.Skip("there is no openssl")
 	}
+	for _, listener := range secureListeners() {
+		t.Run(listener, func(t *testing.T) { openSSLOutlivesTheDeathOfItsWorker(t, listener) })
+	}
+}
+
+func openSSLOutlivesTheDeathOfItsWorker(t *testing.T, listener string) {
 	s := startSurvival(t, 2)
 	address := ""
 	for _, l := range s.well().Listeners {
-		if l.Name == "secure" {
+		if l.Name == listener {
 			address = strings.TrimPrefix(l.Address, "tcp://")
 		}
 	}
@@ -421,6 +484,10 @@ func TestOpenSSLOutlivesTheDeathOfItsWorker(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, suite := range []string{"TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"} {
+		sealed := 0
+		if listener == "sealed" {
+			sealed = kernelSeals(t)
+		}
 		cmd := exec.Command("openssl", "s_client", "-connect", address, "-servername", "localhost", "-CAfile", ca, "-verify_return_error", "-ciphersuites", suite)
 		in, err := cmd.StdinPipe()
 		if err != nil {
@@ -459,6 +526,9 @@ func TestOpenSSLOutlivesTheDeathOfItsWorker(t *testing.T) {
 						t.Errorf("%s: %q by %s, %v, before by %d, want another %t", suite, line, who, err, serving, moved)
 					}
 					serving = pid
+					if listener == "sealed" && kernelSeals(t) <= sealed {
+						t.Errorf("%s: %q: not sealed by the kernel", suite, line)
+					}
 					return
 				}
 			}
@@ -538,7 +608,7 @@ func TestHalfARecordIsReadByTheNextUnlessTheDeadHasReadIt(t *testing.T) {
 	s := startSurvival(t, 2)
 	s.well()
 	// Inline: whoever has the answer knows that the callback has returned.
-	for _, listener := range []string{"inline", "secure"} {
+	for _, listener := range append(secureListeners(), "inline") {
 		for _, read := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, read %t", listener, read), func(t *testing.T) {
 				s.t = t

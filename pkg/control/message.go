@@ -32,6 +32,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // MaxRequest is the largest body of a request, in bytes.
@@ -63,6 +64,8 @@ type Status struct {
 	LastGood    *Release   `json:"last_good,omitempty"` // to which rollback returns; nil: there is none
 	Connections int64      `json:"connections"`         // of all workers
 
+	Certificates []Certificate `json:"certificates,omitempty"` // that the listeners of this generation have, for TLS
+
 	Strangers []Stranger `json:"strangers,omitempty"` // processes in the unit's cgroup that nobody supervises
 
 	// Of the connections of workers that died, since the supervisor's start.
@@ -78,6 +81,13 @@ type Release struct {
 	Build      string `json:"build,omitempty"`    // as its workers said
 	Executable string `json:"executable"`         // the path of its program
 	Replaced   bool   `json:"replaced,omitempty"` // another file is there now, or none
+}
+
+// Certificate is one that a listener shows its clients.
+type Certificate struct {
+	Listener string    `json:"listener"`
+	Name     string    `json:"name"` // its first host name, or its common name
+	Expires  time.Time `json:"expires"`
 }
 
 // Stranger is a process in the unit's cgroup that is neither the supervisor, nor
@@ -104,9 +114,19 @@ type Examination struct {
 	Cgroup        string   `json:"cgroup,omitempty"`         // that is the service's alone
 	Blocking      []string `json:"blocking,omitempty"`       // listeners that were blocking when they were handed over
 	Unprotected   string   `json:"unprotected,omitempty"`    // why it cannot reach the connections of a dead worker
+	Trial         *Trial   `json:"trial,omitempty"`          // nil: there was none, since it cannot reach them or had no time
 	ConfigDiffers bool     `json:"config_differs,omitempty"` // what is on disk is not what runs
 	ConfigError   string   `json:"config_error,omitempty"`   // why what is on disk cannot be used
 	LinesDropped  uint64   `json:"lines_dropped"`            // of its log
+}
+
+// Trial is what has come of a worker that was started for the trial where the
+// workers run, beside them, and killed.
+type Trial struct {
+	Connections int    `json:"connections"`     // that it was given
+	Back        int    `json:"back"`            // that came out of its keeper, and carried a byte
+	TookNS      int64  `json:"took_ns"`         // from its start to the last of them
+	Error       string `json:"error,omitempty"` // why not all came back
 }
 
 // Listener is a socket the service listens on.

@@ -178,6 +178,7 @@ type trial struct {
 	call       uintptr
 	a, b, c    uintptr
 	undumpable bool // no core dump if the child is ended
+	mortal     bool // the child is killed when the thread that made it ends
 
 	mask  signals
 	pidfd int32 // the child's, written by clone(2)
@@ -199,6 +200,9 @@ func spawnTrial(t *trial) (pid int, errno syscall.Errno) {
 	if r == 0 && errno == 0 {
 		if t.undumpable {
 			syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0, 0, 0, 0)
+		}
+		if t.mortal {
+			syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0, 0)
 		}
 		_, _, errno := syscall.RawSyscall6(t.call, t.a, t.b, t.c, 0, 0, 0)
 		exit(uintptr(errno))

@@ -35,9 +35,12 @@ func Probe() error {
 }
 
 // tryReach takes a descriptor out of a child as it would be taken out of a
-// keeper. The child sleeps until it is killed, 10 seconds at most.
+// keeper. The child sleeps until it is killed, or this process is; 10 seconds at
+// most.
 func tryReach() error {
-	t := &trial{call: unix.SYS_PPOLL}
+	runtime.LockOSThread() // the child is not to outlive the thread
+	defer runtime.UnlockOSThread()
+	t := &trial{call: unix.SYS_PPOLL, mortal: true}
 	limit := &unix.Timespec{Sec: 10}
 	t.c = uintptr(unsafe.Pointer(limit))
 	var pinned runtime.Pinner // the address is a number from here on

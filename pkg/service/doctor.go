@@ -61,8 +61,9 @@ matters and what to do. The units are judged by the rules of unit-lint; where th
 service does not run, they and the machine are all that is checked.
 
 The supervisor is asked for what only it can see: its limits, its store, whether
-its sandbox lets it reach into a process that it starts for the trial, whether
-the configuration on disk is the one that runs.
+its sandbox lets it reach into other processes, whether the configuration on disk
+is the one that runs. It also starts a worker for the trial, which has no part in
+the service, gives it connections, kills it and counts how many come back.
 
 The exit code is 1 if there are errors, 0 if there are only warnings and notes.`,
 		Args: cobra.NoArgs,
@@ -166,14 +167,18 @@ func (s *Service) examineRunning(ctx context.Context, c *control.Client, r *chec
 	if x, err := within(ctx, c.Examine); err != nil {
 		r.add(levelWarning, "the supervisor was not examined: "+err.Error(), "its limits, its store and its configuration are not checked", "systemctl restart brings in a supervisor that can answer, and drops nobody")
 	} else {
+		start := x.FilesSoft
 		if name := filepath.Base(x.Cgroup); x.Cgroup != "" {
 			state := unitState(ctx, name)
 			r.manager(name, state, x)
 			if most, err := strconv.Atoi(state["FileDescriptorStoreMax"]); err == nil && x.StoreMax == 0 {
 				x.StoreMax = most // before 254 systemd does not tell it to the service
 			}
+			if soft, err := strconv.ParseUint(state["LimitNOFILESoft"], 10, 64); err == nil {
+				start = soft // Go's runtime has raised the process's own, if it could
+			}
 		}
-		r.process(x, len(st.Listeners))
+		r.process(x, len(st.Listeners), start)
 	}
 	if text, err := within(ctx, c.Metrics); err != nil {
 		r.add(levelWarning, "certificates are not checked: "+err.Error(), "one that expires refuses every client", "see /metrics of the control socket")
@@ -238,10 +243,17 @@ func (r *checkup) worker(st control.Status, w control.Worker) {
 	}
 }
 
-// process judges what the supervisor says of itself.
-func (r *checkup) process(x control.Examination, listeners int) {
+// process judges what the supervisor says of itself. start is the soft limit of
+// open files with which systemd starts it.
+func (r *checkup) process(x control.Examination, listeners int, start uint64) {
 	if x.Unprotected != "" {
 		r.add(levelError, "the supervisor cannot reach into its workers: "+x.Unprotected, "connections end with the worker that has them", "allow pidfd_getfd in SystemCallFilter= and in the container, and have kernel.yama.ptrace_scope 0 or 1; then restart")
+	}
+	if t := x.Trial; t != nil {
+		r.Checked = append(r.Checked, fmt.Sprintf("a worker that was started for the trial and killed (%d of %d connections came back, %v)", t.Back, t.Connections, time.Duration(t.TookNS).Round(time.Millisecond)))
+		if t.Error != "" || t.Back < t.Connections {
+			r.add(levelError, fmt.Sprintf("of %d connections of a worker that was started for the trial and killed, %d came back: %s", t.Connections, t.Back, t.Error), "so it would be with the connections of the service's own workers", "see which call is refused, and lift what forbids it: a limit, a filter, the container")
+		}
 	}
 	if !x.Stores {
 		r.add(levelNote, "nobody keeps the supervisor's descriptors: it was not started by systemd", "its workers finish their connections and exit when it dies", "start it as a unit, with FileDescriptorStoreMax=")
@@ -252,8 +264,8 @@ func (r *checkup) process(x control.Examination, listeners int) {
 	if x.FilesSoft < uint64(x.FilesNeed) {
 		r.add(levelError, fmt.Sprintf("the supervisor may open %d files (soft limit), a reload needs up to %d", x.FilesSoft, x.FilesNeed), "workers cannot be started, nor connections rescued", "raise LimitNOFILE=")
 	}
-	if trap := x.StoreMax + listeners + 64; x.StoreMax > 0 && x.FilesSoft < uint64(trap) {
-		r.add(levelError, fmt.Sprintf("the soft limit of open files is %d, and %d descriptors may be stored", x.FilesSoft, x.StoreMax), "a start that is handed more than the limit fails, and so does every one after it (202/FDS)", fmt.Sprintf("set LimitNOFILE= to %d or more", trap))
+	if trap := x.StoreMax + listeners + 64; x.StoreMax > 0 && start < uint64(trap) {
+		r.add(levelError, fmt.Sprintf("the soft limit of open files is %d at the start, and %d descriptors may be stored", start, x.StoreMax), "a start that is handed more than the limit fails, and so does every one after it (202/FDS)", fmt.Sprintf("set LimitNOFILE= to %d or more", trap))
 	}
 	for _, name := range x.Blocking {
 		r.add(levelError, "the socket of listener "+name+" was handed over blocking", "the next start does so again, under workers that serve: they hang in accept", "set NonBlocking=yes in the service unit")

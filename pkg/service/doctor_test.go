@@ -55,6 +55,10 @@ func TestEachAilmentIsFoundAndExplained(t *testing.T) {
 			st.Strangers = []control.Stranger{{PID: 12, Name: "y", Kind: "worker", Account: "a"}}
 		}, levelNote, "pid 12 (y)"},
 		{"no reaching in", func(_ *control.Status, x *control.Examination) { x.Unprotected = "a filter forbids it" }, levelError, "a filter forbids it"},
+		{"a trial of which something is missing", func(_ *control.Status, x *control.Examination) {
+			x.Trial = &control.Trial{Connections: 16, Back: 3, Error: "pidfd_getfd: operation not permitted"}
+		}, levelError, "of 16 connections of a worker that was started for the trial and killed, 3 came back: pidfd_getfd: operation not permitted"},
+		{name: "a trial that went well", ail: func(_ *control.Status, x *control.Examination) { x.Trial = &control.Trial{Connections: 16, Back: 16} }},
 		{"no store", func(_ *control.Status, x *control.Examination) { x.Stores = false }, levelNote, "not started by systemd"},
 		{"a small store", func(_ *control.Status, x *control.Examination) { x.StoreMax = 20 }, levelWarning, "keeps 20 descriptors"},
 		{"few files", func(_ *control.Status, x *control.Examination) { x.FilesSoft, x.StoreMax = 500, 100 }, levelError, "may open 500 files"},
@@ -68,13 +72,26 @@ func TestEachAilmentIsFoundAndExplained(t *testing.T) {
 		tt.ail(&st, &x)
 		var r checkup
 		r.status(st)
-		r.process(x, 2)
+		r.process(x, 2, x.FilesSoft)
 		switch {
 		case tt.level == "" && len(r.Findings) == 0:
 		case len(r.Findings) != 1:
 			t.Errorf("%s: findings %+v, want one", tt.name, r.Findings)
 		case r.Findings[0].Level != tt.level || !strings.Contains(r.Findings[0].What, tt.what) || r.Findings[0].Why == "" || r.Findings[0].Do == "":
 			t.Errorf("%s: %+v, want %q of %s", tt.name, r.Findings[0], tt.what, tt.level)
+		}
+	}
+}
+
+func TestLimitOfTheNextStartCountsAndNotTheOneThatTheRuntimeHasRaised(t *testing.T) {
+	_, x := well()
+	for _, tt := range []struct {
+		start    uint64
+		findings int
+	}{{start: 524288}, {start: 1024, findings: 1}} {
+		var r checkup
+		if r.process(x, 2, tt.start); len(r.Findings) != tt.findings {
+			t.Errorf("with a soft limit of %d at the start: %+v, want %d findings", tt.start, r.Findings, tt.findings)
 		}
 	}
 }

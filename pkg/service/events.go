@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -15,7 +16,7 @@ import (
 )
 
 // Stream is what a connection of a Web turns into with a request: WebSocket
-// or Events.
+// or Events. One of HTTP turns into a WebSocket only.
 type Stream interface {
 	// stream returns what is served behind a request for path, with what the
 	// operator has set for the Web's listener.
@@ -58,11 +59,14 @@ type Events[T any] struct {
 	// be none: a *Refusal says how the request is answered, any other error
 	// means 403, of which the client does not see the text. nil: all get one.
 	OnRequest func(r *http.Request) (T, error)
-	// Header returns more fields of the answer, such as those of CORS. nil: none.
+	// Header returns more fields of the answer, such as those of CORS, or others
+	// than "Cache-Control: no-store" and "X-Accel-Buffering: no". nil: none.
 	Header func(r *http.Request) http.Header
 
 	OnConnect func(c *EventStream[T])
-	// OnAdopt is told of a stream that another worker has had until now.
+	// OnAdopt is told of a stream that another worker has had until now, as
+	// that of Framed: after a Crash State is what EventStream.Save has kept,
+	// and there is no timer.
 	OnAdopt       func(c *EventStream[T], why Reason)
 	OnBufferFull  func(c *EventStream[T])
 	OnBufferDrain func(c *EventStream[T])
@@ -142,6 +146,10 @@ func (c *EventStream[T]) Hold() error { return c.conn.Hold() }
 
 // Release takes back one Hold.
 func (c *EventStream[T]) Release() { c.conn.Release() }
+
+// Save keeps State as it is now where it outlives the worker, up to 256 bytes
+// of it. Timers do not: after a Crash OnAdopt sets them anew.
+func (c *EventStream[T]) Save() error { return c.conn.Save() }
 
 // Event is what Events send (WHATWG HTML, 9.2). The zero Event is one of type
 // "message" without data.
@@ -244,11 +252,19 @@ func (h *eventHandler[T]) OnConnect(c *conn.Conn) {
 		}
 	}
 	head := http1.AppendStatusLine(nil, r.ProtoMinor, http.StatusOK)
-	head = append(head, "Content-Type: text/event-stream\r\nCache-Control: no-store\r\nX-Accel-Buffering: no\r\nConnection: close\r\n"...)
+	head = append(head, "Content-Type: text/event-stream\r\nConnection: close\r\n"...)
 	head = http1.AppendDate(head, time.Now())
+	fields := http.Header{"Cache-Control": {"no-store"}, "X-Accel-Buffering": {"no"}}
 	if h.Header != nil {
-		head = http1.AppendFields(head, h.Header(r), func(name string) bool { return name != "Content-Length" && name != "Transfer-Encoding" })
+		maps.Copy(fields, h.Header(r))
 	}
+	head = http1.AppendFields(head, fields, func(name string) bool {
+		switch name {
+		case "Connection", "Content-Length", "Content-Type", "Date", "Transfer-Encoding": // they are said, or not to be said
+			return false
+		}
+		return true
+	})
 	if err := c.Send(append(head, "\r\n"...)); err != nil {
 		return // it is over
 	}
@@ -261,15 +277,7 @@ func (h *eventHandler[T]) OnConnect(c *conn.Conn) {
 
 // refuse answers a request that gets no stream.
 func (h *eventHandler[T]) refuse(c *conn.Conn, why error) {
-	r, ok := errors.AsType[*Refusal](why)
-	if !ok {
-		r = &Refusal{Status: http.StatusForbidden, Err: why}
-	}
-	m, err := r.Message()
-	if err != nil {
-		panic(fmt.Errorf("service: answer to a request that is refused: %w", err))
-	}
-	_ = c.Close(why, m[1:]) // without the kind that a WebSocket's message has
+	_ = c.Close(why, refusing(why)[1:]) // without the kind that a WebSocket's message has
 }
 
 func (h *eventHandler[T]) beat(c *conn.Conn) {
@@ -308,7 +316,7 @@ func (h *eventHandler[T]) OnAdopt(c *conn.Conn, why Reason) {
 	if typed == nil {
 		return
 	}
-	if why == Crash || why == Restart {
+	if why == Crash {
 		h.beat(c) // timers have not come along
 	}
 	if h.Events.OnAdopt != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/link"
 	"github.com/mainstay-go/mainstay/pkg/metrics"
+	"github.com/mainstay-go/mainstay/pkg/supervisor"
 	"github.com/mainstay-go/mainstay/pkg/worker"
 )
 
@@ -46,7 +47,7 @@ const (
 	Reload  = conn.Reload  // the service has new code or a new configuration
 	Move    = conn.Move    // somebody wanted it here: the application, the operator, or the balance of the load
 	Crash   = conn.Crash   // the worker that had it is dead
-	Restart = conn.Restart // the whole service was started anew
+	Restart = conn.Restart // the service was restarted: as Reload
 )
 
 // Why a connection ended, or why it refused what was asked of it; see package conn.
@@ -188,6 +189,9 @@ func (s *Service) Main() { os.Exit(s.Run(os.Args[1:])) }
 func (s *Service) Run(args []string) int {
 	if link.IsWorker() {
 		return s.work()
+	}
+	if supervisor.IsTrial() {
+		return supervisor.PlayTrial()
 	}
 	return s.command(args)
 }

@@ -14,8 +14,10 @@
 //     calls first: in every other role they do what they do in any program.
 //   - What is collected waits until it is received, up to 16 signals.
 //
-// What is left is the time from exec(2) to this package's initialization: most
-// of it is the kernel's and the runtime's, before which every signal kills.
+// What is left is the time from exec(2) to this package's initialization. For
+// the most of it the runtime is not there yet, and every signal kills. In the rest
+// it drops Restart, which no process can find out by itself: the supervisor asks
+// the service manager.
 //
 // Start reading at Watch.
 package signals

@@ -35,14 +35,30 @@ type ownKeeper struct {
 	safe  <-chan struct{} // closed when the next supervisor would find it
 }
 
-// orphanTTL is how long the keeper waits for the next supervisor: longer than
-// any restart.
-const orphanTTL = 120 * time.Second
+const (
+	// orphanTTL is how long the keeper waits for the next supervisor: longer
+	// than any restart.
+	orphanTTL = 120 * time.Second
+
+	// unfoundTTL is how long it waits for one that would not find it: nothing
+	// is entrusted to it yet.
+	unfoundTTL = 3 * time.Second
+)
 
 // beat is when the keeper was last shown that its supervisor lives. It is not
 // the one of the scoreboard, which the next supervisor writes too: one that
 // nobody finds is to end.
 func (k *ownKeeper) beat() *atomic.Int64 { return (*atomic.Int64)(unsafe.Pointer(&k.words[8])) }
+
+// showLife shows the keeper that its supervisor lives.
+func (k *ownKeeper) showLife(now time.Duration) {
+	select {
+	case <-k.safe:
+	default:
+		now -= orphanTTL - unfoundTTL
+	}
+	k.beat().Store(int64(now))
+}
 
 // startOwnKeeper makes the keeper of this process. The error is keeper.Start's,
 // or says which system call was refused.
@@ -52,7 +68,7 @@ func startOwnKeeper(name string, now time.Duration) (*ownKeeper, error) {
 		return nil, fmt.Errorf("supervisor: keeper: %w", os.NewSyscallError("mmap", err))
 	}
 	k := &ownKeeper{words: words}
-	k.beat().Store(int64(now))
+	k.showLife(now)
 	title := "keeper " + name
 	made, err := keeper.Start(keeper.Options{
 		Name: title[:min(len(title), keeper.MaxName)], Released: (*atomic.Uint32)(unsafe.Pointer(&words[0])),
@@ -88,12 +104,28 @@ func (s *Supervisor) protectSelf() (safe <-chan struct{}) {
 		return nil
 	}
 	s.store.put(numbered(storedOwnKeeper, s.epoch), s.own.pidfd)
-	s.own.safe = s.store.whenSaid(flushTimeout)
-	return s.own.safe
+	safe = s.store.whenSaid(flushTimeout)
+	s.own.safe = safe
+	go func() {
+		t := time.NewTimer(flushTimeout)
+		defer t.Stop()
+		select {
+		case <-safe:
+			s.post(ownKeeperSafe{})
+		case <-t.C:
+		case <-s.done:
+		}
+	}()
+	return safe
 }
 
+// ownKeeperSafe is told that the next supervisor would find our keeper.
+type ownKeeperSafe struct{}
+
+func (ownKeeperSafe) isMessage() {}
+
 // awaitOwnKeeper returns when the next supervisor would find our keeper, or
-// after a while: one that is not found lives on for orphanTTL, if we die.
+// after a while. What is taken from then on it may have to keep.
 func (s *Supervisor) awaitOwnKeeper() {
 	if s.own == nil {
 		return
@@ -102,6 +134,7 @@ func (s *Supervisor) awaitOwnKeeper() {
 	defer t.Stop()
 	select {
 	case <-s.own.safe:
+		s.beat()
 	case <-t.C:
 	}
 }

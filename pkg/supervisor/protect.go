@@ -100,10 +100,10 @@ func harvesterNumber(epoch uint64) uint64 { return rows.MaxIncarnation + 1 - epo
 
 // beat shows the keepers that there is a supervisor.
 func (s *Supervisor) beat() {
-	now := int64(s.clock())
-	s.board.SupervisorBeat().Store(now)
+	now := s.clock()
+	s.board.SupervisorBeat().Store(int64(now))
 	if s.own != nil {
-		s.own.beat().Store(now)
+		s.own.showLife(now)
 	}
 }
 

@@ -116,8 +116,10 @@ type Supervisor struct {
 	conf        Config
 	log         *zap.Logger
 	launcher    launcher
-	clock       func() time.Duration // CLOCK_MONOTONIC, the heartbeats' clock
-	resident    func(pid int) int64  // bytes of memory of a process
+	clock       func() time.Duration                // CLOCK_MONOTONIC, the heartbeats' clock
+	resident    func(pid int) int64                 // bytes of memory of a process
+	ending      func(context.Context) (bool, error) // whether the service manager ends the service; nil: nobody is to be asked
+	kernelKills func() uint64                       // processes of ours killed for want of memory
 	makeRelease func(generation uint64, settings Settings, path string) (*release, error)
 	inbox       chan message
 	done        chan struct{} // closed when Run has returned
@@ -153,7 +155,7 @@ type Supervisor struct {
 	farewells     []*farewell
 	lastJob       *reload // the reload that lastReload is about
 	lastLine      string  // STATUS= as sent
-	oomKills      uint64
+	oomKills      uint64  // of kernelKills, those that are accounted for
 	hastened      bool
 	questions     map[uint64]*question
 	lastQuestion  uint64
@@ -174,10 +176,11 @@ type Supervisor struct {
 	lookedAround  time.Time
 
 	loading sync.Mutex     // held while the configuration is read
-	looks   sync.WaitGroup // for strangers
+	looks   sync.WaitGroup // for strangers, and for a signal that was not heard
 
 	scraper   *scraper
 	balancing chan struct{} // holds a token while connections are being rebalanced
+	trying    chan struct{} // holds a token while there is a trial
 }
 
 // poolName is the name of the one pool there is so far.
@@ -204,6 +207,7 @@ func New(conf Config) (*Supervisor, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.ending = askEnding(conf)
 	if err := s.enableHarvest(); err != nil {
 		s.Close()
 		return nil, err
@@ -214,11 +218,11 @@ func New(conf Config) (*Supervisor, error) {
 func newSupervisor(conf Config, l launcher, makeRelease func(uint64, Settings, string) (*release, error)) (*Supervisor, error) {
 	s := &Supervisor{
 		conf: conf, log: conf.Log, launcher: l, makeRelease: makeRelease,
-		clock: monotonic, resident: residentBytes,
+		clock: monotonic, resident: residentBytes, kernelKills: oomKills,
 		inbox: make(chan message, 64), done: make(chan struct{}),
 		pool:         &pool{name: poolName},
 		incarnations: make(map[uint64]*incarnation), questions: make(map[uint64]*question),
-		scraper: newScraper(), hooks: newHooks(conf.Log), balancing: make(chan struct{}, 1),
+		scraper: newScraper(), hooks: newHooks(conf.Log), balancing: make(chan struct{}, 1), trying: make(chan struct{}, 1),
 	}
 	p, err := readPast(conf.Stored, conf.Name)
 	if err != nil && !errors.Is(err, errNoPast) {
@@ -309,7 +313,7 @@ func (s *Supervisor) openStore(m manager) {
 		}
 	}
 	var files unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil && s.conf.StoreMax > 0 && files.Cur < uint64(min(s.conf.StoreMax, Storage(s.current.settings))+len(s.conf.Sockets)+startMargin) {
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil && s.conf.StoreMax > 0 && files.Cur < uint64(s.conf.StoreMax+len(s.conf.Sockets)+startMargin) {
 		s.log.Error("the service may store more descriptors than it may be started with (202/FDS): raise LimitNOFILE= of the unit, or lower FileDescriptorStoreMax=",
 			zap.Uint64("limit", files.Cur), zap.Int("store", s.conf.StoreMax))
 	}
@@ -537,12 +541,15 @@ func (s *Supervisor) run(ctx context.Context) error {
 	defer s.looks.Wait()
 	defer s.endHarvest()
 	defer s.balance.running.Wait()
-	var cancel context.CancelFunc
-	s.balance.ctx, cancel = context.WithCancel(context.Background())
+	alive, cancel := context.WithCancel(context.Background())
+	s.balance.ctx = alive
 	defer cancel()
 	defer close(s.done)
 	s.began = time.Now()
-	s.oomKills = oomKills()
+	if s.ending != nil {
+		s.looks.Go(func() { s.findUnheard(alive) })
+	}
+	s.oomKills = s.kernelKills()
 	s.current.settings.apply()
 	s.beat()
 	if p := s.past; p != nil {
@@ -670,6 +677,8 @@ func (s *Supervisor) handle(m message) (leave bool) {
 		s.exited(m.inc, m.exit)
 	case keeperReaped:
 		s.buried(m)
+	case ownKeeperSafe:
+		s.beat()
 	case handsTaken:
 		s.tookHands(m)
 	case harvested:
@@ -744,11 +753,10 @@ func (s *Supervisor) heard(inc *incarnation, body link.Body) {
 }
 
 func (s *Supervisor) dead(inc *incarnation, exit Exit) {
-	oom := false
-	if exit.Signal != 0 && inc.state != late && inc.state != overdue {
-		now := oomKills()
-		oom = now > s.oomKills
-		s.oomKills = now
+	// Several may be killed before the first death is told.
+	oom := exit.Signal == unix.SIGKILL && inc.state != late && inc.state != overdue && s.kernelKills() > s.oomKills
+	if oom {
+		s.oomKills++
 	}
 	inc.exit = exit
 	inc.exit.classify(inc.state, oom)

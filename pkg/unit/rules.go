@@ -68,6 +68,14 @@ var serviceRules = []rule{
 	{"Service", "RestartKillSignal", Error, "SIGRTMIN+1",
 		"it tells `systemctl restart` from `systemctl stop`: otherwise a restart ends all connections as a stop does, instead of leaving the workers to the next supervisor",
 		is("SIGRTMIN+1")},
+	{"Service", "SuccessExitStatus", Error, "SIGRTMIN+1 in it",
+		"a restart that is asked for in the first millisecond of the supervisor kills it: as a failure that ends in OnFailure=, which kills the workers",
+		func(_ string, u Unit, _ Context) bool {
+			return slices.ContainsFunc(u.all("Service", "SuccessExitStatus"), func(a Assignment) bool {
+				words := strings.Fields(a.Value)
+				return slices.Contains(words, "SIGRTMIN+1") || slices.Contains(words, "RTMIN+1")
+			})
+		}},
 	{"Service", "Restart", Error, "on-failure",
 		"a crash of the supervisor must be answered by a start; but with always, `stop` is undone by systemd",
 		is("on-failure", "on-abnormal")},

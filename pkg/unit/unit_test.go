@@ -61,6 +61,7 @@ var breaks = map[string][]string{
 	"Service.KillMode":                    {"KillMode=mixed", "KillMode=control-group", "KillMode="},
 	"Service.KillSignal":                  {"KillSignal=SIGHUP"},
 	"Service.RestartKillSignal":           {"RestartKillSignal=SIGTERM", "RestartKillSignal="},
+	"Service.SuccessExitStatus":           {"SuccessExitStatus=", "SuccessExitStatus=\nSuccessExitStatus=143 SIGUSR1"},
 	"Service.Restart":                     {"Restart=always", "Restart=no", "Restart="},
 	"Service.RestartMode":                 {"RestartMode=normal", "RestartMode="},
 	"Service.RestartSec":                  {"RestartSec=5", "RestartSec=1min", "RestartSec=soon"},

@@ -88,8 +88,6 @@ func TestClientThatGoesEndsTheContext(t *testing.T) {
 
 func TestPeerThatSendsNoMoreGetsItsAnswer(t *testing.T) {
 	each(t, all, func(t *testing.T, how way) {
-		if how == pooled {
-		}
 		seen := make(chan int)
 		c := dial(t, serve(t, how, func(w http.ResponseWriter, r *http.Request) {
 			if how == pooled || how == netHTTP { // not on the loop
@@ -718,7 +716,7 @@ func TestStreamGoesOnElsewhere(t *testing.T) {
 		fmt.Fprintf(w, "%s %s %v", r.URL.Path, b, r.Trailer)
 	}
 	want := []string{"/1  map[]", "/2 hello, moon map[X:[y]]", "/3  map[]"}
-	for cut := 0; cut <= len(requests); cut += 3 {
+	for cut := 0; cut <= len(requests); cut++ {
 		old := start(t, Config{Inline: true, Handler: http.HandlerFunc(handler)}, conn.Limits{})
 		c := dial(t, old.addr)
 		c.send(requests[:cut])
@@ -737,7 +735,7 @@ func TestStreamGoesOnElsewhere(t *testing.T) {
 		if len(got) == 0 && strings.Contains(requests[:cut], "\r\n\r\n") {
 			got = append(got, c.response("GET").body)
 		}
-		next := start(t, Config{Inline: true, Handler: http.HandlerFunc(handler)}, conn.Limits{})
+		next := start(t, Config{Inline: cut%2 == 0, Handler: http.HandlerFunc(handler)}, conn.Limits{}) // a reload may change that
 		errs := make(chan error, 1)
 		next.do(func() { next.conf.Handler = adopter{observer{next.web, next}, state, errs} })
 		c = dial(t, next.addr)
@@ -795,10 +793,19 @@ func TestForeignStateIsRefused(t *testing.T) {
 }
 
 func FuzzRestoreTakesAnything(f *testing.F) {
-	f.Add([]byte{1, 6, 1, byte(0), 0, 0, 0, 0, 3, 'G', 'E', 'T', 0, 0, 7})
-	f.Add([]byte{1, 6, 1, byte(1), 0, 2, 0, 0, 0, 3, 'G', 'E', 'T', 1, 'x', 0})
-	s := start(f, Config{Inline: true, Handler: http.HandlerFunc(echoBody)}, conn.Limits{})
-	f.Fuzz(func(t *testing.T, state []byte) {
+	var servers [2]*server // the handlers' goroutines, the loop
+	for i := range servers {
+		for _, state := range []string{
+			"\x01\x06\x01\x00\x00\x00\x00\x00\x03GET\x00\x00\x07",
+			"\x01\x06\x01\x01\x00\x02\x00\x00\x00\x03GET\x01x\x00",
+			"\x01\x06\x01\x01\x00\x02\x00\x00\x00\x32POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n\x01x\x00",
+		} {
+			f.Add([]byte(state), i)
+		}
+		servers[i] = start(f, Config{Inline: i == 1, Handler: http.HandlerFunc(echoBody)}, conn.Limits{})
+	}
+	f.Fuzz(func(t *testing.T, state []byte, which int) {
+		s := servers[which&1]
 		errs := make(chan error, 1)
 		s.loop.Post(func() {
 			s.conf = s.web.ConnConfig(conn.Limits{})
@@ -866,4 +873,25 @@ func TestInlineKeepsUpWithManyConnections(t *testing.T) {
 	if got, want := s.seat.Messages.Load(), uint64(600); got != want {
 		t.Errorf("%d requests counted, want %d", got, want)
 	}
+}
+
+func TestDeadlineThatComesLaterEndsAWriteThatWaits(t *testing.T) {
+	each(t, []way{pooled, netHTTP}, func(t *testing.T, how way) {
+		errs := make(chan error, 1)
+		c := dial(t, serve(t, how, func(w http.ResponseWriter, r *http.Request) {
+			ctl := http.NewResponseController(w)
+			timer := time.AfterFunc(50*time.Millisecond, func() { ctl.SetWriteDeadline(time.Unix(1, 0)) })
+			defer timer.Stop()
+			var err error
+			for buf := make([]byte, 1<<20); err == nil; {
+				_, err = w.Write(buf)
+			}
+			errs <- err
+		}))
+		c.SetReadBuffer(64 << 10)
+		c.send(get)
+		if err := receive(t, errs); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("Write: %v", err)
+		}
+	})
 }

@@ -3,6 +3,7 @@ package system
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -181,6 +182,87 @@ func restartIntoSomethingBrokenLeavesTheWorkersAlone(t *testing.T, m *machine) {
 	s.configure(good)
 	s.must(t, "systemctl", "restart", s.unit)
 	st = s.awaitStatus(20*time.Second, renewed(2))
+	report := g.Stop()
+	t.Log(report)
+	if err := report.Err(); err != nil {
+		t.Error(err)
+	}
+	s.onlyTheseRemain(st)
+	s.storesOnly(2)
+}
+
+// A program takes over its signals a moment after it has been executed: before
+// that its runtime has, which drops the one of a restart, and before that the
+// kernel, which kills for it. A shell that is executed first makes either moment
+// long enough.
+func restartThatComesTooEarlyForTheProgramLosesNobody(t *testing.T, m *machine) {
+	s := install(t, m, probe(t, "1", ""))
+	s.configure("workers = 2\nstart_timeout = \"5s\"\ngrace = \"10s\"\n[reload]\nbake = \"100ms\"\n")
+	// Root needs no bus, nor a name there, to ask systemd what it has missed.
+	s.dropIn("app.service", "20-root.conf", "[Service]\nDynamicUser=no\n")
+	s.daemonReload()
+	s.start()
+	s.awaitStatus(10*time.Second, allProtected(2))
+	g := s.talkers(talk.Options{Clients: 200, Pause: 200 * time.Millisecond})
+	for i, early := range []struct {
+		name, first, unit string
+		limit             time.Duration
+	}{
+		{"killed", "", "", 15 * time.Second},
+		// As the runtime does, the shell takes the signal and does nothing.
+		{"dropped", "trap '' 35; ", "", 15 * time.Second},
+		{"dropped, and nobody can be asked", "trap '' 35; PATH=/nowhere; ", "TimeoutStopSec=3s\n", 80 * time.Second},
+	} {
+		before := s.show(t, s.unit, "MainPID")
+		s.dropIn("app.service", "30-early.conf", "[Service]\n"+early.unit+"ExecStart=\nExecStart=/bin/sh -c \"/bin/sleep 1; "+early.first+"/bin/sleep 1; exec /usr/bin/mainstay run --config /etc/app/app.toml --control unix://%t/app/control.sock\"\n")
+		s.daemonReload()
+		s.replace(probe(t, strconv.Itoa(2-i%2), ""))
+		s.must(t, "systemctl", "--no-block", "restart", s.unit)
+		eventually(t, 10*time.Second, func() error {
+			shell := s.show(t, s.unit, "MainPID")
+			if shell == before || shell == "0" {
+				return fmt.Errorf("the main process was %s and is %s", before, shell)
+			}
+			stat, err := os.ReadFile(s.path("/proc/" + shell + "/status"))
+			if err != nil || !strings.Contains(string(stat), "Name:\tsh\n") {
+				return fmt.Errorf("the main process is no shell: %v: %s", err, stat)
+			}
+			// The bit of signal 35.
+			if ignores := strings.Contains(string(stat), "SigIgn:\t00000004"); ignores != (early.first != "") {
+				return fmt.Errorf("the shell does not wait yet: %s", stat)
+			}
+			return nil
+		})
+		s.dropIn("app.service", "30-early.conf", "[Service]\n"+early.unit)
+		s.daemonReload()
+		begun := time.Now()
+		s.must(t, "systemctl", "restart", s.unit)
+		if took := time.Since(begun); took > early.limit {
+			t.Errorf("%s: the restart took %v", early.name, took)
+		} else {
+			t.Logf("%s: the restart took %v", early.name, took)
+		}
+		s.awaitStatus(20*time.Second, renewed(2))
+		if got, want := s.versionOf(), strconv.Itoa(2-i%2); got != want {
+			t.Errorf("%s: the version is %q, want %q", early.name, got, want)
+		}
+		if r := g.Report(); r.Err() != nil {
+			t.Fatalf("%s: %v", early.name, r)
+		}
+	}
+	if err := os.Remove(s.path(unitDir + "/" + s.rename("app.service.d/30-early.conf"))); err != nil {
+		t.Fatal(err)
+	}
+	s.daemonReload()
+	// As early as can be had from outside.
+	for i := range 20 {
+		for range 3 {
+			s.must(t, "systemctl", "--no-block", "restart", s.unit)
+			<-time.After(time.Duration(i) * time.Millisecond)
+		}
+	}
+	s.must(t, "systemctl", "restart", s.unit)
+	st := s.awaitStatus(20*time.Second, renewed(2))
 	report := g.Stop()
 	t.Log(report)
 	if err := report.Err(); err != nil {

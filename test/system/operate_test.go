@@ -3,6 +3,7 @@ package system
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -64,6 +65,7 @@ func rollbackReturnsToTheProgramOfBeforeWhateverDiedMeanwhile(t *testing.T, m *m
 type examination struct {
 	Running  bool
 	Errors   int
+	Checked  []string
 	Findings []struct{ Level, What, Why, Do string }
 }
 
@@ -145,12 +147,23 @@ func doctorFindsNothingWrongAndWhatIs(t *testing.T, m *machine) {
 	s.awaitStatus(10*time.Second, allProtected(2))
 	if x := s.doctor(s.program); x.Errors > 0 || !x.Running {
 		t.Errorf("of the units as they are: %+v", x)
+	} else if !slices.ContainsFunc(x.Checked, func(c string) bool { return strings.Contains(c, "16 of 16 connections came back") }) {
+		t.Errorf("no worker was tried under the filter of the unit: %+v", x)
 	}
 	s.dropIn("app.service", "40-wrong.conf", "[Service]\nNonBlocking=no\nLimitNOFILE=70000:524288\nFileDescriptorStoreMax=80000\nSystemCallFilter=~pidfd_getfd\n")
 	s.configure("workers = 3\n")
 	s.daemonReload()
 	s.must(t, "systemctl", "restart", s.unit)
 	s.awaitStatus(20*time.Second, func(st control.Status) error { return allReady(3)(st) })
+	told := []string{"was handed over blocking"}
+	if s.version >= 254 { // before, systemd does not tell a service how much it stores
+		told = append(told, "more descriptors than it may be started with")
+	}
+	for _, want := range told {
+		if !says(s.journal("PRIORITY=3"), want) {
+			t.Errorf("the journal does not say %q", want)
+		}
+	}
 	s.configure("wokers = 3\n")
 	x := s.doctor(s.program)
 	for _, want := range []string{
@@ -160,6 +173,16 @@ func doctorFindsNothingWrongAndWhatIs(t *testing.T, m *machine) {
 		if !x.has("error", want) {
 			t.Errorf("doctor does not find %q: %+v", want, x)
 		}
+	}
+
+	// Without a filter the Go runtime raises its soft limit; systemd does not.
+	s.dropIn("app.service", "40-wrong.conf", "[Service]\nLimitNOFILE=70000:524288\nFileDescriptorStoreMax=80000\nSystemCallFilter=\n")
+	s.configure("workers = 3\n")
+	s.daemonReload()
+	s.must(t, "systemctl", "restart", s.unit)
+	s.awaitStatus(20*time.Second, renewed(3))
+	if x := s.doctor(s.program); !x.has("error", "80000 descriptors may be stored") {
+		t.Errorf("doctor does not see the limit of the next start: %+v", x)
 	}
 }
 

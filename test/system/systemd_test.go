@@ -42,8 +42,15 @@ var tests = []struct {
 	{"OpenConnectionsOutliveTheDeathOfTheSupervisor", openConnectionsOutliveTheDeathOfTheSupervisor},
 	{"OpenConnectionsOutliveRestartsInARow", openConnectionsOutliveRestartsInARow},
 	{"RestartIntoSomethingBrokenLeavesTheWorkersAlone", restartIntoSomethingBrokenLeavesTheWorkersAlone},
+	{"RestartThatComesTooEarlyForTheProgramLosesNobody", restartThatComesTooEarlyForTheProgramLosesNobody},
+
+	{"RenewedCertificateIsShownAndNobodyIsLost", renewedCertificateIsShownAndNobodyIsLost},
+	{"SecretsAreInNothingThatIsWritten", secretsAreInNothingThatIsWritten},
+	{"ReplacedKeyIsForgottenAfterTwoReloads", replacedKeyIsForgottenAfterTwoReloads},
 
 	{"EverythingAtOnceInAnyOrder", everythingAtOnceInAnyOrder},
+
+	{"CertificatesComeAsCredentials", certificatesComeAsCredentials},
 
 	{"RollbackReturnsToTheProgramOfBeforeWhateverDiedMeanwhile", rollbackReturnsToTheProgramOfBeforeWhateverDiedMeanwhile},
 	{"StatusTellsOfWorkersThatHaveNoSupervisor", statusTellsOfWorkersThatHaveNoSupervisor},
@@ -55,6 +62,7 @@ var tests = []struct {
 	{"StopByTheCommandLineStaysStopped", stopByTheCommandLineStaysStopped},
 	{"StopOfTheTargetClosesThePorts", stopOfTheTargetClosesThePorts},
 	{"FailureForGoodLeavesNoProcess", failureForGoodLeavesNoProcess},
+	{"StoreThatOutlivesAStopDoesNoHarm", storeThatOutlivesAStopDoesNoHarm},
 
 	{"JournalHasFieldsByWhichWorkersAreFound", journalHasFieldsByWhichWorkersAreFound},
 	{"JournalExplainsADeathAndARolledBackReload", journalExplainsADeathAndARolledBackReload},

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"slices"
+	"sync/atomic"
 )
 
 // What a peer may send before the handshake is over, in bytes: a ClientHello
@@ -50,7 +52,8 @@ type Handshake struct {
 	next func() (struct{}, bool)
 	stop func()
 
-	keeps  bool // session tickets, as a client
+	keeps  bool     // session tickets, as a client
+	left   []string // protocols of ALPN that are left to crypto/tls
 	done   bool
 	err    error
 	result Result
@@ -61,7 +64,8 @@ type Result struct {
 	// Conn protects the connection from now on, if it is of TLS 1.3.
 	Conn *Conn
 
-	// Legacy does, if it is of TLS 1.2 or older, which cannot be taken over.
+	// Legacy does, if it is of TLS 1.2 or older, which cannot be taken over, or
+	// was left to crypto/tls.
 	Legacy *Legacy
 
 	// Rest is input that came behind the handshake: for Conn.Open, before
@@ -74,6 +78,9 @@ type Result struct {
 
 	// Info is what was agreed on.
 	Info Info
+
+	// State is the same as crypto/tls has it, with what does not travel.
+	State tls.ConnectionState
 }
 
 // Server begins the handshake of an accepted connection. config is not changed
@@ -119,6 +126,10 @@ func newHandshake(ctx context.Context, config *tls.Config, client bool) *Handsha
 	}
 	return &Handshake{ctx: ctx, tr: &transport{client: client, limit: limit, secrets: new(secrets)}}
 }
+
+// Leave has crypto/tls go on, as Result.Legacy, if the handshake agrees on one of
+// these protocols by ALPN. It is to be called before the first Step.
+func (h *Handshake) Leave(protocols ...string) { h.left = protocols }
 
 // watch returns a copy of the configuration that tells us the secrets. It
 // writes to the configuration's own KeyLogWriter as well.
@@ -187,8 +198,24 @@ func (h *Handshake) run(yield func(struct{}) bool) {
 		}
 	}()
 	h.tr.wait = func() bool { return yield(struct{}{}) }
+	growStack()
 	h.err = h.tls.HandshakeContext(h.ctx)
 }
+
+// stackNeeded is what the deepest calls of a handshake take, those of ML-KEM.
+const stackNeeded = 20 << 10
+
+// growStack has the stack of a new goroutine grow to what a handshake needs at
+// once. It would otherwise be copied each time that it has become twice as large.
+//
+//go:noinline
+func growStack() byte {
+	var room [stackNeeded]byte
+	return room[len(room)-int(stackGrown.Load())-1]
+}
+
+// stackGrown is 0. The compiler does not know, and so makes room.
+var stackGrown atomic.Int32
 
 // finish makes the result.
 func (h *Handshake) finish() {
@@ -208,9 +235,9 @@ func (h *Handshake) finish() {
 
 func (h *Handshake) conclude() error {
 	state := h.tls.ConnectionState()
-	h.result.Info = InfoOf(&state)
+	h.result.Info, h.result.State = InfoOf(&state), state
 	h.tr.limit = 0
-	if state.Version < tls.VersionTLS13 {
+	if state.Version < tls.VersionTLS13 || slices.Contains(h.left, state.NegotiatedProtocol) {
 		h.result.Legacy = &Legacy{tls: h.tls, tr: h.tr}
 		return nil
 	}
@@ -230,13 +257,11 @@ func (h *Handshake) conclude() error {
 		return err
 	}
 	// A client has sent nothing under its final key, a server its tickets.
-	var sent uint64
-	if h.tr.sent != nil {
-		sent = h.tr.sent.seq
-	}
-	write, err := newHalf(s, out, sent)
-	if err != nil {
-		return err
+	write := h.tr.sent
+	if h.tr.sent = nil; write == nil {
+		if write, err = newHalf(s, out, 0); err != nil {
+			return err
+		}
 	}
 	h.result.Conn = newConn(h.tr.client, read, write)
 	h.result.Rest = h.tr.in
