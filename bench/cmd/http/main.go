@@ -68,6 +68,7 @@ func (l *list) Set(s string) error { *l = append(*l, s); return nil }
 
 // server is a peer that runs.
 type server struct {
+	peer string // its NAME=COMMAND
 	name string
 	addr string
 	cmd  *exec.Cmd
@@ -162,7 +163,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		}
 	}
 	if *idle > 0 {
-		return rest(ctx, servers, *idle, stdout)
+		return rest(ctx, servers, *idle, dir, stdout)
 	}
 	return nil
 }
@@ -174,7 +175,7 @@ func start(ctx context.Context, peer, dir string) (*server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("http: %w", err)
 	}
-	s := &server{name: name, addr: l.Addr().String()}
+	s := &server{peer: peer, name: name, addr: l.Addr().String()}
 	l.Close()
 	_, port, _ := net.SplitHostPort(s.addr)
 	if strings.Contains(command, "{nginx}") {
@@ -391,13 +392,21 @@ const warmUp = 500
 // markIdle is what an idle connection may take.
 const markIdle = 512
 
-// rest measures what a connection takes that has had one request answered.
-func rest(ctx context.Context, servers []*server, connections int, out io.Writer) error {
+// rest measures what a connection takes that has had one request answered. The
+// servers are started anew: what the bursts have left of a heap would do for
+// many connections.
+func rest(ctx context.Context, servers []*server, connections int, dir string, out io.Writer) error {
 	fmt.Fprintf(out, "memory (PSS) of each of %d idle connections, one request answered, %v later\n", connections, settleTime)
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(t, "server\tbytes\t\n")
 	var ours report.Mark
 	for _, s := range servers {
+		s.stop()
+		fresh, err := start(ctx, s.peer, dir)
+		if err != nil {
+			return err
+		}
+		*s = *fresh
 		each, err := s.idle(ctx, connections)
 		if err != nil {
 			return fmt.Errorf("http: %s: %w", s.name, err)

@@ -79,9 +79,10 @@ type plan struct {
 
 // server is a peer that runs.
 type server struct {
-	*peers.Process
-	addr string
-	done map[int]float64 // messages a CPU second, by cycle
+	*peers.Process // nil: it does not run
+	peer           peers.Peer
+	addr           string
+	done           map[int]float64 // messages a CPU second, by cycle
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
@@ -132,17 +133,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	var servers []*server
 	defer func() {
 		for _, s := range servers {
-			err = errors.Join(err, s.Stop())
+			if s.Process != nil {
+				err = errors.Join(err, s.Stop())
+			}
 		}
 	}()
 	for _, peer := range all {
-		s := &server{}
-		if s.Process, err = peers.Start(dir, peer, 1, cpus[:1]); err != nil {
-			return err
-		}
-		s.addr = fmt.Sprintf("127.0.0.1:%d", s.Port)
+		s := &server{peer: peer}
 		servers = append(servers, s)
-		if err := s.ready(ctx); err != nil {
+		if err := s.start(ctx, dir, cpus); err != nil {
 			return err
 		}
 	}
@@ -161,7 +160,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		}
 	}
 	if p.idle > 0 {
-		return p.rest(ctx, servers, stdout)
+		return p.rest(ctx, servers, dir, cpus, stdout)
 	}
 	return nil
 }
@@ -200,6 +199,15 @@ func commands(ctx context.Context, dir, binary, only string, custom []string) ([
 		roles = append(roles, fmt.Sprintf("%s=%s run --workers 1 --config %s --control unix://%s/ws.sock --listen ws-echo=tcp://127.0.0.1:{port}", mainstay, path, config, dir))
 	}
 	return peers.Make(ctx, dir, "", named, append(roles, custom...))
+}
+
+// start starts the server on the first CPU.
+func (s *server) start(ctx context.Context, dir string, cpus []int) (err error) {
+	if s.Process, err = peers.Start(dir, s.peer, 1, cpus[:1]); err != nil {
+		return err
+	}
+	s.addr = fmt.Sprintf("127.0.0.1:%d", s.Port)
+	return s.ready(ctx)
 }
 
 // load is what the server is loaded with.
@@ -373,13 +381,22 @@ const warmUp = 500
 // markIdle is what an idle WebSocket may take.
 const markIdle = 1024
 
-// rest measures what a connection takes that has had one message echoed.
-func (p *plan) rest(ctx context.Context, servers []*server, out io.Writer) error {
+// rest measures what a connection takes that has had one message echoed. The
+// servers are started anew: what the bursts have left of a heap would do for
+// many connections.
+func (p *plan) rest(ctx context.Context, servers []*server, dir string, cpus []int, out io.Writer) error {
 	fmt.Fprintf(out, "memory (PSS) of each of %d idle connections, one message after the handshake, %v later\n", p.idle, settleTime)
 	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(t, "server\tbytes\t\n")
 	var ours report.Mark
 	for _, s := range servers {
+		if err := s.Stop(); err != nil {
+			return err
+		}
+		s.Process = nil
+		if err := s.start(ctx, dir, cpus); err != nil {
+			return err
+		}
 		each, err := s.idle(ctx, p.idle)
 		if err != nil {
 			return fmt.Errorf("websocket: %s: %w%s", s.Name, err, s.LastWords())
