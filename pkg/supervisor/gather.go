@@ -49,7 +49,8 @@ type answered struct {
 
 // Gather asks every worker that serves or drains for something that only it
 // knows; arg is told as JSON. It returns their answers in the order of the
-// slots; a worker that does not answer within two seconds has an Err. It
+// slots; a worker that does not answer within two seconds has an Err, and one
+// that drained and is gone by then has no answer. It
 // fails if the supervisor has ended or ctx is done. Any goroutine may call
 // it.
 func (s *Supervisor) Gather(ctx context.Context, what string, arg any) ([]Answer, error) {
@@ -105,6 +106,8 @@ func (s *Supervisor) gather(ctx context.Context, what string, to whom) ([]Answer
 	for _, inc := range q.asked {
 		a := Answer{Pool: inc.slot.pool.name, Slot: inc.slot.index, Incarnation: inc.number, Generation: inc.release.generation, PID: inc.pid()}
 		switch g, ok := got[inc]; {
+		case ok && g.err == errLeft:
+			continue
 		case !ok:
 			a.Err = fmt.Errorf("worker %d (pid %d) does not answer", a.Slot, a.PID)
 		case g.err != nil:
@@ -153,7 +156,7 @@ func (s *Supervisor) pose(m gatherRequest) {
 	s.questions[q.id] = q
 	for _, inc := range q.asked {
 		if err := inc.process.Send(link.Gather{ID: q.id, What: m.what, Arg: arg}); err != nil {
-			q.take(answered{inc, -1, err})
+			q.take(answered{inc, -1, unlessLeft(inc, err)})
 		}
 	}
 	m.reply <- posed{question: q}
@@ -191,9 +194,20 @@ func (s *Supervisor) hearAnswer(m incarnationAnswered) {
 func (s *Supervisor) fallSilent(inc *incarnation) {
 	for _, q := range s.questions {
 		if q.pending[inc] {
-			q.take(answered{inc, -1, fmt.Errorf("worker %d (pid %d) has died", inc.slot.index, inc.pid())})
+			q.take(answered{inc, -1, unlessLeft(inc, fmt.Errorf("worker %d (pid %d) has died", inc.slot.index, inc.pid()))})
 		}
 	}
+}
+
+// errLeft is the answer of a worker that drained and is gone.
+var errLeft = errors.New("it has drained and left")
+
+// unlessLeft is what a worker that cannot answer has for an answer.
+func unlessLeft(inc *incarnation, err error) error {
+	if inc.state == draining || inc.exit.Class == ClassRequested {
+		return errLeft
+	}
+	return err
 }
 
 // forgetQuestion is done when nobody waits for answers any more.

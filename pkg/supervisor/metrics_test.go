@@ -277,6 +277,22 @@ func TestWorkerThatIsSilentIsThereWithWhatItSaidLast(t *testing.T) {
 	})
 }
 
+func TestWorkerThatLeavesMeanwhileIsNotSilent(t *testing.T) {
+	supervise(t, quick, serve, func(r *rig) { // nobody answers, and a drain takes a second
+		if err := r.Scale(r.t.Context(), control.ScaleRequest{N: 1}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if st := r.status(); len(st.Pools[0].Workers) != 2 {
+			t.Fatalf("the workers are %+v, want one that serves and one that drains", st.Pools[0].Workers)
+		}
+		answers, err := r.Gather(r.t.Context(), "connections", nil)
+		if err != nil || len(answers) != 1 || answers[0].Slot != 0 || answers[0].Err == nil {
+			t.Errorf("the answers are %+v, %v; want that worker 0 is silent", answers, err)
+		}
+	})
+}
+
 func TestScrapesAtATimeShareOnePage(t *testing.T) {
 	supervise(t, quick, serve, func(r *rig) { // nobody answers: a page takes two seconds
 		began := time.Now()
