@@ -52,6 +52,17 @@ func BuildGoNet(ctx context.Context, dir string) (string, error) {
 	return binary, build(cmd)
 }
 
+// BuildNoJournal compiles Mainstay's reference service into dir by the go
+// command, as it is in the module that is built here, but without the journal of
+// its connections, and returns the path of the binary. It works in a folder of
+// the module bench only.
+func BuildNoJournal(ctx context.Context, dir string) (string, error) {
+	binary := filepath.Join(dir, "server-nojournal")
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-tags", "nojournal", "-o", binary, "github.com/mainstay-go/mainstay/cmd/server")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	return binary, build(cmd)
+}
+
 // build runs a compiler and puts its output into the error.
 func build(cmd *exec.Cmd) error {
 	out, err := cmd.CombinedOutput()

@@ -37,6 +37,10 @@ const (
 	MainstayWS   = "mainstay-ws"   // its ws-echo
 	Baseline     = "c-floor"       // what ratios are taken to
 	GoNet        = "go-net"
+
+	// NoJournal is Mainstay built without the journal that lets connections outlive
+	// their process.
+	NoJournal = "mainstay-nojournal"
 )
 
 // Make returns the peers called names, then those of custom, each
@@ -48,6 +52,16 @@ func Make(ctx context.Context, dir, server string, names, custom []string) ([]Pe
 		switch name {
 		case Mainstay, MainstayPool, MainstayHTTP, MainstayWS:
 			p, err := mainstay(dir, server, name)
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, p)
+		case NoJournal:
+			binary, err := BuildNoJournal(ctx, dir)
+			if err != nil {
+				return nil, err
+			}
+			p, err := mainstay(dir, binary, name)
 			if err != nil {
 				return nil, err
 			}
@@ -69,7 +83,7 @@ func Make(ctx context.Context, dir, server string, names, custom []string) ([]Pe
 				return []string{binary, fmt.Sprintf("127.0.0.1:%d", port)}
 			}})
 		default:
-			return nil, fmt.Errorf("peers: peer %q: want mainstay, mainstay-pool, mainstay-http, mainstay-ws, c-floor or go-net", name)
+			return nil, fmt.Errorf("peers: peer %q: want mainstay, mainstay-pool, mainstay-nojournal, mainstay-http, mainstay-ws, c-floor or go-net", name)
 		}
 	}
 	for _, c := range custom {

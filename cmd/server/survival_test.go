@@ -396,7 +396,9 @@ func TestConnectionsWaitForSuccessorsWhenAllWorkersAreKilledAtOnce(t *testing.T)
 	}
 	for i, c := range all {
 		_, answer, err := c.ask("who")
-		if want := fmt.Sprintf("n%d crash", i); answer != want || err != nil {
+		// Twice, if the next one had taken it already when that was killed.
+		again := strings.ReplaceAll(answer, ",crash", "")
+		if want := fmt.Sprintf("n%d crash", i); again != want || err != nil {
 			t.Errorf("client %d: %q, %v, want %q", i, answer, err, want)
 		}
 	}

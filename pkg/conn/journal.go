@@ -9,6 +9,7 @@ import (
 	"math"
 	"os"
 	"time"
+	"unsafe"
 
 	"github.com/mainstay-go/mainstay/pkg/rows"
 	"github.com/mainstay-go/mainstay/pkg/wire/tlsrec"
@@ -182,7 +183,7 @@ func (c *Conn) noteLocked() {
 // noteUnsentLocked is noteLocked if all that is to be written, as it goes to
 // the kernel, is unsent bytes.
 func (c *Conn) noteUnsentLocked(unsent int) {
-	if c.state == Closed {
+	if !journaling || c.state == Closed {
 		return
 	}
 	row := c.row()
@@ -213,6 +214,9 @@ func (c *Conn) forgetKeys(bits uint64) {
 // disturb takes the note back: before a read or a write of what the kernel
 // does not count, and before callbacks that begin with no input. Loop only.
 func (c *Conn) disturb() {
+	if !journaling {
+		return
+	}
 	row := c.row()
 	if rx, tx, bits := row.Published(); bits&noteAtRest != 0 {
 		row.Publish(rx, tx, bits&^noteAtRest)
@@ -616,7 +620,7 @@ func Resting(dst []byte, table *rows.Table, id rows.ID, row *rows.Row, fd int, l
 	if bits&noteAtRest == 0 {
 		return dst, ErrNotAtRest
 	}
-	peer, err := unix.Getpeername(fd)
+	peer, err := peerOf(fd)
 	if err != nil {
 		return dst, fmt.Errorf("conn: descriptor %d: %w", fd, os.NewSyscallError("getpeername", err))
 	}
@@ -624,7 +628,7 @@ func Resting(dst []byte, table *rows.Table, id rows.ID, row *rows.Row, fd int, l
 	var protocol [4]byte
 	binary.LittleEndian.PutUint32(protocol[:], uint32(what>>32))
 	s := state{
-		flags: stateResting, listener: listener, protocol: string(protocol[:]), peer: address(peer),
+		flags: stateResting, listener: listener, protocol: string(protocol[:]), peer: peer,
 		opened: max(now-time.Duration(row.Opened.Load()), 0), rx: rx, tx: tx,
 	}
 	set := func(bit uint64, when bool) {
@@ -671,3 +675,21 @@ func Resting(dst []byte, table *rows.Table, id rows.ID, row *rows.Row, fd int, l
 
 // ErrNotAtRest says that a connection was not at rest when its process died.
 var ErrNotAtRest = errors.New("conn: not at rest")
+
+// peerOf is address of what getpeername(2) says of fd. The one of x/sys asks
+// for the protocol, too, and allocates.
+func peerOf(fd int) (string, error) {
+	var sa unix.RawSockaddrInet6
+	size := uint32(unsafe.Sizeof(sa))
+	if _, _, errno := unix.RawSyscall(unix.SYS_GETPEERNAME, uintptr(fd), uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&size))); errno != 0 {
+		return "", errno
+	}
+	if sa.Family == unix.AF_INET || sa.Family == unix.AF_INET6 {
+		return peerAddress(&sa).String(), nil
+	}
+	peer, err := unix.Getpeername(fd)
+	if err != nil {
+		return "", err
+	}
+	return address(peer), nil
+}

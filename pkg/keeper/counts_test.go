@@ -86,7 +86,7 @@ func setOption(t *testing.T, c rawConn, level, option, value int) {
 func infoOf(t *testing.T, c rawConn) (info unix.TCPInfo) {
 	t.Helper()
 	control(t, c, func(fd int) {
-		got, err := tcpInfo(fd)
+		got, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -332,6 +332,15 @@ func TestKernelCountsWhatAProcessHasReadAndWritten(t *testing.T) {
 			if verdict := Judge(noted, got); verdict != tt.verdict {
 				t.Errorf("verdict %v, want %v", verdict, tt.verdict)
 			}
+			// What a process may have noted: less than it has read, and what it
+			// was about to write.
+			for _, noted := range []Position{noted, {noted.Consumed, noted.Written + 1}, {noted.Consumed, noted.Written - 1}, {noted.Consumed / 2, noted.Written}} {
+				control(t, server, func(fd int) {
+					if verdict, err := Examine(fd, noted); err != nil || verdict != Judge(noted, got) {
+						t.Errorf("examined with %+v noted: %v, %v; want %v", noted, verdict, err, Judge(noted, got))
+					}
+				})
+			}
 		})
 	}
 }
@@ -401,6 +410,72 @@ func TestCountsAreNeverWrongWhileThePeerSends(t *testing.T) {
 	t.Logf("%d bytes came, seen to grow %d times", last, grown)
 }
 
+func TestOneLookTellsOfRestOnlyWhereNothingGoesOn(t *testing.T) {
+	noted := Position{Consumed: 10, Written: 20}
+	for _, tt := range []struct {
+		name string
+		make func(info *unix.TCPInfo)
+		want bool
+	}{
+		{name: "all was read and acknowledged", make: func(*unix.TCPInfo) {}, want: true},
+		{name: "more has come", make: func(info *unix.TCPInfo) { info.Bytes_received++ }},
+		{name: "less has come", make: func(info *unix.TCPInfo) { info.Bytes_received-- }},
+		{name: "more was written", make: func(info *unix.TCPInfo) { info.Bytes_acked++ }},
+		{name: "less was written", make: func(info *unix.TCPInfo) { info.Bytes_acked-- }},
+		{name: "a segment is under way", make: func(info *unix.TCPInfo) { info.Unacked = 1 }},
+		{name: "something was not sent", make: func(info *unix.TCPInfo) { info.Notsent_bytes = 1 }},
+		{name: "the peer has ended", make: func(info *unix.TCPInfo) { info.State = uint8(CloseWait) }},
+		{name: "it is broken", make: func(info *unix.TCPInfo) { info.State = uint8(Closed) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			info := unix.TCPInfo{State: uint8(Established), Bytes_received: 10, Bytes_acked: 20}
+			tt.make(&info)
+			if got := rests(&info, noted); got != tt.want {
+				t.Errorf("%v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestExamineIsNeverWrongWhileThePeerSends has a process killed at any instant
+// while the peer sends and ends: it has read as much as it has
+// noted, or one byte more.
+func TestExamineIsNeverWrongWhileThePeerSends(t *testing.T) {
+	for i := range 200 {
+		client, server := tcpPair(t)
+		read := 5 + i%2
+		send(t, client, read)
+		receive(t, server, read)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for range i % 7 {
+				client.Write([]byte("more"))
+			}
+			client.CloseWrite()
+		}()
+		for over := false; !over; {
+			select {
+			case <-done:
+				over = true // once more
+			default:
+			}
+			want := Boundary
+			if read != 5 {
+				want = Reading
+			}
+			control(t, server, func(fd int) {
+				v, err := Examine(fd, Position{Consumed: 5})
+				if err != nil && !errors.Is(err, ErrUnsettled) || err == nil && v != want {
+					t.Fatalf("round %d: %v, %v; want %v", i, v, err, want)
+				}
+			})
+		}
+		client.Close()
+		server.Close()
+	}
+}
+
 func TestOnlyTCPIsCounted(t *testing.T) {
 	socket := func(domain, kind, protocol int) func(t *testing.T) int {
 		return func(t *testing.T) int {
@@ -457,6 +532,9 @@ func TestOnlyTCPIsCounted(t *testing.T) {
 			}
 			if err == nil && (k.State != Closed || Judge(k.Position, k) != Broken) {
 				t.Errorf("%+v, %v; want closed and broken", k, Judge(k.Position, k))
+			}
+			if v, err := Examine(fd, k.Position); !errors.Is(err, tt.want) || err == nil && v != Broken {
+				t.Errorf("examined: %v, %v; want broken, or %v", v, err, tt.want)
 			}
 		})
 	}

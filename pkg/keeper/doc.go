@@ -12,7 +12,7 @@
 //	check    probe.go     Probe: can keepers work here? SharesFiles: does this one still share?
 //	reach    reach.go     the supervisor, after the worker's end: Reach and Cookie, descriptor by descriptor
 //	count    counts.go    Counts: what the dead worker had consumed and written, as the kernel has it
-//	judge    boundary.go  Judge: does the kernel agree with what the worker had noted?
+//	judge    boundary.go  Judge: does the kernel agree with what the worker had noted? Examine: both at once
 //
 // Invariants of the keeper:
 //
@@ -58,6 +58,6 @@
 // Kernels: pidfd_getfd(2) wants Linux 5.6, the newest of what is used here,
 // so that this is the least a keeper works on. The others: waiting for a
 // pidfd's process by poll(2) 5.3, CLONE_PIDFD 5.2, SO_COOKIE 4.12,
-// TCP_INFO's tcpi_bytes_acked and tcpi_bytes_received 4.1 (tcp(7)),
-// SO_PROTOCOL 2.6.32, kcmp(2) 3.5 and CONFIG_KCMP.
+// TCP_INFO's tcpi_bytes_acked and tcpi_bytes_received 4.1 (tcp(7)), its
+// tcpi_notsent_bytes 4.6, SO_PROTOCOL 2.6.32, kcmp(2) 3.5 and CONFIG_KCMP.
 package keeper

@@ -3,6 +3,7 @@ package keeper
 import (
 	"fmt"
 	"os"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,8 +28,8 @@ func Reach(keeper, fd int) (int, error) {
 // descriptors of it in all processes, and never used again until the next
 // boot (SO_COOKIE, socket(7)). It fails with ENOTSOCK if fd is no socket.
 func Cookie(fd int) (uint64, error) {
-	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
-	if err != nil {
+	var cookie uint64
+	if _, err := option(fd, unix.SOL_SOCKET, unix.SO_COOKIE, unsafe.Pointer(&cookie), unsafe.Sizeof(cookie)); err != nil {
 		return 0, fmt.Errorf("keeper: descriptor %d: %w", fd, os.NewSyscallError("getsockopt SO_COOKIE", err))
 	}
 	return cookie, nil

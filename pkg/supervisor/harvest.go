@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -32,8 +33,8 @@ import (
 //	take back   Endpoint.Gone: what was offered by or to the dead is decided
 //	reach       keeper.Reach by the row's descriptor number, verified by its cookie
 //	own         Row.Move, and the number here noted: the row is ours
-//	judge       keeper.Judge: do the kernel's counts agree with the row?
-//	offer       to the worker that has the fewest; refused ones again, to another
+//	judge       keeper.Examine: do the kernel's counts agree with the row?
+//	offer       a batch to the worker that has the fewest; refused ones again, to another
 //	end         the keeper is killed and reaped: from here on the slot may have a successor
 //	wait        connections for which there is no worker wait here, until one serves
 //
@@ -67,9 +68,16 @@ type harvester struct {
 
 	ends    *handoff.Endpoint
 	takers  map[uint64]*taker
-	jobs    []*harvest // to be done
-	waiting []*rescued // in no worker's hands
-	open    int        // rescued whose fate is not known, waiting included
+	jobs    []*harvest    // to be done
+	ahead   *ahead        // of the harvest that is under way
+	waiting []*rescued    // in no worker's hands
+	open    int           // rescued whose fate is not known, waiting included
+	now     time.Duration // when work or dispatch has begun
+	left    []int         // descriptors that workers have taken, to be closed
+	spare   []rescued
+	choices []choice       // of dispatch
+	units   []handoff.Unit // of dispatch
+	other   []*rescued     // an empty one, for waiting
 
 	// Guarded by mu.
 
@@ -100,8 +108,9 @@ type harvest struct {
 
 	since  time.Duration
 	by     time.Duration
-	open   int  // connections whose fate is not known
-	over   bool // all rows were looked at
+	open   int           // connections whose fate is not known
+	over   bool          // all rows were looked at
+	served chan struct{} // closed when open is 0 then; nil: nobody waits for that
 	result harvestResult
 	found  map[uint64]int // descriptors by cookie, if the rows did not tell
 }
@@ -206,6 +215,7 @@ func (h *harvester) post(f func()) {
 
 // work does what was posted.
 func (h *harvester) work() {
+	h.now = h.clock()
 	h.mu.Lock()
 	queue := h.queue
 	h.queue = nil
@@ -213,6 +223,26 @@ func (h *harvester) work() {
 	for _, f := range queue {
 		f()
 	}
+	h.closeLeft()
+}
+
+// closeLeft closes what workers have taken. Those of a batch mostly have numbers
+// in a row, which are closed by one call.
+func (h *harvester) closeLeft() {
+	slices.Sort(h.left)
+	for todo := h.left; len(todo) > 0; {
+		n := 1
+		for n < len(todo) && todo[n] == todo[0]+n {
+			n++
+		}
+		if n == 1 || unix.CloseRange(uint(todo[0]), uint(todo[n-1]), 0) != nil { // it wants Linux 5.9
+			for _, fd := range todo[:n] {
+				unix.Close(fd)
+			}
+		}
+		todo = todo[n:]
+	}
+	h.left = h.left[:0]
 }
 
 // retryPause is how long connections wait before it is looked again whether
@@ -242,6 +272,7 @@ func (h *harvester) run() {
 		job.keeper.end(h.log)
 	}
 	h.ends.Close()
+	h.closeLeft()
 	for _, c := range h.waiting {
 		c.tear(tornStopping)
 	}
@@ -352,43 +383,58 @@ func (h *harvester) start(job *harvest) {
 	h.post(func() { h.jobs = append(h.jobs, job) })
 }
 
-// collectAtOnce is how many rows are looked at before others have their turn.
-const collectAtOnce = 64
+// collectAtOnce is how many rows are looked at before others have their turn:
+// a full batch for each worker, but not so many that they wait for it.
+func (h *harvester) collectAtOnce() int {
+	const mostTakers = 4
+	return handoff.BatchConnections * min(max(len(h.takers), 1), mostTakers)
+}
 
 // collect does a harvest up to the end of the keeper.
 func (h *harvester) collect(job *harvest) {
 	failpoint.Here("harvest.begin")
+	h.now = h.clock()
 	h.forget(job.number)
 	failpoint.Here("harvest.forgotten")
-	if job.connections {
-		type found struct {
-			id  rows.ID
-			row *rows.Row
-		}
-		var all []found
-		h.table.Owned(job.number, func(id rows.ID, row *rows.Row) { all = append(all, found{id, row}) })
-		for i, f := range all {
-			if i%collectAtOnce == 0 {
-				h.work()
-				h.dispatch()
-			}
-			h.rescue(job, f.id, f.row)
-			if h.leaves() {
-				return
-			}
-		}
-		h.dispatch()
+	if job.connections && !h.gather(job) {
+		return
 	}
 	failpoint.Here("harvest.collected")
 	job.over = true
 	saved := job.result.Kept + job.open
+	var served <-chan struct{}
+	if job.open > len(h.waiting) {
+		job.served = make(chan struct{})
+		served = job.served
+	}
 	h.ended.Go(func() {
+		h.beforeKeeper(served)
 		failpoint.Here("harvest.end")
 		job.keeper.end(h.log)
 		failpoint.Here("harvest.ended")
 		job.reaped(saved)
 	})
 	job.finish()
+}
+
+// keeperPause bounds how long a keeper's end waits for those who are being
+// served.
+const keeperPause = 20 * time.Millisecond
+
+// beforeKeeper waits until those whom workers have been offered are served, if
+// there are any. The end of a keeper that has thousands of descriptors keeps a
+// core busy for milliseconds, and so does the successor's start.
+func (h *harvester) beforeKeeper(served <-chan struct{}) {
+	if served == nil {
+		return
+	}
+	t := time.NewTimer(keeperPause)
+	defer t.Stop()
+	select {
+	case <-served:
+	case <-h.quit:
+	case <-t.C:
+	}
 }
 
 // finish tells what has become of the connections when all of it is known.
@@ -399,18 +445,141 @@ func (job *harvest) finish() {
 		failpoint.Here("harvest.done")
 		done(job.result)
 	}
+	if job.served != nil && job.open == 0 {
+		close(job.served)
+		job.served = nil
+	}
 }
 
-// rescue reaches a connection, makes it the harvester's, and judges it.
-func (h *harvester) rescue(job *harvest, id rows.ID, row *rows.Row) {
-	c := &rescued{h: h, job: job, id: id, row: row}
+// gather takes what the dead had and offers it. It returns false if the rest is
+// the next harvester's.
+func (h *harvester) gather(job *harvest) bool {
+	var all []look
+	h.table.Owned(job.number, func(id rows.ID, row *rows.Row) { all = append(all, look{id: id, row: row, fd: -1}) })
+	h.ahead = h.lookAhead(job, all)
+	defer func() {
+		h.ahead.end()
+		h.ahead = nil
+	}()
+	next := handoff.BatchConnections // the first worker begins
+	for i := range all {
+		if i == next {
+			h.work()
+			h.dispatch()
+			next += h.collectAtOnce()
+		}
+		h.rescue(job, h.ahead.next())
+		if h.leaves() {
+			return false
+		}
+	}
+	h.dispatch()
+	return true
+}
+
+// look is a connection of the dead as it was found before it was made the
+// harvester's. If it could be made that, nobody has touched it in between: it
+// goes from the dead to whom it was offered, and nowhere else.
+type look struct {
+	id      rows.ID
+	row     *rows.Row
+	fd      int // ours; -1: it was not found at once
+	judged  bool
+	verdict keeper.Verdict
+	err     error // instead of a verdict
+}
+
+// ahead looks at connections on another core, up to three batches before they
+// are rescued. Its methods are the harvester's.
+type ahead struct {
+	all    []look
+	passed int           // of all
+	looked chan struct{} // a batch was looked at; closed: the others will not be
+	stop   chan struct{} // closed by end
+	over   bool
+}
+
+func (h *harvester) lookAhead(job *harvest, all []look) *ahead {
+	const batches = 2 // and the one that is being looked at
+	a := &ahead{all: all, looked: make(chan struct{}, batches), stop: make(chan struct{})}
+	h.ended.Go(func() {
+		defer close(a.looked)
+		for batch := range slices.Chunk(all, handoff.BatchConnections) {
+			for i := range batch {
+				batch[i].look(job.keeper.pidfd)
+			}
+			select {
+			case a.looked <- struct{}{}:
+			case <-a.stop:
+				return
+			}
+		}
+	})
+	return a
+}
+
+// next returns the next one, whose descriptor is the caller's.
+func (a *ahead) next() *look {
+	if a.passed%handoff.BatchConnections == 0 {
+		<-a.looked
+	}
+	a.passed++
+	return &a.all[a.passed-1]
+}
+
+// end stops the looking and gives back the descriptors of those that next has
+// not returned. It says whether there were any.
+func (a *ahead) end() (some bool) {
+	if a.over {
+		return false
+	}
+	a.over = true
+	close(a.stop)
+	for range a.looked {
+	}
+	for i := range a.all[a.passed:] {
+		l := &a.all[a.passed+i]
+		if l.fd >= 0 {
+			unix.Close(l.fd)
+			some = true
+		}
+		*l = look{id: l.id, row: l.row, fd: -1}
+	}
+	return some
+}
+
+// look reaches a connection where its row says that it is, and judges it.
+func (l *look) look(keeperFD int) {
+	n := conn.NotedIn(l.row)
+	fd, err := keeper.Reach(keeperFD, n.FD)
+	if err != nil {
+		return
+	}
+	if cookie, err := keeper.Cookie(fd); err != nil || cookie != l.row.Cookie.Load() {
+		unix.Close(fd)
+		return
+	}
+	l.fd = fd
+	if n.AtRest && n.Counted {
+		l.judged = true
+		l.verdict, l.err = keeper.Examine(fd, keeper.Position{Consumed: n.Read, Written: n.Written})
+	}
+}
+
+// rescue makes a connection the harvester's, if it can be had, and says what is
+// to come of it.
+func (h *harvester) rescue(job *harvest, l *look) {
+	c := h.newRescued()
+	*c = rescued{h: h, job: job, id: l.id, row: l.row, fd: l.fd}
 	var err error
-	if c.fd, err = h.reach(job, row); err != nil {
-		c.fd = -1
+	if c.fd < 0 {
+		if c.fd, err = h.reach(job, c.row); err != nil {
+			c.fd = -1
+		}
 	}
 	failpoint.Here("harvest.reached")
 	// Not before: who owns the row has the descriptor.
-	if err != nil && h.leaves() || !row.Move(id, job.number, h.number) {
+	if err != nil && h.leaves() || !c.row.Move(c.id, job.number, h.number) {
 		if c.fd >= 0 { // whoever has committed itself to it meanwhile has it
 			unix.Close(c.fd)
 		}
@@ -419,13 +588,13 @@ func (h *harvester) rescue(job *harvest, id rows.ID, row *rows.Row) {
 	job.open++
 	h.open++
 	if err != nil {
-		h.log.Debug("connection of a dead worker not reached", zap.Uint64("conn", uint64(id)), zap.Error(err))
+		h.log.Debug("connection of a dead worker not reached", zap.Uint64("conn", uint64(c.id)), zap.Error(err))
 		c.tear(tornUnreachable)
 		return
 	}
 	failpoint.Here("harvest.moved")
-	conn.NoteFD(row, c.fd)
-	why, torn := h.judge(c)
+	conn.NoteFD(c.row, c.fd)
+	why, torn := h.judge(c, l)
 	switch {
 	case why == "":
 		h.waiting = append(h.waiting, c)
@@ -473,6 +642,9 @@ func (h *harvester) get(job *harvest, number int) (int, error) {
 	for {
 		fd, err := keeper.Reach(job.keeper.pidfd, number)
 		full := errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE)
+		if full && h.ahead.end() {
+			continue
+		}
 		if !full || h.open < 2 || h.clock() > job.by || !h.rest(descriptorPause) {
 			return fd, err
 		}
@@ -527,7 +699,7 @@ const (
 
 // judge says why a connection cannot go on, and whether that is for the death
 // of its worker; empty: it can.
-func (h *harvester) judge(c *rescued) (why string, torn bool) {
+func (h *harvester) judge(c *rescued, l *look) (why string, torn bool) {
 	n := conn.NotedIn(c.row)
 	if c.listener = h.listeners[n.Listener]; c.listener == "" && !n.Dialed {
 		return tornListener, true
@@ -538,17 +710,17 @@ func (h *harvester) judge(c *rescued) (why string, torn bool) {
 	if !n.Counted {
 		return "", false
 	}
-	kernel, err := keeper.Counts(c.fd)
-	if err != nil {
-		return tornUncountable, true
+	v, err := l.verdict, l.err
+	if !l.judged {
+		v, err = keeper.Examine(c.fd, keeper.Position{Consumed: n.Read, Written: n.Written})
 	}
-	switch v := keeper.Judge(keeper.Position{Consumed: n.Read, Written: n.Written}, kernel); v {
-	case keeper.Boundary:
+	switch {
+	case err != nil:
+		return tornUncountable, true
+	case v == keeper.Boundary:
 		return "", false
-	case keeper.Ending, keeper.Broken:
-		return v.String(), false
 	default:
-		return v.String(), true
+		return v.String(), v != keeper.Ending && v != keeper.Broken
 	}
 }
 
@@ -560,43 +732,72 @@ func (h *harvester) dispatch() {
 	if len(h.waiting) == 0 {
 		return
 	}
+	h.now = h.clock()
 	waiting := h.waiting
-	h.waiting = nil // Thaw may fill it meanwhile
-	now := h.clock()
-	offers := make(map[*taker][]handoff.Unit)
-	for i, c := range waiting {
-		t := h.idlest(offers)
-		if t != nil {
-			c.to = t
-			offers[t] = append(offers[t], handoff.Unit{First: c})
-			continue
+	h.waiting, h.other = h.other, nil // Thaw may fill it meanwhile
+	todo := waiting
+	for _, x := range h.choose(len(waiting)) {
+		h.units = h.units[:0]
+		for _, c := range todo[:x.share] {
+			c.to = x.taker
+			h.units = append(h.units, handoff.Unit{First: c})
 		}
-		for _, c := range waiting[i:] {
-			if c.job.by < now {
-				c.tear(tornUnserved)
-			} else {
-				h.waiting = append(h.waiting, c)
-			}
+		todo = todo[x.share:]
+		x.sent += x.share
+		h.ends.Give(x.Incarnation, uint8(conn.Crash), h.units, nil)
+	}
+	for _, c := range todo {
+		if c.job.by < h.now {
+			c.tear(tornUnserved)
+		} else {
+			h.waiting = append(h.waiting, c)
 		}
-		break
 	}
-	for t, units := range offers {
-		t.sent += len(units)
-		h.ends.Give(t.Incarnation, uint8(conn.Crash), units, nil)
-	}
+	clear(waiting)
+	h.other = waiting[:0]
 }
 
-// idlest returns the worker that is to get the next connection, nil if none
-// takes one now.
-func (h *harvester) idlest(offers map[*taker][]handoff.Unit) (found *taker) {
-	var least int64
+// choice is how many connections a worker gets.
+type choice struct {
+	*taker
+	load, room int64
+	share      int
+}
+
+// choose says who gets how many of n connections: each goes to the one that
+// has the fewest then. It says nothing of those for which there is no worker.
+func (h *harvester) choose(n int) []choice {
+	h.choices = h.choices[:0]
 	for _, t := range h.takers {
-		n := t.seat.Connections.Load() + int64(t.sent+len(offers[t]))
-		if (found == nil || n < least) && t.takes() && h.ends.Room(t.Incarnation) > len(offers[t]) {
-			found, least = t, n
+		if t.takes() {
+			h.choices = append(h.choices, choice{t, t.seat.Connections.Load() + int64(t.sent), int64(h.ends.Room(t.Incarnation)), 0})
 		}
 	}
-	return found
+	for range n {
+		var least *choice
+		for i := range h.choices {
+			if x := &h.choices[i]; x.room > 0 && (least == nil || x.load < least.load) {
+				least = x
+			}
+		}
+		if least == nil {
+			break
+		}
+		least.load++
+		least.room--
+		least.share++
+	}
+	return h.choices
+}
+
+// newRescued returns one of those that are made at a time.
+func (h *harvester) newRescued() *rescued {
+	if len(h.spare) == 0 {
+		h.spare = make([]rescued, handoff.BatchConnections)
+	}
+	c := &h.spare[0]
+	h.spare = h.spare[1:]
+	return c
 }
 
 // rescued is a connection whose process is dead. It is a handoff.Outgoing.
@@ -625,7 +826,7 @@ func (c *rescued) Since() time.Duration { return c.job.since }
 
 // Capture makes of the journal what the taker needs.
 func (c *rescued) Capture(dst []byte) ([]byte, error) {
-	return conn.Resting(dst, c.h.table, c.id, c.row, c.fd, c.listener, c.h.clock())
+	return conn.Resting(dst, c.h.table, c.id, c.row, c.fd, c.listener, c.h.now)
 }
 
 // Thaw says that nobody has taken it: it is offered again, a few times.
@@ -643,10 +844,10 @@ func (c *rescued) Thaw() {
 func (c *rescued) Left(int) []byte {
 	c.to.sent--
 	failpoint.Here("harvest.left")
-	unix.Close(c.fd)
+	c.h.left = append(c.h.left, c.fd)
 	r := &c.job.result
 	r.Kept++
-	r.Longest = max(r.Longest, c.h.clock()-c.job.since)
+	r.Longest = max(r.Longest, c.h.now-c.job.since)
 	c.over()
 	return nil
 }

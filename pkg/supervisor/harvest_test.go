@@ -367,6 +367,57 @@ func TestHarvestSpreadsByLoad(t *testing.T) {
 	}
 }
 
+// TestLookingAheadGivesBackWhatItHolds does what a harvest does that can have no
+// more descriptors: what was looked at already must not be what is in the way.
+func TestLookingAheadGivesBackWhatItHolds(t *testing.T) {
+	f := newField(t)
+	const n = 3*handoff.BatchConnections + 1
+	for range n {
+		f.add("web", 0, 0, atRest, nothing)
+	}
+	self, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(self)
+	var all []look
+	cookies := map[uint64]bool{}
+	for i, id := range f.ids {
+		row := f.table.Row(id)
+		row.Where.Store(uint64(f.files[i].Fd()))
+		cookies[row.Cookie.Load()] = true
+		all = append(all, look{id: id, row: row, fd: -1})
+	}
+	copies := func() (found int) {
+		for fd := range 16 * n {
+			if cookie, err := keeper.Cookie(fd); err == nil && cookies[cookie] {
+				found++
+			}
+		}
+		return found
+	}
+	a := f.h.lookAhead(&harvest{keeper: &kept{pidfd: self}}, all)
+	first := a.next()
+	if first.fd < 0 || !first.judged || first.verdict != keeper.Boundary || first.err != nil {
+		t.Errorf("the first: %+v, want one at a boundary", first)
+	}
+	if !a.end() || a.end() {
+		t.Error("it says of nothing, or twice, that it was given back")
+	}
+	for range n - 1 {
+		if l := a.next(); l.fd >= 0 || l.judged {
+			t.Fatalf("after the end: %+v, want one that was not found", l)
+		}
+	}
+	if got := copies(); got != n+1 { // the connections, and the one that next has returned
+		t.Errorf("%d descriptors, want %d", got, n+1)
+	}
+	unix.Close(first.fd)
+	for _, file := range f.files {
+		file.Close()
+	}
+}
+
 func TestHarvestWaitsForAWorker(t *testing.T) {
 	f := newField(t)
 	client := f.add("web", 0, 0, atRest, nothing)

@@ -45,7 +45,11 @@ type scenario struct {
 	Size        int       `json:"size"`
 	Pipeline    int       `json:"pipeline"`
 	Figures     []figures `json:"figures"`
-	Bursts      []*burst  `json:"bursts"`
+
+	// Journal is what the journal costs: CPU time a message over that without,
+	// less one, of each cycle, in per cent.
+	Journal stats.Quartiles `json:"journal_percent"`
+	Bursts  []*burst        `json:"bursts"`
 }
 
 // burst is one short run against one peer.
@@ -315,4 +319,6 @@ func (s *scenario) figure(names []string) {
 		f.RatioRate = stats.Paired(rate[name], rate[peers.Baseline])
 		s.Figures = append(s.Figures, f)
 	}
+	q := stats.Paired(perCPU[peers.NoJournal], perCPU[peers.Mainstay])
+	s.Journal = stats.Quartiles{Q1: 100 * (q.Q1 - 1), Median: 100 * (q.Median - 1), Q3: 100 * (q.Q3 - 1), N: q.N}
 }

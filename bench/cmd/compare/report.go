@@ -19,6 +19,9 @@ type result struct {
 	Scenarios []*scenario    `json:"scenarios"`
 }
 
+// mostForJournal is what the journal may cost, in per cent.
+const mostForJournal = 5
+
 // title names the scenario in a line.
 func (s *scenario) title() string {
 	return fmt.Sprintf("%s: %d B, %d in flight on each of %d connections, %d cycles", s.Table.Name, s.Size, s.Pipeline, s.Connections, s.Table.Cycles)
@@ -40,6 +43,10 @@ func (s *scenario) print(w io.Writer) {
 			mebibytes(f.RSS), mebibytes(f.PSS), 100*f.Busiest, f.Bursts, f.LeftOut, f.Errors)
 	}
 	t.Flush()
+	if s.Journal.N > 0 {
+		fmt.Fprintf(w, "  the journal, %% of CPU time a message in %d cycles: %s\n", s.Journal.N, s.Journal)
+		fmt.Fprintln(w, "  "+report.NewMark("the journal, upper quartile in %", s.Journal.Q3, mostForJournal).String())
+	}
 	for _, line := range s.remarks() {
 		fmt.Fprintln(w, "  "+line)
 	}

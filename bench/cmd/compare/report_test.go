@@ -47,3 +47,19 @@ func TestFiguresLeaveDisturbedBurstsOut(t *testing.T) {
 		t.Errorf("the floor over itself: got %+v, want 1 of 3", f.RatioCPU)
 	}
 }
+
+func TestTheJournalsCostIsPairedInsideACycle(t *testing.T) {
+	b := func(cycle int, peer string, cpu float64) *burst {
+		return &burst{Cycle: cycle, Peer: peer, Messages: 1000, Seconds: 1, CPUSeconds: cpu}
+	}
+	s := &scenario{Bursts: []*burst{
+		b(0, "mainstay", 1.02), b(0, "mainstay-nojournal", 1),
+		b(1, "mainstay", 2.2), b(1, "mainstay-nojournal", 2),
+		b(2, "mainstay", 0.99), b(2, "mainstay-nojournal", 1),
+		b(3, "mainstay", 9),
+	}}
+	s.figure([]string{"mainstay", "mainstay-nojournal"})
+	if q := s.Journal; q.N != 3 || !close2(q.Median, 2) || !close2(q.Q1, 0.5) || !close2(q.Q3, 6) {
+		t.Errorf("got %+v, want 2 [0.5 6] per cent of 3 cycles", q)
+	}
+}

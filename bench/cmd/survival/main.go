@@ -46,7 +46,9 @@ Parts:
   stall     300 clients of three workers send 3000 messages a second together.
             The longest time for which one of them waits for its answer while a
             worker, the supervisor, or both at once are killed, or a worker is
-            stopped by SIGSTOP until the supervisor kills it (hang_timeout is 2 s).
+            stopped by SIGSTOP until the supervisor kills it (hang_timeout is 2 s),
+            or the service is restarted as by systemctl restart: the next
+            supervisor adopts the workers and replaces each.
   adopt     Three workers with 10 000 connections. The supervisor is killed by
             SIGKILL; time from the start of the next one to READY=1, and until
             its status shows every worker as it was.

@@ -51,8 +51,8 @@ func TestEveryPartMeasuresASmallService(t *testing.T) {
 	if len(r.Survivors) != 2 || r.Survivors[0].Lost[0] != 0 || r.Survivors[0].Longest[0] <= 0 {
 		t.Errorf("survivors %+v, want all of the idle", r.Survivors)
 	}
-	if len(r.Stalls) != 5 {
-		t.Errorf("stalls %+v, want 5 kinds", r.Stalls)
+	if len(r.Stalls) != 6 {
+		t.Errorf("stalls %+v, want 6 kinds", r.Stalls)
 	}
 	for _, s := range r.Stalls {
 		if len(s.Longest) != 1 || s.Longest[0] <= 0 || s.Quiet[0] <= 0 {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -270,15 +271,17 @@ func (m *manager) told(message string, fds []int) {
 	}
 }
 
-// reap reaps what has lost its parent.
+// reap reaps what has lost its parent, when it dies: to look for it again and
+// again would take time of what is measured.
 func (m *manager) reap() {
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
+	died := make(chan os.Signal, 1)
+	signal.Notify(died, unix.SIGCHLD)
+	defer signal.Stop(died)
 	for {
 		select {
 		case <-m.quit:
 			return
-		case <-tick.C:
+		case <-died:
 		}
 		for _, pid := range m.orphans() {
 			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)

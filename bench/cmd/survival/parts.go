@@ -12,6 +12,7 @@ import (
 
 	"github.com/mainstay-go/mainstay/bench/proc"
 	"github.com/mainstay-go/mainstay/pkg/control"
+	"github.com/mainstay-go/mainstay/pkg/signals"
 )
 
 // mostEach is how many connections a worker can hold, or a process of clients.
@@ -356,13 +357,14 @@ func (p *plan) stalls(ctx context.Context) ([]*stall, error) {
 		kind       string
 		rounds     int
 		worker     unix.Signal // 0: none dies
-		supervisor bool
+		supervisor unix.Signal // 0: it does not die
 	}{
-		{"worker, SIGKILL", p.rounds, unix.SIGKILL, false},
-		{"worker, SIGSEGV", p.rounds, unix.SIGSEGV, false},
-		{"worker hangs (SIGSTOP)", min(p.rounds, 3), unix.SIGSTOP, false},
-		{"supervisor, SIGKILL", p.rounds, 0, true},
-		{"both, SIGKILL", p.rounds, unix.SIGKILL, true},
+		{"worker, SIGKILL", p.rounds, unix.SIGKILL, 0},
+		{"worker, SIGSEGV", p.rounds, unix.SIGSEGV, 0},
+		{"worker hangs (SIGSTOP)", min(p.rounds, 3), unix.SIGSTOP, 0},
+		{"supervisor, SIGKILL", p.rounds, 0, unix.SIGKILL},
+		{"both, SIGKILL", p.rounds, unix.SIGKILL, unix.SIGKILL},
+		{"restart: every process is replaced", p.rounds, 0, signals.Restart},
 	} {
 		one := &stall{Kind: k.kind}
 		if err := one.measure(ctx, p.server, k.rounds, k.worker, k.supervisor); err != nil {
@@ -380,7 +382,7 @@ const (
 	stallRate    = 3000 // messages a second
 )
 
-func (k *stall) measure(ctx context.Context, server string, rounds int, worker unix.Signal, supervisor bool) (err error) {
+func (k *stall) measure(ctx context.Context, server string, rounds int, worker, supervisor unix.Signal) (err error) {
 	settings := ""
 	if worker == unix.SIGSTOP {
 		settings = hanging
@@ -414,8 +416,8 @@ func (k *stall) measure(ctx context.Context, server string, rounds int, worker u
 				return err
 			}
 		}
-		if supervisor {
-			if err := s.die(unix.SIGKILL); err != nil {
+		if supervisor != 0 {
+			if err := s.die(supervisor); err != nil {
 				return err
 			}
 			<-time.After(restartPause)
@@ -423,8 +425,15 @@ func (k *stall) measure(ctx context.Context, server string, rounds int, worker u
 				return err
 			}
 		}
+		var over []int // who is not to be there any more
+		switch {
+		case supervisor == signals.Restart:
+			over = pidsOf(st)
+		case worker != 0:
+			over = []int{victim.PID}
+		}
 		recovered := func(st control.Status) bool {
-			return whole(stallWorkers)(st) && st.PID == s.pid && (worker == 0 || !slices.ContainsFunc(st.Pools[0].Workers, func(w control.Worker) bool { return w.PID == victim.PID }))
+			return whole(stallWorkers)(st) && st.PID == s.pid && !slices.ContainsFunc(st.Pools[0].Workers, func(w control.Worker) bool { return slices.Contains(over, w.PID) })
 		}
 		if _, err := s.await(ctx, fmt.Sprintf("round %d: all is well again", i), recovered); err != nil {
 			return err

@@ -1,0 +1,5 @@
+//go:build nojournal
+
+package conn
+
+const journaling = false
