@@ -289,7 +289,11 @@ func (s *Supervisor) adoptPast(p *past) {
 	p.workers = nil
 	failpoint.Here("adopt.rebuilt")
 	s.takeSeats(st.Incarnation)
+	for _, number := range st.Told {
+		s.accounts.counted[number] = true
+	}
 	s.inheritHands(p)
+	s.tellPast()
 	for _, sl := range s.pool.slots {
 		s.placeAdopted(sl)
 	}
