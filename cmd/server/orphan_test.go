@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -86,6 +87,7 @@ func TestDoctorSeesWhatOnlyTheSupervisorCanSee(t *testing.T) {
 	type report struct {
 		Running  bool
 		Errors   int
+		Checked  []string
 		Findings []struct{ Level, What, Why, Do string }
 	}
 	examine := func() (code int, r report) {
@@ -111,6 +113,9 @@ func TestDoctorSeesWhatOnlyTheSupervisorCanSee(t *testing.T) {
 	_, r := examine()
 	if !r.Running || found(r, "note", differs) || found(r, "error", broken) || found(r, "error", "unprotected") {
 		t.Errorf("of a service that is well: %+v", r)
+	}
+	if !slices.ContainsFunc(r.Checked, func(c string) bool { return strings.Contains(c, "16 of 16 connections came back") }) {
+		t.Errorf("no worker was tried: %+v", r)
 	}
 	m.configure("max_old = 3\n")
 	if _, r = examine(); !found(r, "note", differs) {

@@ -45,8 +45,8 @@ func mortalMain() {
 	// has returned. Tests that kill right behind an answer want that.
 	s.Kind("mortal-inline", service.Text[mortal]{OnMessage: onMortal, OnAdopt: onMortalAdopted, Inline: true})
 	s.Kind("upgrading", service.HTTP{
-		Handler: http.HandlerFunc(hello),
-		Streams: map[string]service.Stream{"/chat": service.WebSocket[none]{OnMessage: replyMessage, Inline: true}},
+		Handler:    http.HandlerFunc(helloOrEcho),
+		WebSockets: map[string]service.Stream{"chat": service.WebSocket[none]{OnMessage: replyMessage, Inline: true}},
 	})
 	s.Dial("peer", "", service.Dialer[mortal]{Protocol: text.Protocol{}, OnMessage: onMortal, OnAdopt: onMortalAdopted, Inline: true})
 	s.Dial("secure-peer", "", service.Dialer[mortal]{
@@ -57,6 +57,15 @@ func mortalMain() {
 		return nil
 	})
 	s.Main()
+}
+
+// helloOrEcho says hello, but under /chat it makes WebSockets.
+func helloOrEcho(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path != "/chat" {
+		hello(w, r)
+		return
+	}
+	_ = service.Upgrade(w, r, "chat", none{}) // the client has been told
 }
 
 var mortalWorker atomic.Pointer[service.Worker]
@@ -341,6 +350,41 @@ func TestConnectionsOfTheOnlyWorkerWaitForItsSuccessor(t *testing.T) {
 	st := s.well()
 	if st.Kept != 50 || st.Torn != 0 || st.Connections != 50 {
 		t.Errorf("status has %d kept, %d torn, %d open, want 50, 0, 50", st.Kept, st.Torn, st.Connections)
+	}
+}
+
+func TestConnectionsWaitForSuccessorsWhenAllWorkersAreKilledAtOnce(t *testing.T) {
+	const workers, clients = 8, 200
+	s := startSurvival(t, workers)
+	st := s.well()
+	var all []*talker
+	for i := range clients {
+		c := s.connect([]string{"inline", "local", "secure"}[i%3])
+		if _, _, err := c.ask(fmt.Sprint("name n", i)); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, c)
+	}
+	// A client has its answer before the turn is over in which it was written,
+	// and a UNIX connection is at a boundary only then. The loops answer between
+	// two turns.
+	if _, err := s.client.Connections(t.Context(), control.ConnectionsRequest{Limit: 1}); err != nil {
+		t.Fatal(err)
+	}
+	// Whoever is to take a connection may be dead when it is offered.
+	for _, w := range st.Pools[0].Workers {
+		if err := unix.Kill(w.PID, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, c := range all {
+		_, answer, err := c.ask("who")
+		if want := fmt.Sprintf("n%d crash", i); answer != want || err != nil {
+			t.Errorf("client %d: %q, %v, want %q", i, answer, err, want)
+		}
+	}
+	if st := s.well(); st.Kept < clients || st.Torn != 0 {
+		t.Errorf("status has %d kept, %d torn, want at least %d and 0", st.Kept, st.Torn, clients)
 	}
 }
 

@@ -16,7 +16,8 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/service"
 )
 
-// user is what the service knows of a connection. It travels with it.
+// user is what the service knows of a connection. It travels with it, and
+// outlives its worker, because OnConnect saves it.
 type user struct{ Name, Room string }
 
 type conn = service.Conn[user]
@@ -64,12 +65,12 @@ func main() {
 	s.Listen("ws", "tcp://127.0.0.1:8080", service.WebSocket[user]{
 		OnUpgrade: func(q *http.Request) (user, error) {
 			u := user{Name: q.FormValue("name"), Room: strings.Trim(q.URL.Path, "/")}
-			if u.Name == "" {
+			if u.Name == "" || len(u.Name+u.Room) > 32 { // Save keeps 256 bytes of JSON
 				return u, &service.Refusal{Status: http.StatusUnauthorized, Body: "who are you?\n"}
 			}
 			return u, nil
 		},
-		OnConnect: func(c *conn) { r.enter(c); r.say(c.State.Room, c.State.Name+" is here") },
+		OnConnect: func(c *conn) { c.Save(); r.enter(c); r.say(c.State.Room, c.State.Name+" is here") },
 		OnAdopt:   func(c *conn, why service.Reason) { r.enter(c) },
 		OnMessage: func(c *conn, m service.Message) { r.say(c.State.Room, c.State.Name+": "+string(m.Data)) },
 		OnClose:   func(c *conn, why error) { r.leave(c); r.say(c.State.Room, c.State.Name+" has left") },

@@ -72,6 +72,19 @@ func TestPeopleTalkInRoomsAcrossReloads(t *testing.T) {
 	eve.hears("Eve: anybody?")
 }
 
+func TestPeopleAreStillWhoTheyAreWhenTheirWorkerIsKilled(t *testing.T) {
+	s := servicetest.Start(t, servicetest.Options{Listeners: []string{"ws"}, Config: "respawn.first = \"10ms\"\n"})
+	ann := enter(t, s, "/tea?name=Ann")
+	ann.hears("Ann is here")
+	eve := enter(t, s, "/attic?name=Eve")
+	eve.hears("Eve is here")
+	s.Kill(0)
+	ann.say("tea?")
+	ann.hears("Ann: tea?")
+	eve.say("anybody?")
+	eve.hears("Eve: anybody?")
+}
+
 func TestNobodyEntersWithoutAName(t *testing.T) {
 	s := servicetest.Start(t, servicetest.Options{Listeners: []string{"ws"}})
 	_, r, err := websocket.Dial(t.Context(), "ws://"+s.Addr("ws")+"/tea", nil)

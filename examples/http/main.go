@@ -1,6 +1,6 @@
 // Command http is a service of HTTP: a page on which numbers come up, one a
 // second, by server-sent events. Each client has its own, without a gap: over
-// reloads, moves to other workers, and connections that break. Run it with
+// reloads, moves to other workers, their deaths, and connections that break. Run it with
 // "go run ./examples/http run", open http://127.0.0.1:8080, and reload the service with
 // "go run ./examples/http reload" meanwhile.
 package main
@@ -53,6 +53,11 @@ func main() {
 				return reader{Next: last + 1}, nil
 			},
 			OnConnect: func(c *service.EventStream[reader]) { c.SetTimer("number", 0) },
+			OnAdopt: func(c *service.EventStream[reader], why service.Reason) {
+				if why == service.Crash || why == service.Restart {
+					c.SetTimer("number", time.Second) // timers die with their worker
+				}
+			},
 			OnTimer: func(c *service.EventStream[reader], _ string) {
 				n := c.State.Next
 				err := c.Send(service.Event{ID: strconv.Itoa(n), Data: fmt.Appendf(nil, "%d, from %s", n, worker)})
@@ -61,6 +66,7 @@ func main() {
 					return
 				}
 				c.State.Next++
+				c.Save() // for the worker that takes up the stream if this one is killed
 				c.SetTimer("number", time.Second)
 			},
 		}},

@@ -56,6 +56,29 @@ func TestNumbersGoOnOverAReload(t *testing.T) {
 	}
 }
 
+func TestNumbersGoOnWhenTheirWorkerIsKilled(t *testing.T) {
+	s := servicetest.Start(t, servicetest.Options{Listeners: []string{"http"}, Config: "respawn.first = \"10ms\"\n"})
+	c := s.Dial("http")
+	if _, err := io.WriteString(c, "GET /events HTTP/1.1\r\nHost: here\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	in := bufio.NewReader(c)
+	for n, killed := 1, false; n <= 5; n++ {
+		want := fmt.Sprintf("data: %d, from worker 0, generation 1\n", n)
+		for line := ""; line != want; {
+			var err error
+			if line, err = in.ReadString('\n'); err != nil || strings.HasPrefix(line, "data: ") && line != want {
+				t.Fatalf("got %q, %v, want %q", line, err, want)
+			}
+		}
+		if n >= 2 && !killed {
+			killed = true
+			s.ID(c) // which the worker says behind the event that it has just sent
+			s.Kill(0)
+		}
+	}
+}
+
 func TestPageAndUploadAreServed(t *testing.T) {
 	s := servicetest.Start(t, servicetest.Options{Listeners: []string{"http"}})
 	client := &http.Client{Timeout: servicetest.Patience, Transport: new(http.Transport)}

@@ -2,6 +2,7 @@ package conn
 
 import (
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -25,7 +26,8 @@ type Handshakes struct {
 
 	mu      sync.Mutex
 	places  int            // taken
-	waiting []applicant    // for a place
+	waiting []applicant    // for a place; some of them may be over
+	sweepAt int            // how many there are when those that are over are taken out
 	queue   []func()       // to be computed
 	running int            // goroutines
 	wg      sync.WaitGroup // of these
@@ -81,9 +83,19 @@ func (h *Handshakes) enter(a applicant) bool {
 		h.places++
 		return true
 	}
+	if len(h.waiting) >= h.sweepAt {
+		// Peers that come, say something and go are not to be kept until places
+		// are free, which slow ones may hold.
+		h.waiting = slices.DeleteFunc(h.waiting, func(a applicant) bool { return !a.waits() })
+		h.sweepAt = max(minSweep, 2*len(h.waiting))
+	}
 	h.waiting = append(h.waiting, a)
 	return false
 }
+
+// minSweep is how many wait, at least, before it is looked who still does: so
+// that looking costs each of them about one look.
+const minSweep = 256
 
 // leave gives a place to the next that waits.
 func (h *Handshakes) leave() {

@@ -287,8 +287,9 @@ func (c *Conn) handshaken(l *layer, r tlsrec.Result) {
 	if r.Info.Resumed {
 		places.resumed.Add(1)
 	}
+	info := r.Info // not the rest of r
 	c.mu.Lock()
-	l.info = &r.Info
+	l.info = &info
 	c.extra.Load().noted = false
 	c.mu.Unlock()
 	l.stage, l.tls, l.legacy, l.quiet = stageOpen, r.Conn, r.Legacy, true

@@ -197,7 +197,8 @@ func tlsTo(cfg *tls.Config, host string) *tls.Config {
 // beginSecured has c go on with the keys of its handshake, which is over. What came
 // behind that is handled.
 func (c *Conn) beginSecured(r *tlsrec.Result) {
-	l := &layer{stage: stageOpen, tls: r.Conn, legacy: r.Legacy, tickets: r.Tickets, quiet: true, info: &r.Info}
+	info := r.Info // not the rest of r
+	l := &layer{stage: stageOpen, tls: r.Conn, legacy: r.Legacy, tickets: r.Tickets, quiet: true, info: &info}
 	c.mu.Lock()
 	c.extraLocked().layer = l
 	c.mu.Unlock()

@@ -395,6 +395,37 @@ func TestFloodOfHandshakesIsBounded(t *testing.T) {
 	expect(t, client, "hello")
 }
 
+func TestThoseWhoGoBeforeTheirTurnAreForgotten(t *testing.T) {
+	r := newRig(t)
+	cfg := secured(t, r.config(funcs{message: echo(t)}, true))
+	cfg.Handshakes = NewHandshakes(1)
+	cfg.Limits.Handshake = time.Minute
+	begin := hello(t)
+	slow, _ := r.tcp(cfg)
+	write(t, slow, begin)
+	r.until("the place to be taken", func() bool { return cfg.Handshakes.Figures().Running == 1 })
+	most := 0
+	for range 3 * minSweep {
+		nc, _ := r.tcp(cfg)
+		write(t, nc, begin)
+		r.until("it to wait", func() bool { return r.set.Len() == 2 })
+		if err := nc.SetLinger(0); err != nil { // a reset, which is noticed at once
+			t.Fatal(err)
+		}
+		nc.Close()
+		r.until("it to be gone", func() bool { return r.set.Len() == 1 })
+		most = max(most, cfg.Handshakes.Figures().Waiting)
+	}
+	if most < 2 || most > minSweep {
+		t.Errorf("%d wait at most, though all have gone: want %d at most, and some", most, minSweep)
+	}
+	slow.Close()
+	r.until("nobody to be kept", func() bool {
+		f := cfg.Handshakes.Figures()
+		return r.set.Len() == 0 && f.Running+f.Waiting == 0
+	})
+}
+
 func TestHandshakesThatWaitHaveTheirTurn(t *testing.T) {
 	r := newRig(t)
 	cfg := secured(t, r.config(funcs{message: echo(t)}, true))

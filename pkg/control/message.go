@@ -104,9 +104,19 @@ type Examination struct {
 	Cgroup        string   `json:"cgroup,omitempty"`         // that is the service's alone
 	Blocking      []string `json:"blocking,omitempty"`       // listeners that were blocking when they were handed over
 	Unprotected   string   `json:"unprotected,omitempty"`    // why it cannot reach the connections of a dead worker
+	Trial         *Trial   `json:"trial,omitempty"`          // nil: there was none, since it cannot reach them or had no time
 	ConfigDiffers bool     `json:"config_differs,omitempty"` // what is on disk is not what runs
 	ConfigError   string   `json:"config_error,omitempty"`   // why what is on disk cannot be used
 	LinesDropped  uint64   `json:"lines_dropped"`            // of its log
+}
+
+// Trial is what has come of a worker that was started for the trial where the
+// workers run, beside them, and killed.
+type Trial struct {
+	Connections int    `json:"connections"`     // that it was given
+	Back        int    `json:"back"`            // that came out of its keeper, and carried a byte
+	TookNS      int64  `json:"took_ns"`         // from its start to the last of them
+	Error       string `json:"error,omitempty"` // why not all came back
 }
 
 // Listener is a socket the service listens on.

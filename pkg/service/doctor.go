@@ -61,8 +61,9 @@ matters and what to do. The units are judged by the rules of unit-lint; where th
 service does not run, they and the machine are all that is checked.
 
 The supervisor is asked for what only it can see: its limits, its store, whether
-its sandbox lets it reach into a process that it starts for the trial, whether
-the configuration on disk is the one that runs.
+its sandbox lets it reach into other processes, whether the configuration on disk
+is the one that runs. It also starts a worker for the trial, which has no part in
+the service, gives it connections, kills it and counts how many come back.
 
 The exit code is 1 if there are errors, 0 if there are only warnings and notes.`,
 		Args: cobra.NoArgs,
@@ -242,6 +243,12 @@ func (r *checkup) worker(st control.Status, w control.Worker) {
 func (r *checkup) process(x control.Examination, listeners int) {
 	if x.Unprotected != "" {
 		r.add(levelError, "the supervisor cannot reach into its workers: "+x.Unprotected, "connections end with the worker that has them", "allow pidfd_getfd in SystemCallFilter= and in the container, and have kernel.yama.ptrace_scope 0 or 1; then restart")
+	}
+	if t := x.Trial; t != nil {
+		r.Checked = append(r.Checked, fmt.Sprintf("a worker that was started for the trial and killed (%d of %d connections came back, %v)", t.Back, t.Connections, time.Duration(t.TookNS).Round(time.Millisecond)))
+		if t.Error != "" || t.Back < t.Connections {
+			r.add(levelError, fmt.Sprintf("of %d connections of a worker that was started for the trial and killed, %d came back: %s", t.Connections, t.Back, t.Error), "so it would be with the connections of the service's own workers", "see which call is refused, and lift what forbids it: a limit, a filter, the container")
+		}
 	}
 	if !x.Stores {
 		r.add(levelNote, "nobody keeps the supervisor's descriptors: it was not started by systemd", "its workers finish their connections and exit when it dies", "start it as a unit, with FileDescriptorStoreMax=")

@@ -55,6 +55,10 @@ func TestEachAilmentIsFoundAndExplained(t *testing.T) {
 			st.Strangers = []control.Stranger{{PID: 12, Name: "y", Kind: "worker", Account: "a"}}
 		}, levelNote, "pid 12 (y)"},
 		{"no reaching in", func(_ *control.Status, x *control.Examination) { x.Unprotected = "a filter forbids it" }, levelError, "a filter forbids it"},
+		{"a trial of which something is missing", func(_ *control.Status, x *control.Examination) {
+			x.Trial = &control.Trial{Connections: 16, Back: 3, Error: "pidfd_getfd: operation not permitted"}
+		}, levelError, "of 16 connections of a worker that was started for the trial and killed, 3 came back: pidfd_getfd: operation not permitted"},
+		{name: "a trial that went well", ail: func(_ *control.Status, x *control.Examination) { x.Trial = &control.Trial{Connections: 16, Back: 16} }},
 		{"no store", func(_ *control.Status, x *control.Examination) { x.Stores = false }, levelNote, "not started by systemd"},
 		{"a small store", func(_ *control.Status, x *control.Examination) { x.StoreMax = 20 }, levelWarning, "keeps 20 descriptors"},
 		{"few files", func(_ *control.Status, x *control.Examination) { x.FilesSoft, x.StoreMax = 500, 100 }, levelError, "may open 500 files"},

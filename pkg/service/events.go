@@ -15,7 +15,7 @@ import (
 )
 
 // Stream is what a connection of a Web turns into with a request: WebSocket
-// or Events.
+// or Events. One of HTTP turns into a WebSocket only.
 type Stream interface {
 	// stream returns what is served behind a request for path, with what the
 	// operator has set for the Web's listener.
@@ -62,7 +62,9 @@ type Events[T any] struct {
 	Header func(r *http.Request) http.Header
 
 	OnConnect func(c *EventStream[T])
-	// OnAdopt is told of a stream that another worker has had until now.
+	// OnAdopt is told of a stream that another worker has had until now, as
+	// that of Framed: after a Crash State is what EventStream.Save has kept,
+	// and there is no timer.
 	OnAdopt       func(c *EventStream[T], why Reason)
 	OnBufferFull  func(c *EventStream[T])
 	OnBufferDrain func(c *EventStream[T])
@@ -142,6 +144,10 @@ func (c *EventStream[T]) Hold() error { return c.conn.Hold() }
 
 // Release takes back one Hold.
 func (c *EventStream[T]) Release() { c.conn.Release() }
+
+// Save keeps State as it is now where it outlives the worker, up to 256 bytes
+// of it. Timers do not: after a Crash OnAdopt sets them anew.
+func (c *EventStream[T]) Save() error { return c.conn.Save() }
 
 // Event is what Events send (WHATWG HTML, 9.2). The zero Event is one of type
 // "message" without data.

@@ -146,7 +146,7 @@ func TestSocketsAndProtocolsArePairedByName(t *testing.T) {
 			name:      "setting that net/http has not",
 			config:    `listener.web.send_high = 1`,
 			inherited: inherited("ws", "web"),
-			wantErr:   `app.toml:1: key "listener.web.send_high": net/http has no such setting, only message_timeout, idle_timeout, write_timeout, max_connections, `,
+			wantErr:   `app.toml:1: key "listener.web.send_high": net/http has no such setting, only message_timeout, idle_timeout, write_timeout, max_connections, max_connections_per_peer, accept_rate, accept_burst, proxy_protocol, tls; WebSockets would have it, and there is none`,
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -101,7 +101,7 @@ func (c *Conn[T]) Send(m []byte) error {
 // The peer gets the end of the stream and is given the rest of that time to
 // take note, so that what it still sends does not destroy what is on its way.
 // The peer of a WebSocket is told a code first: the one of a *CloseError, 1000
-// for nil, 1011 for any other why. After the first call, or the end of the connection, it does nothing. The
+// for nil, 1011 for any other why, and for a code or a reason that may not be sent. After the first call, or the end of the connection, it does nothing. The
 // error is Send's for the first message of last that was refused; the
 // connection is closed all the same.
 func (c *Conn[T]) Close(why error, last ...[]byte) error {
@@ -191,8 +191,9 @@ func Pipe[T, U any](a *Conn[T], b *Conn[U]) error {
 	return conn.Pipe(a.conn, b.conn)
 }
 
-// ErrNoPipe is Pipe's answer if a connection is a WebSocket: somebody has to
-// answer its pings, and to say which kind its messages are.
+// ErrNoPipe is Pipe's answer if a connection is a WebSocket: a pipe stands in the
+// place of OnMessage, and without that nobody would answer its pings or its
+// close, nor say of which kind the messages are that go into it.
 var ErrNoPipe = errors.New("service: a WebSocket has no pipe")
 
 // BytesIn returns how many bytes came in.
@@ -401,17 +402,15 @@ type Web struct {
 	Send Limits
 }
 
-// HTTP serves HTTP by net/http. Its connections do not move to other workers,
-// but those that have become WebSockets do.
+// HTTP serves HTTP/1.1 and, with TLS, HTTP/2 by net/http. Its connections do
+// not move to other workers, but those that Upgrade has made WebSockets do.
 type HTTP struct {
 	Handler http.Handler // nil: http.DefaultServeMux
 
-	// Streams are the WebSockets that connections turn into with an upgrade
-	// that a GET for one of these paths asks for, by HTTP/1.1: the Handler is not asked then. They
-	// are served on the worker's loop, as those of Web, and move and outlive their worker
-	// as they do. The path is to be as in the request, without escapes, and means
-	// itself only. Not with TLS, which is net/http's here: Web has both.
-	Streams map[string]Stream
+	// WebSockets are what the Handler may make of a request's connection, by a
+	// name of your choice for Upgrade. The Handler has the checks that are
+	// OnUpgrade's elsewhere, so they must not have that, nor Header. nil: none.
+	WebSockets map[string]Stream
 }
 
 func (p Raw[T]) listener(name string, set listenerConfig) (worker.Listener, error) {
@@ -621,32 +620,52 @@ func (p Packet) listener(name string, set listenerConfig) (worker.Listener, erro
 	return worker.Listener{Name: name, Packet: c, OnPacket: p.OnPacket}, nil
 }
 
+// netHTTPSettings are what net/http has of the operator's settings, and
+// webSocketSettings what WebSockets behind it have besides.
+var (
+	netHTTPSettings = []string{"message_timeout", "idle_timeout", "write_timeout", "max_connections", "max_connections_per_peer", "accept_rate", "accept_burst",
+		"proxy_protocol", "tls.cert"}
+	webSocketSettings = []string{"max_message", "send_high", "send_low", "send_limit", "close_timeout", "movable",
+		"origins", "compress_above", "ping_interval", "pong_timeout"}
+)
+
 // listener takes, of what the operator can set, the timeouts that net/http
-// has as well.
+// has as well, and for WebSockets what forStream says.
 func (p HTTP) listener(name string, set listenerConfig) (worker.Listener, error) {
 	h := p.Handler
 	if h == nil {
 		h = http.DefaultServeMux
 	}
-	if key := set.unusable("message_timeout", "idle_timeout", "write_timeout", "max_connections", "max_connections_per_peer", "accept_rate", "accept_burst",
-		"proxy_protocol", "tls.cert"); key != "" {
-		return worker.Listener{}, &settingError{key, "net/http has no such setting, only message_timeout, idle_timeout, write_timeout, max_connections, max_connections_per_peer, accept_rate, accept_burst, proxy_protocol and tls"}
+	has := netHTTPSettings
+	if len(p.WebSockets) > 0 {
+		has = slices.Concat(netHTTPSettings, webSocketSettings)
 	}
-	streams := make(map[string]*conn.Config)
-	for path, s := range p.Streams {
-		made, err := streamAt(path, s, listenerConfig{WriteTimeout: set.WriteTimeout})
-		switch {
-		case err != nil:
-			return worker.Listener{}, err
-		case made.Begin != nil:
-			return worker.Listener{}, fmt.Errorf("stream at %q: want a WebSocket; net/http's handlers send events themselves", path)
-		case set.TLS.isSet():
-			return worker.Listener{}, fmt.Errorf("stream at %q: with TLS net/http keeps its connections; Web does not", path)
+	if key := set.unusable(has...); key != "" {
+		why := "net/http has no such setting, only " + strings.ReplaceAll(strings.Join(has, ", "), "tls.cert", "tls")
+		if slices.Contains(webSocketSettings, key) {
+			why += "; WebSockets would have it, and there is none"
 		}
-		streams[path] = made.Conn
+		return worker.Listener{}, &settingError{key, why}
+	}
+	upgrades := make(map[string]*conn.Config)
+	for name, s := range p.WebSockets {
+		if s == nil || name == "" {
+			return worker.Listener{}, fmt.Errorf("WebSocket %q: want a name, and what is served by it", name)
+		}
+		made, err := s.stream(name, set)
+		if err != nil {
+			return worker.Listener{}, fmt.Errorf("WebSocket %q: %w", name, err)
+		}
+		switch h, ok := made.Conn.Handler.(interface{ hooked() bool }); {
+		case !ok:
+			return worker.Listener{}, fmt.Errorf("WebSocket %q: it is none; handlers of net/http send events themselves", name)
+		case h.hooked():
+			return worker.Listener{}, fmt.Errorf("WebSocket %q: OnUpgrade and Header are of no use here: the Handler decides, and sets the fields of the answer", name)
+		}
+		upgrades[name] = made.Conn
 	}
 	limits := worker.HTTPLimits{Header: set.MessageTimeout, Idle: set.IdleTimeout, Stall: set.WriteTimeout}
-	return worker.Listener{Name: name, HTTP: h, HTTPLimits: limits, Streams: streams, Accept: set.accept()}, nil
+	return worker.Listener{Name: name, HTTP: h, HTTPLimits: limits, Upgrades: upgrades, Accept: set.accept()}, nil
 }
 
 // listener takes, of what the operator can set, what HTTP has as well:

@@ -13,6 +13,7 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/link"
 	"github.com/mainstay-go/mainstay/pkg/metrics"
+	"github.com/mainstay-go/mainstay/pkg/supervisor"
 	"github.com/mainstay-go/mainstay/pkg/worker"
 )
 
@@ -188,6 +189,9 @@ func (s *Service) Main() { os.Exit(s.Run(os.Args[1:])) }
 func (s *Service) Run(args []string) int {
 	if link.IsWorker() {
 		return s.work()
+	}
+	if supervisor.IsTrial() {
+		return supervisor.PlayTrial()
 	}
 	return s.command(args)
 }

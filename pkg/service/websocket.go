@@ -30,7 +30,8 @@ type WebSocket[T any] struct {
 	// not taken: a *Refusal says how the request is answered, any other error
 	// means 403, of which the client does not see the text. nil: all are taken.
 	// The request has no body; RemoteAddr is Conn.Peer. It runs on the pool
-	// like other callbacks, and may block, unless Inline.
+	// like other callbacks, and may block, unless Inline. Behind HTTP the Handler
+	// has its part, see Upgrade.
 	OnUpgrade func(r *http.Request) (T, error)
 	// Header returns what is sent with the answer to a request that is taken,
 	// such as a cookie. It must not have fields of the handshake. nil: nothing.
@@ -268,7 +269,10 @@ func texts(messages [][]byte) (all [][]byte, err error) {
 // closeCode is what the peer is told of why.
 func closeCode(why error) (CloseCode, string) {
 	if e, ok := errors.AsType[*CloseError](why); ok {
-		return e.Code, e.Reason
+		if (e.Code.Valid() || e.Code == websocket.NoCode) && utf8.ValidString(e.Reason) {
+			return e.Code, e.Reason
+		}
+		return websocket.InternalError, "" // rather than nothing at all
 	}
 	if e, ok := errors.AsType[*websocket.Error](why); ok {
 		return e.Code, e.Err.Error()
@@ -313,7 +317,8 @@ func refusalFor(why error) *Refusal {
 // has a Value, its Conn[T], from the upgrade on.
 type web[T any] struct {
 	WebSocket[T]
-	common webConfig
+	common  webConfig
+	session *websocket.Config
 }
 
 // webConfig is what the methods of a Conn need of its WebSocket, whatever T
@@ -368,6 +373,7 @@ func (p WebSocket[T]) listener(name string, set listenerConfig) (worker.Listener
 		return worker.Listener{}, err
 	}
 	config, limits := websocketLimits(set.limits(p.Limits), h.CompressAbove)
+	h.session = config
 	c := &conn.Config{
 		NewSession:   func() wire.Session { return websocket.NewServer(config) },
 		ProtocolName: websocketName, Handler: h, Limits: limits, Inline: p.Inline, Pinned: p.Pinned,
@@ -403,7 +409,13 @@ func (h *web[T]) check() error {
 	return err
 }
 
-func (h *web[T]) OnConnect(*conn.Conn) {} // the client speaks first
+// OnConnect answers a request that Upgrade has taken. Otherwise the client
+// speaks first.
+func (h *web[T]) OnConnect(c *conn.Conn) {
+	if g, ok := c.Value().(*granted[T]); ok {
+		h.open(c, &Conn[T]{State: g.state, conn: c, web: &h.common}, g.answer)
+	}
+}
 
 // upgrade answers the client's request.
 func (h *web[T]) upgrade(c *conn.Conn, head []byte) {
@@ -439,6 +451,11 @@ func (h *web[T]) upgrade(c *conn.Conn, head []byte) {
 			}
 		}
 	}
+	h.open(c, typed, answer)
+}
+
+// open sends the answer to a request that is taken.
+func (h *web[T]) open(c *conn.Conn, typed *Conn[T], answer []byte) {
 	if err := c.Send(answer); err != nil {
 		return // it is over
 	}

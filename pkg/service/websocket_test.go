@@ -300,6 +300,10 @@ func hall(told chan string, inline bool) WebSocket[guest] {
 				c.Close(nil, []byte("last"))
 			case "bye with a code":
 				c.Close(&CloseError{Code: 4007, Reason: "asked for"})
+			case "bye with a code that is none":
+				c.Close(&CloseError{Code: 1006})
+			case "bye with a reason that is no text":
+				c.Close(&CloseError{Code: 4007, Reason: "\xff"})
 			case "bye for a reason":
 				c.Close(errors.New("password is 1234"))
 			default:
@@ -453,6 +457,8 @@ func TestWebSocketIsClosedWithACode(t *testing.T) {
 	}{
 		{name: "by the application", send: "bye", first: "last", code: 1000, told: "close <nil>"},
 		{name: "by the application with a code", send: "bye with a code", code: 4007, reason: "asked for", told: "code 4007"},
+		{name: "by the application with a code that may not be sent", send: "bye with a code that is none", code: 1011, told: "code 1006"},
+		{name: "by the application with a reason that may not be sent", send: "bye with a reason that is no text", code: 1011, told: "code 4007"},
 		{name: "by the application for a reason", send: "bye for a reason", code: 1011, told: "password"},
 		{name: "by the peer", raw: masked(0x88, "\x0f\xa1enough"), code: 4001, reason: "enough", told: `closed by the peer with code 4001 "enough"`},
 		{name: "by the peer without a code", raw: masked(0x88, ""), code: CloseNoCode, told: "closed by the peer with code 1005"},

@@ -25,7 +25,8 @@ type examined struct {
 
 // Examine implements control.Examiner: it tells how this process stands, which
 // nobody can see from outside: its limits, its store, what its sandbox allows,
-// and whether it could read its configuration now. It fails if the supervisor
+// what comes back of a worker that is started for the trial and killed, and
+// whether it could read its configuration now. It fails if the supervisor
 // does not answer. Any goroutine may call it.
 func (s *Supervisor) Examine(ctx context.Context) (control.Examination, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, statusTimeout, errors.New("the supervisor does not answer"))
@@ -51,6 +52,8 @@ func (s *Supervisor) Examine(ctx context.Context) (control.Examination, error) {
 	x.FilesSoft, x.FilesHard = limit.Cur, limit.Max
 	if err := keeper.Probe(); err != nil {
 		x.Unprotected = err.Error()
+	} else {
+		x.Trial = s.try(ctx)
 	}
 	settings, err := s.load(e.env)
 	switch {

@@ -34,6 +34,9 @@ func TestMain(m *testing.M) {
 	if link.IsWorker() {
 		os.Exit(work())
 	}
+	if IsTrial() {
+		os.Exit(PlayTrial())
+	}
 	goleak.VerifyTestMain(m)
 }
 

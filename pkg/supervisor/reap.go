@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -137,8 +138,8 @@ func isZombie(pid int) bool {
 	if err != nil {
 		return errors.Is(err, os.ErrNotExist)
 	}
-	_, rest, ok := strings.Cut(string(text), ") ")
-	return ok && strings.HasPrefix(rest, "Z")
+	// Behind the name, which may hold anything (proc_pid_stat(5)).
+	return strings.HasPrefix(string(text[bytes.LastIndexByte(text, ')')+1:]), " Z")
 }
 
 // ownCgroup returns the folder of this process' cgroup: that of version 2,

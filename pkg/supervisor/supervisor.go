@@ -181,6 +181,7 @@ type Supervisor struct {
 
 	scraper   *scraper
 	balancing chan struct{} // holds a token while connections are being rebalanced
+	trying    chan struct{} // holds a token while there is a trial
 }
 
 // poolName is the name of the one pool there is so far.
@@ -222,7 +223,7 @@ func newSupervisor(conf Config, l launcher, makeRelease func(uint64, Settings, s
 		inbox: make(chan message, 64), done: make(chan struct{}),
 		pool:         &pool{name: poolName},
 		incarnations: make(map[uint64]*incarnation), questions: make(map[uint64]*question),
-		scraper: newScraper(), hooks: newHooks(conf.Log), balancing: make(chan struct{}, 1),
+		scraper: newScraper(), hooks: newHooks(conf.Log), balancing: make(chan struct{}, 1), trying: make(chan struct{}, 1),
 	}
 	p, err := readPast(conf.Stored, conf.Name)
 	if err != nil && !errors.Is(err, errNoPast) {

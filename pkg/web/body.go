@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"os"
 	"sync"
 	"time"
 
@@ -144,7 +143,7 @@ func (b *body) Read(p []byte) (int, error) {
 		if n > 0 || err != nil || len(p) == 0 {
 			return n, err
 		}
-		if err := b.wait(wait); err != nil {
+		if err := await(b.ready, wait); err != nil { // without a deadline, too: a connection always ends
 			return 0, err
 		}
 	}
@@ -187,26 +186,6 @@ func (b *body) take(p []byte) (n int, deadline time.Time, err error) {
 	return 0, b.deadline, nil
 }
 
-// wait waits until there is something new.
-func (b *body) wait(deadline time.Time) error {
-	if deadline.IsZero() {
-		<-b.ready // a connection always ends
-		return nil
-	}
-	d := time.Until(deadline)
-	if d <= 0 {
-		return os.ErrDeadlineExceeded
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-b.ready:
-		return nil
-	case <-timer.C:
-		return os.ErrDeadlineExceeded
-	}
-}
-
 // Close says that the handler wants no more of it. It never fails.
 func (b *body) Close() error {
 	b.abandon()
@@ -227,6 +206,14 @@ func (b *body) abandon() {
 		b.p.wake()
 	}
 	b.tell() // another goroutine may be in Read
+}
+
+// answered says that the head of the answer is about to leave: what would come
+// before it, 100 Continue, is not sent any more.
+func (b *body) answered() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.expected = false
 }
 
 // setDeadline bounds Read, also one that waits.

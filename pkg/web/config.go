@@ -82,7 +82,7 @@ func (l Limits) withDefaults(inline bool) Limits {
 
 // Config is what a Handler serves and how.
 type Config struct {
-	Handler http.Handler // nil: http.DefaultServeMux
+	Handler http.Handler // nil: http.DefaultServeMux; it is not asked for "OPTIONS *"
 
 	// Inline runs the handler on the loop, which is fastest, and where it must
 	// not block. Its requests come with their body complete, and what it

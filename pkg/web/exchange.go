@@ -21,6 +21,7 @@ import (
 type exchange struct {
 	p        *peer
 	next     *exchange     // in the peer's requests
+	queued   int           // how many these are, if it is the last of them
 	request  *http.Request // own; nil: there is only an end, of the connection
 	own      http.Request
 	handler  http.Handler
@@ -55,6 +56,9 @@ func newExchange(p *peer, t *turn) *exchange {
 		x = new(exchange)
 	}
 	x.p, x.handler, x.minor, x.close = p, p.h.config.Handler, h.Minor, h.Close
+	if string(h.Target) == "*" {
+		x.handler = serverOptions
+	}
 	x.head = string(h.Method) == http.MethodHead
 	x.ctx.c = p.c
 	r := &x.own
@@ -201,6 +205,12 @@ func (x *exchange) end() {
 var busy = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Retry-After", "1")
 	http.Error(w, "too many requests are being answered", http.StatusServiceUnavailable)
+})
+
+// serverOptions answers what is asked of the server as a whole (RFC 9110
+// 9.3.7), which is no handler's, as with net/http. Only OPTIONS has the target "*".
+var serverOptions = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Length", "0")
 })
 
 // requestContext is the context of a request. Most handlers do not ask it, so

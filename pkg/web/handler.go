@@ -155,7 +155,7 @@ func (h *Handler) attach(c *conn.Conn) *peer {
 	}
 	p.alarm.at.set(never)
 	p.alarm.armed.set(never)
-	p.rest = true
+	p.flags.set(flagRest, true)
 	p.self = p
 	c.SetValueAt(&p.self)
 	if h.conns.Add(1) == 1 && !h.config.Inline {
@@ -175,7 +175,7 @@ func (h *Handler) OnMessage(c *conn.Conn, m []byte) {
 // answers. Handlers on goroutines are held up in their Write.
 func (h *Handler) OnBufferFull(c *conn.Conn) {
 	if p, ok := c.Value().(*peer); ok && h.config.Inline {
-		p.full = true
+		p.loop.set(loopFull, true)
 		p.pause()
 	}
 }
@@ -190,8 +190,8 @@ func (h *Handler) OnBufferDrain(c *conn.Conn) {
 	case p.drained() <- struct{}{}:
 	default:
 	}
-	if p.full {
-		p.full = false
+	if p.loop.has(loopFull) {
+		p.loop.set(loopFull, false)
 		p.proceed()
 	}
 }

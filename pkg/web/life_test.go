@@ -88,8 +88,6 @@ func TestClientThatGoesEndsTheContext(t *testing.T) {
 
 func TestPeerThatSendsNoMoreGetsItsAnswer(t *testing.T) {
 	each(t, all, func(t *testing.T, how way) {
-		if how == pooled {
-		}
 		seen := make(chan int)
 		c := dial(t, serve(t, how, func(w http.ResponseWriter, r *http.Request) {
 			if how == pooled || how == netHTTP { // not on the loop
@@ -866,4 +864,25 @@ func TestInlineKeepsUpWithManyConnections(t *testing.T) {
 	if got, want := s.seat.Messages.Load(), uint64(600); got != want {
 		t.Errorf("%d requests counted, want %d", got, want)
 	}
+}
+
+func TestDeadlineThatComesLaterEndsAWriteThatWaits(t *testing.T) {
+	each(t, []way{pooled, netHTTP}, func(t *testing.T, how way) {
+		errs := make(chan error, 1)
+		c := dial(t, serve(t, how, func(w http.ResponseWriter, r *http.Request) {
+			ctl := http.NewResponseController(w)
+			timer := time.AfterFunc(50*time.Millisecond, func() { ctl.SetWriteDeadline(time.Unix(1, 0)) })
+			defer timer.Stop()
+			var err error
+			for buf := make([]byte, 1<<20); err == nil; {
+				_, err = w.Write(buf)
+			}
+			errs <- err
+		}))
+		c.SetReadBuffer(64 << 10)
+		c.send(get)
+		if err := receive(t, errs); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("Write: %v", err)
+		}
+	})
 }

@@ -46,32 +46,63 @@ type peer struct {
 
 	// What is small stands together, so that it takes no more than it needs.
 
-	alarm alarm
+	alarm  alarm
+	loop   loopFlags // owned by the loop
+	flags  flags     // guarded by mu
+	waits  waiting   // what the deadline is for; guarded by mu
+	secure bool      // rare has a state of TLS; set once
+}
 
-	// Owned by the loop.
+// loopFlags are those of a peer that its loop owns: a bit each, since there
+// are many peers.
+type loopFlags uint8
 
-	full   bool // too much waits to be sent: nothing is parsed
-	over   bool // nothing is parsed any more
-	paused bool // by us
+const (
+	loopFull   loopFlags = 1 << iota // too much waits to be sent: nothing is parsed
+	loopOver                         // nothing is parsed any more
+	loopPaused                       // by us
+)
 
-	// Guarded by mu.
+func (f loopFlags) has(bits loopFlags) bool      { return f&bits != 0 }
+func (f *loopFlags) set(flag loopFlags, on bool) { *f = withBits(*f, flag, on) }
 
-	running bool    // on the pool's list, or on one of its goroutines
-	stalled bool    // the queue is full, or a request may end the protocol: nothing is parsed
-	rest    bool    // the loop awaits nothing of a request that has begun
-	pooled  bool    // a body comes in that is not collected
-	held    bool    // Hold was called
-	partly  bool    // Partial was called
-	closing bool    // nothing more is answered
-	waits   waiting // what the deadline is for
+// flags are those of a peer that mu guards.
+type flags uint8
 
-	secure bool // rare has a state of TLS; set once
+const (
+	flagRunning flags = 1 << iota // on the pool's list, or on one of its goroutines
+	flagStalled                   // the queue is full, or a request may end the protocol: nothing is parsed
+	flagRest                      // the loop awaits nothing of a request that has begun
+	flagPooled                    // a body comes in that is not collected
+	flagHeld                      // Hold was called
+	flagPartly                    // Partial was called
+	flagClosing                   // nothing more is answered
+)
+
+func (f flags) has(bits flags) bool      { return f&bits != 0 }
+func (f *flags) set(flag flags, on bool) { *f = withBits(*f, flag, on) }
+
+// withBits returns all with the bits of flag, or without them.
+func withBits[F ~uint8](all, flag F, on bool) F {
+	if on {
+		return all | flag
+	}
+	return all &^ flag
 }
 
 // requests are those of a connection, in their order. The zero value is none.
 type requests struct {
-	last *exchange // whose next is the first
-	len  int32
+	last *exchange // whose next is the first, and which knows how many there are
+}
+
+func (q *requests) empty() bool { return q.last == nil }
+
+// len returns how many there are.
+func (q *requests) len() int {
+	if q.last == nil {
+		return 0
+	}
+	return q.last.queued
 }
 
 // first returns the first one, nil if there is none.
@@ -84,19 +115,19 @@ func (q *requests) first() *exchange {
 
 // push puts x behind the others.
 func (q *requests) push(x *exchange) {
-	x.next = x
+	x.next, x.queued = x, 1
 	if q.last != nil {
 		x.next, q.last.next = q.last.next, x
+		x.queued += q.last.queued
 	}
 	q.last = x
-	q.len++
 }
 
 // pop takes the first one out, which is there.
 func (q *requests) pop() {
 	first := q.last.next
 	q.last.next = first.next
-	if q.len--; q.len == 0 {
+	if q.last.queued--; first == q.last {
 		q.last = nil
 	}
 	first.next = nil
@@ -104,7 +135,7 @@ func (q *requests) pop() {
 
 // all returns them in a slice.
 func (q *requests) all() []*exchange {
-	list := make([]*exchange, 0, q.len)
+	list := make([]*exchange, 0, q.len())
 	for x := q.first(); len(list) < cap(list); x = x.next {
 		list = append(list, x)
 	}
@@ -200,7 +231,7 @@ func (p *peer) drained() chan struct{} {
 
 // receive handles input: what was left, and m behind it.
 func (p *peer) receive(m []byte) {
-	if p.over {
+	if p.loop.has(loopOver) {
 		return
 	}
 	t := p.h.newTurn()
@@ -212,7 +243,7 @@ func (p *peer) receive(m []byte) {
 	}
 	used := p.parse(t, in)
 	switch rest := in[used:]; {
-	case p.over || len(rest) == 0:
+	case p.loop.has(loopOver) || len(rest) == 0:
 		p.tail = nil
 	case own:
 		p.tail = p.tail[:copy(p.tail, rest)]
@@ -230,7 +261,7 @@ func (p *peer) receive(m []byte) {
 
 // blocked says whether parsing waits for something.
 func (p *peer) blocked() bool {
-	if p.full || p.over {
+	if p.loop.has(loopFull | loopOver) {
 		return true
 	}
 	if p.h.config.Inline {
@@ -238,10 +269,10 @@ func (p *peer) blocked() bool {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.queue.len > 0 && p.parser.InHead() && p.c.Leaving() {
-		p.stalled = true // what comes next is for another process
+	if !p.queue.empty() && p.parser.InHead() && p.c.Leaving() {
+		p.flags.set(flagStalled, true) // what comes next is for another process
 	}
-	return p.stalled || p.closing
+	return p.flags.has(flagStalled | flagClosing)
 }
 
 // parse handles what in holds and returns how much of it that was.
@@ -303,8 +334,8 @@ func (p *peer) stream(h *http1.Head) (Stream, bool) {
 func (p *peer) stallBehindAnswers() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.stalled = p.queue.len > 0
-	return p.stalled
+	p.flags.set(flagStalled, !p.queue.empty())
+	return p.flags.has(flagStalled)
 }
 
 // turnInto makes the connection a stream: in begins with the head, of n bytes,
@@ -323,7 +354,7 @@ func (p *peer) turnInto(t *turn, s Stream, in []byte, n int) {
 	if t.flush(p) != nil {
 		return
 	}
-	p.over = true
+	p.loop.set(loopOver, true)
 	p.tail = nil
 	p.h.detach(p)
 	p.c.SetValue(nil)
@@ -417,7 +448,7 @@ func (p *peer) part(t *turn, data []byte) {
 	}
 	if err := p.incoming.put(data); err != nil {
 		p.incoming = nil
-		p.over = true
+		p.loop.set(loopOver, true)
 		p.finish(err)
 	}
 }
@@ -443,7 +474,7 @@ func (p *peer) end(t *turn, trailer []byte) {
 // refuse answers the stream, which cannot be read any further, behind the
 // answers to what came before; status 0: without an answer.
 func (p *peer) refuse(t *turn, status int, reason string) {
-	p.over = true
+	p.loop.set(loopOver, true)
 	p.forget()
 	err := fmt.Errorf("web: request refused: %d %s", status, reason)
 	if p.incoming != nil {
@@ -454,12 +485,12 @@ func (p *peer) refuse(t *turn, status int, reason string) {
 		return
 	}
 	p.mu.Lock()
-	if p.queue.len > 0 {
+	if !p.queue.empty() {
 		p.queue.push(&exchange{p: p, status: status, reason: reason, why: err})
 		p.mu.Unlock()
 		return
 	}
-	p.closing = true
+	p.flags.set(flagClosing, true)
 	p.mu.Unlock()
 	if t.flush(p) != nil {
 		return
@@ -474,9 +505,9 @@ func (p *peer) refuse(t *turn, status int, reason string) {
 // finish closes the connection when what is being answered has been.
 func (p *peer) finish(why error) {
 	p.mu.Lock()
-	idle := p.queue.len == 0
+	idle := p.queue.empty()
 	if idle {
-		p.closing = true
+		p.flags.set(flagClosing, true)
 	} else {
 		p.queue.push(&exchange{p: p, why: why})
 	}
@@ -489,7 +520,7 @@ func (p *peer) finish(why error) {
 // enqueue has a request answered by a goroutine.
 func (p *peer) enqueue(t *turn, x *exchange) {
 	p.mu.Lock()
-	start := p.queue.len == 0 && !p.running
+	start := p.queue.empty() && !p.flags.has(flagRunning)
 	if start && !p.h.pool.submit(p, false) {
 		p.mu.Unlock()
 		x.handler = busy
@@ -497,9 +528,9 @@ func (p *peer) enqueue(t *turn, x *exchange) {
 		return
 	}
 	t.done++
-	p.running = true
+	p.flags.set(flagRunning, true)
 	p.queue.push(x)
-	p.stalled = int(p.queue.len) >= p.h.limits.Pipeline
+	p.flags.set(flagStalled, p.queue.len() >= p.h.limits.Pipeline)
 	p.mu.Unlock()
 }
 
@@ -514,13 +545,15 @@ func (p *peer) serveInline(t *turn, x *exchange) {
 	}
 	if len(t.out) >= outHigh || !p.h.config.Inline { // there, others may send next
 		_ = t.flush(p) // an error has closed the connection
-		p.full = p.full || p.c.Queued() > p.h.sendHigh
+		if p.c.Queued() > p.h.sendHigh {
+			p.loop.set(loopFull, true)
+		}
 	}
 	if !closing {
 		t.keep(x)
 		return
 	}
-	p.over = true
+	p.loop.set(loopOver, true)
 	if t.flush(p) == nil {
 		x.end()
 	}
@@ -531,8 +564,8 @@ func (p *peer) serveInline(t *turn, x *exchange) {
 func (p *peer) run(r *runner, n int) (more bool) {
 	for range n {
 		p.mu.Lock()
-		if p.queue.len == 0 || p.closing {
-			p.running = false
+		if p.queue.empty() || p.flags.has(flagClosing) {
+			p.flags.set(flagRunning, false)
 			p.mu.Unlock()
 			return false
 		}
@@ -563,12 +596,12 @@ func (p *peer) answered(x *exchange, closing bool) {
 	wake := false
 	switch {
 	case closing:
-		p.closing = true
-	case p.stalled && int(p.queue.len) <= p.h.limits.Pipeline/2:
-		p.stalled = false
+		p.flags.set(flagClosing, true)
+	case p.flags.has(flagStalled) && p.queue.len() <= p.h.limits.Pipeline/2:
+		p.flags.set(flagStalled, false)
 		wake = true
 	}
-	if p.queue.len == 0 {
+	if p.queue.empty() {
 		p.restLocked(p.h.clock()) // if not at rest, the loop has set a deadline
 	}
 	p.mu.Unlock()
@@ -584,14 +617,14 @@ func (p *peer) answered(x *exchange, closing bool) {
 func (p *peer) settle(now time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.rest = p.parser.Between() && len(p.tail) == 0 && p.inline == nil
-	p.pooled = !p.parser.InHead() && p.inline == nil
-	pause := !p.over && (p.full || p.stalled || p.incoming.isFull())
+	p.flags.set(flagRest, p.parser.Between() && len(p.tail) == 0 && p.inline == nil)
+	p.flags.set(flagPooled, !p.parser.InHead() && p.inline == nil)
+	pause := !p.loop.has(loopOver) && (p.loop.has(loopFull) || p.flags.has(flagStalled) || p.incoming.isFull())
 	switch {
 	case pause:
 		p.pause()
-	case p.paused:
-		p.paused = false
+	case p.loop.has(loopPaused):
+		p.loop.set(loopPaused, false)
 		if !p.parser.InHead() {
 			p.by = later(now, p.h.limits.BodyTimeout) // it was not the peer who was slow
 		}
@@ -599,7 +632,7 @@ func (p *peer) settle(now time.Duration) {
 	}
 	switch {
 	case p.restLocked(now):
-	case p.rest, p.paused, p.over, p.closing:
+	case p.flags.has(flagRest | flagClosing), p.loop.has(loopPaused | loopOver):
 		p.awaitLocked(waitNothing, never)
 	case !p.parser.InHead():
 		p.awaitLocked(waitBody, p.by)
@@ -611,8 +644,8 @@ func (p *peer) settle(now time.Duration) {
 }
 
 func (p *peer) pause() {
-	if !p.paused {
-		p.paused = true
+	if !p.loop.has(loopPaused) {
+		p.loop.set(loopPaused, true)
 		p.c.Pause()
 	}
 }
@@ -621,9 +654,9 @@ func (p *peer) pause() {
 // connection may be closed, or given away; if there is nothing, the next one
 // is awaited, and it returns true. It needs mu.
 func (p *peer) restLocked(now time.Duration) bool {
-	busy := p.queue.len > 0 || p.closing || p.pooled
-	p.keepLocked(busy, !busy && !p.rest)
-	idle := !busy && p.rest
+	busy := !p.queue.empty() || p.flags.has(flagClosing|flagPooled)
+	p.keepLocked(busy, !busy && !p.flags.has(flagRest))
+	idle := !busy && p.flags.has(flagRest)
 	if idle {
 		p.awaitLocked(waitRequest, later(now, p.h.limits.IdleTimeout))
 	}
@@ -637,21 +670,21 @@ func (p *peer) keepLocked(here, partly bool) {
 		return
 	}
 	// What is new comes first, so that it is not let go of in between.
-	if partly && !p.partly {
+	if partly && !p.flags.has(flagPartly) {
 		p.c.Partial(true)
 	}
-	if here != p.held {
-		p.held = here
+	if here != p.flags.has(flagHeld) {
+		p.flags.set(flagHeld, here)
 		if !here {
 			p.c.Release()
 		} else if p.c.Hold() != nil {
-			p.held = false // it is over
+			p.flags.set(flagHeld, false) // it is over
 		}
 	}
-	if !partly && p.partly {
+	if !partly && p.flags.has(flagPartly) {
 		p.c.Partial(false)
 	}
-	p.partly = partly
+	p.flags.set(flagPartly, partly)
 }
 
 // awaitLocked sets the deadline and what it is for. It needs mu.
@@ -674,7 +707,7 @@ func (p *peer) woken() {
 
 // proceed goes on with input that was held up. Loop only.
 func (p *peer) proceed() {
-	if !p.over && len(p.tail) > 0 && !p.blocked() {
+	if !p.loop.has(loopOver) && len(p.tail) > 0 && !p.blocked() {
 		p.receive(nil)
 		return
 	}
@@ -688,13 +721,13 @@ func (p *peer) expire(waits waiting) {
 	switch {
 	case waits == waitRequest:
 		p.mu.Lock()
-		p.closing = true
+		p.flags.set(flagClosing, true)
 		p.mu.Unlock()
-		p.over = true
+		p.loop.set(loopOver, true)
 		_ = p.c.Close(conn.ErrIdle)
 		return
 	case waits == waitBody && p.incoming == nil && p.inline == nil:
-		p.over = true
+		p.loop.set(loopOver, true)
 		p.finish(conn.ErrMessageDeadline) // the rest of a body that nobody reads
 	default:
 		p.refuse(t, 408, "")
@@ -705,11 +738,11 @@ func (p *peer) expire(waits waiting) {
 // peerClosed ends the contexts of what is being answered, and what will not
 // be complete any more. Loop only.
 func (p *peer) peerClosed() {
-	if p.over {
+	if p.loop.has(loopOver) {
 		return
 	}
 	if !p.parser.Between() {
-		p.over = true
+		p.loop.set(loopOver, true)
 		p.forget()
 		if p.incoming != nil {
 			p.incoming.fail(errCut)
@@ -730,12 +763,12 @@ func (p *peer) gone(why error) {
 	if why == nil {
 		why = conn.ErrClosed
 	}
-	p.over = true
+	p.loop.set(loopOver, true)
 	p.forget()
 	p.mu.Lock()
 	r := p.rareLocked()
 	r.ended = why
-	p.closing = true
+	p.flags.set(flagClosing, true)
 	queue := p.queue.all()
 	drain := r.drain
 	p.mu.Unlock()

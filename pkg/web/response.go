@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/wire/http1"
@@ -61,7 +62,8 @@ type response struct {
 	prefixed    bool     // it has trailers by http.TrailerPrefix
 	connection  []string // what the handler has set
 	err         error    // why nothing more can be sent
-	deadline    time.Time
+
+	deadline atomic.Pointer[time.Time] // of writes that wait; nil: none
 }
 
 var (
@@ -244,6 +246,9 @@ func (w *response) commit(done bool) {
 		out = append(out, "Transfer-Encoding: chunked\r\n"...)
 	}
 	out = w.appendConnection(out)
+	if x.body != nil {
+		x.body.answered()
+	}
 	out = append(out, "\r\n"...)
 	switch {
 	case w.framing == http1.NoBody:
@@ -463,28 +468,40 @@ func (w *response) waitForRoom() error {
 	if p.c.Queued() <= p.h.sendHigh {
 		return nil
 	}
-	var late <-chan time.Time
-	if !w.deadline.IsZero() {
-		d := time.Until(w.deadline)
-		if d <= 0 {
-			return os.ErrDeadlineExceeded
-		}
-		timer := time.NewTimer(d)
-		defer timer.Stop()
-		late = timer.C
-	}
 	drained := p.drained()
 	for p.c.Queued() > p.h.sendHigh {
 		if err := p.endedWith(); err != nil {
 			return err
 		}
-		select {
-		case <-drained: // or the connection is over
-		case <-late:
-			return os.ErrDeadlineExceeded
+		var deadline time.Time
+		if at := w.deadline.Load(); at != nil {
+			deadline = *at
+		}
+		if err := await(drained, deadline); err != nil { // nil: or the connection is over, or the deadline another
+			return err
 		}
 	}
 	return nil
+}
+
+// await waits until told has something; a deadline of zero is none.
+func await(told <-chan struct{}, deadline time.Time) error {
+	if deadline.IsZero() {
+		<-told
+		return nil
+	}
+	d := time.Until(deadline)
+	if d <= 0 {
+		return os.ErrDeadlineExceeded
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-told:
+		return nil
+	case <-timer.C:
+		return os.ErrDeadlineExceeded
+	}
 }
 
 // Flush sends what was written.
@@ -520,10 +537,17 @@ func (w *response) SetReadDeadline(t time.Time) error {
 	return nil
 }
 
-// SetWriteDeadline bounds how long Write and Flush wait; zero: only
-// conn.Limits.WriteStall does. Inline they do not wait.
+// SetWriteDeadline bounds how long Write and Flush wait, also one that waits
+// now; zero: only conn.Limits.WriteStall does. Inline they do not wait. Any
+// goroutine may call it.
 func (w *response) SetWriteDeadline(t time.Time) error {
-	w.deadline = t
+	w.deadline.Store(&t)
+	if p := w.x.p; !p.h.config.Inline {
+		select {
+		case p.drained() <- struct{}{}:
+		default:
+		}
+	}
 	return nil
 }
 

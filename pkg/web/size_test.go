@@ -33,6 +33,9 @@ func TestIdleConnectionTakesLittleMemory(t *testing.T) {
 	}
 	got := (with - heap()) / n
 	t.Logf("%d bytes of heap an idle connection; %d are conn.Conn, %d this package's", got, unsafe.Sizeof(conn.Conn{}), unsafe.Sizeof(peer{}))
+	if size := unsafe.Sizeof(peer{}); unsafe.Sizeof(uintptr(0)) == 8 && size > 80 {
+		t.Errorf("a peer has %d bytes, want at most 80, which is what the allocator has", size)
+	}
 	if own := got - int64(unsafe.Sizeof(conn.Conn{})); own > 128 {
 		t.Errorf("%d bytes of heap an idle connection beside its conn.Conn, want at most 128", own)
 	}

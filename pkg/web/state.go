@@ -29,7 +29,7 @@ func (h *Handler) Busy(c *conn.Conn) bool {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.queue.len > 0 || p.pooled
+	return !p.queue.empty() || p.flags.has(flagPooled)
 }
 
 // Capture writes down where the stream of c stands, with the bytes that have
@@ -50,7 +50,7 @@ func (h *Handler) Capture(c *conn.Conn) ([]byte, error) {
 	if !ok {
 		return nil, fmt.Errorf("%w: the connection is not served by HTTP", ErrState)
 	}
-	if h.Busy(c) || p.over {
+	if h.Busy(c) || p.loop.has(loopOver) {
 		return nil, ErrBusy
 	}
 	in := p.inline
@@ -135,8 +135,8 @@ func (h *Handler) OnAdopt(c *conn.Conn, _ conn.Reason) {
 	}
 	p := h.attach(c)
 	p.reading = &reading{parser: r.parser}
-	p.full = c.Queued() > h.sendHigh // OnBufferDrain follows
-	c.Resume()                       // it may have been held up for a reason that is none here
+	p.loop.set(loopFull, c.Queued() > h.sendHigh) // OnBufferDrain follows
+	c.Resume()                                    // it may have been held up for a reason that is none here
 	now := h.clock()
 	if in := r.inline; in != nil {
 		p.by = later(now, h.limits.BodyTimeout)

@@ -461,3 +461,38 @@ func TestBodyThatBreaksEndsTheConnection(t *testing.T) {
 		c.end()
 	})
 }
+
+func TestContinueIsNotSentBehindTheHeadOfTheAnswer(t *testing.T) {
+	each(t, []way{pooled, netHTTP}, func(t *testing.T, how way) {
+		c := dial(t, serve(t, how, func(w http.ResponseWriter, r *http.Request) {
+			if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
+				t.Error(err)
+			}
+			io.WriteString(w, "first ")
+			flush(w)
+			b, err := io.ReadAll(r.Body)
+			fmt.Fprint(w, string(b), err)
+		}))
+		c.send("POST / HTTP/1.1\r\n" + host + "Expect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+		r, err := http.ReadResponse(c.r, nil)
+		if err != nil || r.StatusCode != 200 {
+			t.Fatalf("got %v, %v", r, err)
+		}
+		c.send("hello")
+		b, err := io.ReadAll(r.Body)
+		if string(b) != "first hello<nil>" || err != nil {
+			t.Errorf("got %q, %v", b, err)
+		}
+	})
+}
+
+func TestOptionsOfTheServerAreAnsweredWithoutTheHandler(t *testing.T) {
+	each(t, all, func(t *testing.T, how way) {
+		c := dial(t, serve(t, how, http.NewServeMux().ServeHTTP))
+		for range 2 {
+			if a := c.ask("OPTIONS * HTTP/1.1\r\n" + host + "\r\n"); a.StatusCode != 200 || a.body != "" || a.Close {
+				t.Errorf("got %d %q, close %v", a.StatusCode, a.body, a.Close)
+			}
+		}
+	})
+}

@@ -10,6 +10,8 @@
 //	ready    worker.go       standard error takes the place of the pipe; Ready
 //	accept   accept.go       from Accept on: listener into connections, or into net/http (http.go);
 //	         gate.go         whom it takes; tls.go: what is common to those that speak TLS
+//	         httptls.go      the handshakes of net/http's connections, and which record layer these get
+//	upgrade  httpmove.go     a handler of net/http gives its connection to the loop
 //	dial     dial.go         connections to elsewhere, from OnStart on
 //	drain    drain.go        leave the listeners, say Draining, finish what is open
 //	end      background.go   what Worker.Go has started returns

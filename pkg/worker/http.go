@@ -51,19 +51,20 @@ const queueLength = 256
 type httpServer struct {
 	// Set once.
 
-	worker *Worker
-	name   string
-	server *http.Server
-	stall  time.Duration // negative: no such deadline
-	header time.Duration // for a PROXY header; negative: no such deadline
-	gate   *gate
-	tls    *tls.Config // nil: none
-	// streams are, by path, what connections become on the loop; nil: none
-	streams map[string]*conn.Config
-	proxy   *proxyproto.Trusted // nil: none
-	queue   chan accepted       // that net/http has not taken
-	closed  chan struct{}       // closed when nothing more comes into the queue
-	empty   chan struct{}       // told when the last connection has gone
+	worker   *Worker
+	name     string
+	server   *http.Server
+	stall    time.Duration // negative: no such deadline
+	header   time.Duration // for a PROXY header; negative: no such deadline
+	gate     *gate
+	tls      *tls.Config             // nil: none
+	upgrades map[string]*conn.Config // by name, what connections become on the loop
+	proxy    *proxyproto.Trusted     // nil: none
+	queue    chan accepted           // that net/http has not taken
+	closed   chan struct{}           // closed when nothing more comes into the queue
+	ready    chan net.Conn           // with TLS, whose handshake is over
+	greeted  chan struct{}           // with TLS, closed when nothing more gets ready
+	empty    chan struct{}           // told when the last connection has gone
 
 	open     atomic.Int64 // connections, those in the queue included
 	lastConn atomic.Uint64
@@ -71,6 +72,9 @@ type httpServer struct {
 
 	connsMu sync.Mutex
 	conns   map[*httpConn]http.ConnState // that net/http has; guarded by connsMu
+
+	greeting map[*httpConn]*time.Timer // in their handshake, with what ends that; guarded by connsMu
+	hurried  bool                      // these are to end soon; guarded by connsMu
 
 	waitingMu sync.Mutex
 	waiting   map[*httpConn]time.Duration // since when a handler works on its request without having begun to answer; guarded by waitingMu
@@ -99,6 +103,10 @@ func newHTTPServer(w *Worker, l *Listener, g *gate) *httpServer {
 		empty:  make(chan struct{}, 1),
 		conns:  make(map[*httpConn]http.ConnState),
 
+		ready:    make(chan net.Conn),
+		greeted:  make(chan struct{}),
+		greeting: make(map[*httpConn]*time.Timer),
+
 		waiting: make(map[*httpConn]time.Duration),
 	}
 	limits := l.HTTPLimits.withDefaults()
@@ -117,7 +125,7 @@ func newHTTPServer(w *Worker, l *Listener, g *gate) *httpServer {
 		ErrorLog:          log,
 	}
 	if s.tls != nil {
-		s.server.TLSConfig = s.tls.Clone() // net/http writes into it
+		s.server.TLSConfig = s.tls.Clone() // for HTTP/2; net/http writes into it
 	}
 	return s
 }
@@ -141,6 +149,9 @@ func (l HTTPLimits) withDefaults() HTTPLimits {
 // start begins to serve what is taken. Loop only.
 func (s *httpServer) start() {
 	s.serving = true
+	if s.tls != nil {
+		go s.greetAll()
+	}
 	go func() {
 		if err := s.server.Serve(intake{s}); !errors.Is(err, http.ErrServerClosed) {
 			s.worker.log.Error("HTTP server ended", zap.String("listener", s.name), zap.Error(err))
@@ -174,10 +185,7 @@ func (s *httpServer) left(peer netip.Addr) {
 func (s *httpServer) changed(c net.Conn, state http.ConnState) {
 	// A hijacked connection is the application's: nobody tells of its end.
 	over := state == http.StateClosed || state == http.StateHijacked
-	if secure, ok := c.(*tls.Conn); ok {
-		c = secure.NetConn()
-	}
-	h := c.(*httpConn)
+	h := httpConnOf(c)
 	s.connsMu.Lock()
 	if over {
 		delete(s.conns, h)
@@ -194,10 +202,18 @@ func (s *httpServer) changed(c net.Conn, state http.ConnState) {
 type httpConnKey struct{}
 
 func withConn(ctx context.Context, c net.Conn) context.Context {
-	if secure, ok := c.(*tls.Conn); ok {
-		c = secure.NetConn()
+	return context.WithValue(ctx, httpConnKey{}, httpConnOf(c))
+}
+
+// httpConnOf looks below TLS.
+func httpConnOf(c net.Conn) *httpConn {
+	for {
+		above, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			return c.(*httpConn)
+		}
+		c = above.NetConn()
 	}
-	return context.WithValue(ctx, httpConnKey{}, c)
 }
 
 // begins notes that a handler works on a request. It is judged until it begins to
@@ -252,19 +268,12 @@ func (s *httpServer) wrap(h http.Handler) http.Handler {
 		if c, ok := r.Context().Value(httpConnKey{}).(*httpConn); ok {
 			s.begins(c)
 			defer s.answers(c)
-		}
-		leaving := s.leaving.Load()
-		if leaving {
-			w.Header().Set("Connection", "close")
-		}
-		if to := s.stream(r); to != nil {
-			c, ok := r.Context().Value(httpConnKey{}).(*httpConn)
-			if leaving || !ok {
-				http.Error(w, "this worker leaves", http.StatusServiceUnavailable) // another one takes the next attempt
-				return
+			if c.sealed != nil {
+				r.TLS = &c.sealed.state
 			}
-			s.move(w, r, c, to)
-			return
+		}
+		if s.leaving.Load() {
+			w.Header().Set("Connection", "close")
 		}
 		defer func() {
 			v := recover()
@@ -381,40 +390,54 @@ func (c *answering) SetWriteDeadline(t time.Time) error {
 // intake is the queue as the listener that net/http asks for.
 type intake struct{ s *httpServer }
 
-// Accept returns the next connection of the queue, net.ErrClosed when it is
-// closed and empty.
+// Accept returns the next connection of the queue, with TLS the next of which
+// the handshake is over; net.ErrClosed when there is nothing more to come.
 func (in intake) Accept() (net.Conn, error) {
-	for {
-		a, err := in.next()
+	if in.s.tls == nil {
+		c, err := in.s.next()
 		if err != nil {
 			return nil, err
 		}
-		c, err := in.s.connection(a.fd)
-		if err == nil {
-			h := newHTTPConn(in.s, c, a)
-			if in.s.tls != nil {
-				return tls.Server(h, in.s.tls), nil
-			}
-			return h, nil
-		}
-		in.s.left(a.counted)
-		in.s.worker.log.Warn("connection not taken", zap.String("listener", in.s.name), zap.Error(err))
+		return c, nil
+	}
+	select {
+	case c := <-in.s.ready:
+		return c, nil
+	case <-in.s.greeted:
+		return nil, net.ErrClosed
 	}
 }
 
-func (in intake) next() (accepted, error) {
+// next returns the next connection of the queue, net.ErrClosed when that is
+// closed and empty.
+func (s *httpServer) next() (*httpConn, error) {
+	for {
+		a, err := s.dequeue()
+		if err != nil {
+			return nil, err
+		}
+		c, err := s.connection(a.fd)
+		if err == nil {
+			return newHTTPConn(s, c, a), nil
+		}
+		s.left(a.counted)
+		s.worker.log.Warn("connection not taken", zap.String("listener", s.name), zap.Error(err))
+	}
+}
+
+func (s *httpServer) dequeue() (accepted, error) {
 	select {
-	case a := <-in.s.queue:
+	case a := <-s.queue:
 		return a, nil
 	default:
 	}
 	select {
-	case a := <-in.s.queue:
+	case a := <-s.queue:
 		return a, nil
-	case <-in.s.closed:
+	case <-s.closed:
 	}
 	select {
-	case a := <-in.s.queue: // put in before the end
+	case a := <-s.queue: // put in before the end
 		return a, nil
 	default:
 		return accepted{}, net.ErrClosed
@@ -423,7 +446,10 @@ func (in intake) next() (accepted, error) {
 
 // Close ends the queue: what is in it is still served.
 func (in intake) Close() error {
-	in.s.closing.Do(func() { close(in.s.closed) })
+	in.s.closing.Do(func() {
+		close(in.s.closed)
+		in.s.hurry()
+	})
 	return nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mainstay-go/mainstay/pkg/wire/proxyproto"
+	"github.com/mainstay-go/mainstay/pkg/wire/tlsrec"
 )
 
 // httpConn is a connection that net/http serves, with what an operator wants
@@ -32,8 +33,16 @@ type httpConn struct {
 
 	identify sync.Once
 	fault    error  // the header did not come
+	header   []byte // as it came
 	rest     []byte // what came behind it
 	origin   atomic.Pointer[origin]
+
+	// With TLS, set before net/http is given the connection: one of the first
+	// two, and info.
+
+	sealed *sealed
+	legacy *tlsrec.Legacy
+	info   *tlsrec.Info
 
 	waits   atomic.Bool  // a handler has not begun to answer
 	active  atomic.Int64 // last byte in or out, Unix time in ns
@@ -143,7 +152,7 @@ func (c *httpConn) takeHeader() error {
 			return err
 		}
 		if advance > 0 {
-			c.rest = in[advance:]
+			c.header, c.rest = in[:advance:advance], in[advance:]
 			if err := c.identified(h); err != nil {
 				return err
 			}

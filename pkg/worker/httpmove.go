@@ -1,78 +1,186 @@
 package worker
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
-	"strings"
+	"sync/atomic"
 	"syscall"
+	"time"
 
-	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"github.com/mainstay-go/mainstay/pkg/conn"
-	"github.com/mainstay-go/mainstay/pkg/wire/http1"
+	"github.com/mainstay-go/mainstay/pkg/wire"
+	"github.com/mainstay-go/mainstay/pkg/wire/tlsrec"
 )
 
-// stream returns what the request's connection is to become on the loop, nil
-// if it stays with net/http.
-func (s *httpServer) stream(r *http.Request) *conn.Config {
-	if len(s.streams) == 0 || r.Method != http.MethodGet || r.ProtoMajor != 1 || r.ProtoMinor != 1 || r.ContentLength != 0 ||
-		r.Header.Get("Upgrade") == "" || !http1.HasToken(r.Header["Connection"], "upgrade") {
-		return nil
-	}
-	path, _, _ := strings.Cut(r.RequestURI, "?")
-	return s.streams[path]
+// A connection goes from net/http to the loop in the middle of a handler: the
+// handler hijacks it, so that net/http neither reads nor closes it any more,
+// and what net/http and TLS have read and not used goes along. The loop gets a
+// descriptor of its own, since the runtime's poller cannot let go of one; that
+// of net/http is closed when the loop has taken the connection, which the
+// client does not notice. If the loop refuses it, the client is answered by
+// the old one.
+
+// ErrNotServed says that a request has not come by a listener of HTTP of this
+// worker.
+var ErrNotServed = errors.New("worker: the request has come by no listener of HTTP")
+
+// takenWithin is how long the loop may take to take over a connection. If it
+// turns as slowly as that it hangs.
+const takenWithin = 10 * time.Second
+
+var errNotTaken = errors.New("worker: the loop does not turn")
+
+// Upgrade is a request whose connection is to go on by another protocol.
+type Upgrade struct {
+	server *httpServer
+	conn   *httpConn
+	to     *conn.Config
 }
 
-// move gives the request's connection to the loop, where it begins with the
-// request, as if that had come there.
-func (s *httpServer) move(w http.ResponseWriter, r *http.Request, c *httpConn, to *conn.Config) {
-	head := headOf(r)
-	hijacked, rw, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		http.Error(w, "this connection cannot change its protocol", http.StatusNotImplemented)
-		return
+// NewUpgrade looks for what the listener by which the request has come has
+// among its Upgrades by that name. It returns ErrNotServed, conn.ErrDrained
+// while the worker leaves, and another error if there is nothing of that name.
+// Nothing happens to the connection.
+func NewUpgrade(r *http.Request, name string) (*Upgrade, error) {
+	c, ok := r.Context().Value(httpConnKey{}).(*httpConn)
+	if !ok {
+		return nil, ErrNotServed
 	}
-	// What net/http has read and not used is there in full.
-	behind, _ := rw.Reader.Peek(rw.Reader.Buffered())
-	begun := conn.Begun{Input: append(append(head, behind...), c.rest...), In: c.in.Load(), Out: c.out.Load()}
+	to := c.server.upgrades[name]
+	switch {
+	case to == nil:
+		return nil, fmt.Errorf("worker: listener %q has no upgrade %q", c.server.name, name)
+	case c.server.leaving.Load():
+		return nil, conn.ErrDrained
+	}
+	return &Upgrade{server: c.server, conn: c, to: to}, nil
+}
+
+// Handler returns that of the Config which the connection is to get.
+func (u *Upgrade) Handler() conn.Handler { return u.to.Handler }
+
+// Move gives the connection to the loop, where OnConnect is called, with value
+// as the first of conn.Conn.Value and with session. It is to be called in the
+// handler of the request, once, before that has written anything, and waits until the
+// loop has turned. net/http has nothing to do with the connection any more
+// then, whatever the handler does.
+//
+// If net/http does not give the connection away, as with HTTP/2 or behind a
+// ResponseWriter that hides it, hijacked is false and the handler may answer.
+// With another error refusal is written, and the connection is closed.
+func (u *Upgrade) Move(w http.ResponseWriter, session wire.Session, value any, refusal []byte) (hijacked bool, err error) {
+	nc, rw, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return false, fmt.Errorf("worker: connection not taken from net/http: %w", err)
+	}
+	begun := conn.Begun{Session: session, Value: value}
+	if begun.Input, err = rw.Reader.Peek(rw.Reader.Buffered()); err == nil { // what net/http has not used is there in full
+		err = u.move(begun)
+	}
+	if err != nil {
+		if u.conn.legacy != nil {
+			u.conn.legacy.Attach(u.conn)
+		}
+		_, _ = nc.Write(refusal) // it may have gone
+		nc.Close()
+		return true, fmt.Errorf("worker: connection not taken from net/http: %w", err)
+	}
+	u.conn.Conn.Close() // not that of TLS, which would tell the client
+	return true, nil
+}
+
+func (u *Upgrade) move(begun conn.Begun) error {
+	c := u.conn
+	if err := c.takeOver(&begun); err != nil {
+		return err
+	}
 	fd, err := duplicate(c.Conn)
-	hijacked.Close() // the duplicate keeps the connection
-	if err == nil {
-		peer := c.sockaddr()
-		err = s.worker.loop.Post(func() { s.continued(fd, peer, to, begun) })
+	if err != nil {
+		return err
+	}
+	if err = u.give(fd, begun); err != nil {
+		unix.Close(fd)
+	}
+	return err
+}
+
+// give has the loop take over fd, and waits for that. With an error fd is the
+// caller's.
+func (u *Upgrade) give(fd int, begun conn.Begun) error {
+	s, peer := u.server, u.conn.counted()
+	taken := make(chan error, 1)
+	var decided atomic.Bool // by the loop, or by whoever has waited for it for too long
+	err := s.worker.loop.Post(func() {
+		switch {
+		case !decided.CompareAndSwap(false, true):
+			return
+		case s.worker.drain != nil:
+			taken <- conn.ErrDrained
+			return
+		}
+		s.gate.adopt(peer, true) // net/http has let go of it
+		_, err := s.worker.set.Continued(fd, u.to, begun)
 		if err != nil {
-			unix.Close(fd)
+			s.gate.left(peer)
+		}
+		taken <- err
+	})
+	if err != nil {
+		return err
+	}
+	timer := time.NewTimer(takenWithin)
+	defer timer.Stop()
+	select {
+	case err = <-taken:
+	case <-timer.C:
+		if decided.CompareAndSwap(false, true) {
+			return errNotTaken
+		}
+		err = <-taken
+	}
+	return err
+}
+
+// takeOver puts into begun what has been read behind net/http's part, plain,
+// and the state of TLS. Nobody reads or writes any more.
+func (c *httpConn) takeOver(begun *conn.Begun) (err error) {
+	begun.In, begun.Out, begun.Header, begun.Info = c.in.Load(), c.out.Load(), c.header, c.info
+	switch {
+	case c.sealed != nil:
+		var plain []byte
+		plain, begun.Record, err = c.sealed.takeOver()
+		begun.TLS, begun.Input = c.sealed.tls, append(begun.Input, plain...)
+	case c.legacy != nil:
+		c.legacy.Detach()
+		c.legacy.Feed(c.rest)
+		begun.Legacy = c.legacy
+		begun.Input, err = c.drainLegacy(begun.Input)
+	default:
+		begun.Input = append(begun.Input, c.rest...)
+	}
+	return err
+}
+
+// drainLegacy appends what crypto/tls has.
+func (c *httpConn) drainLegacy(to []byte) ([]byte, error) {
+	b := make([]byte, tlsrec.MaxPlaintext)
+	for {
+		n, err := c.legacy.Read(b)
+		to = append(to, b[:n]...)
+		switch {
+		case errors.Is(err, tlsrec.ErrWantInput):
+			return to, nil
+		case err == io.EOF:
+			return to, conn.ErrPeerClosed
+		case err != nil:
+			return to, err
 		}
 	}
-	if err != nil {
-		s.notMoved(err)
-	}
-}
-
-func (s *httpServer) notMoved(err error) {
-	s.worker.log.Warn("connection not taken from net/http", zap.String("listener", s.name), zap.Error(err))
-}
-
-// continued takes over fd. Loop only.
-func (s *httpServer) continued(fd int, peer unix.Sockaddr, to *conn.Config, begun conn.Begun) {
-	s.gate.adopt(addressOf(peer), true) // net/http has let go of it
-	if _, err := s.worker.set.Continued(fd, peer, to, begun); err != nil {
-		s.gate.left(addressOf(peer))
-		s.notMoved(err)
-	}
-}
-
-// headOf writes the head of a request down again. It has no body.
-func headOf(r *http.Request) []byte {
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nHost: %s\r\n", r.Method, r.RequestURI, r.Host)
-	_ = r.Header.Write(&b) // into memory
-	b.WriteString("\r\n")
-	return b.Bytes()
 }
 
 // duplicate returns another descriptor of c, which is the caller's.
@@ -94,23 +202,4 @@ func duplicate(c net.Conn) (fd int, err error) {
 		return -1, err
 	}
 	return fd, nil
-}
-
-// sockaddr is the peer's address as the loop is told it: of which its proxy
-// speaks, if both are of TCP.
-func (c *httpConn) sockaddr() unix.Sockaddr {
-	at, ok := c.ownAddr().(*net.TCPAddr)
-	if !ok {
-		return &unix.SockaddrUnix{}
-	}
-	if o := c.origin.Load(); o != nil {
-		if passed, ok := o.remote.(*net.TCPAddr); ok {
-			at = passed
-		}
-	}
-	ip := at.AddrPort().Addr()
-	if ip = ip.Unmap(); ip.Is4() {
-		return &unix.SockaddrInet4{Port: at.Port, Addr: ip.As4()}
-	}
-	return &unix.SockaddrInet6{Port: at.Port, Addr: ip.As16()}
 }

@@ -109,10 +109,10 @@ type Listener struct {
 	HTTP http.Handler
 	// HTTPLimits go with HTTP.
 	HTTPLimits HTTPLimits
-	// Streams go with HTTP and without TLS: what connections become on the
-	// loop with an upgrade that is asked for by a GET of these paths. Their first input is the
-	// request. Each has a ProtocolName of its own. nil: nothing.
-	Streams map[string]*conn.Config
+	// Upgrades go with HTTP: by a name of the application's, what its handler
+	// may have a connection become on the loop, see NewUpgrade. Each has a
+	// ProtocolName of its own. nil: nothing.
+	Upgrades map[string]*conn.Config
 }
 
 // Application is what a conn.Handler may be besides, if it has goroutines of
@@ -435,7 +435,7 @@ func (w *Worker) makeListeners(in *link.Inherited) error {
 			l.conns = w.configure(c.Conn, c, l)
 		} else {
 			l.http = newHTTPServer(w, c, l.gate)
-			l.conns = w.streamsOf(c, l)
+			l.conns = w.upgradesOf(c, l)
 			w.servers = append(w.servers, l.http)
 		}
 		w.listeners = append(w.listeners, l)
@@ -443,19 +443,19 @@ func (w *Worker) makeListeners(in *link.Inherited) error {
 	return nil
 }
 
-// streamsOf has net/http know what connections may become, and returns the
+// upgradesOf has net/http know what connections may become, and returns the
 // Config by which other workers' are found; nil if there are none.
-func (w *Worker) streamsOf(c *Listener, l *listener) *conn.Config {
-	if len(c.Streams) == 0 {
-		return nil
-	}
+func (w *Worker) upgradesOf(c *Listener, l *listener) *conn.Config {
 	plain := *c
-	plain.Proxy = nil    // its header has come
-	var all *conn.Config // one of them, which has the others
-	l.http.streams = make(map[string]*conn.Config)
-	for path, from := range c.Streams {
+	plain.Proxy, plain.TLS = nil, nil // both have done their part
+	var all *conn.Config              // one of them, which has the others
+	l.http.upgrades = make(map[string]*conn.Config)
+	for name, from := range c.Upgrades {
 		to := w.configure(from, &plain, l)
-		l.http.streams[path] = to
+		if c.TLS != nil {
+			to.Handshakes, to.KernelTLS = w.handshakes, c.KernelTLS
+		}
+		l.http.upgrades[name] = to
 		if all == nil {
 			all = to
 		} else {

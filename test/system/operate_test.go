@@ -3,6 +3,7 @@ package system
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -64,6 +65,7 @@ func rollbackReturnsToTheProgramOfBeforeWhateverDiedMeanwhile(t *testing.T, m *m
 type examination struct {
 	Running  bool
 	Errors   int
+	Checked  []string
 	Findings []struct{ Level, What, Why, Do string }
 }
 
@@ -145,6 +147,8 @@ func doctorFindsNothingWrongAndWhatIs(t *testing.T, m *machine) {
 	s.awaitStatus(10*time.Second, allProtected(2))
 	if x := s.doctor(s.program); x.Errors > 0 || !x.Running {
 		t.Errorf("of the units as they are: %+v", x)
+	} else if !slices.ContainsFunc(x.Checked, func(c string) bool { return strings.Contains(c, "16 of 16 connections came back") }) {
+		t.Errorf("no worker was tried under the filter of the unit: %+v", x)
 	}
 	s.dropIn("app.service", "40-wrong.conf", "[Service]\nNonBlocking=no\nLimitNOFILE=70000:524288\nFileDescriptorStoreMax=80000\nSystemCallFilter=~pidfd_getfd\n")
 	s.configure("workers = 3\n")

@@ -128,6 +128,60 @@ func failureForGoodLeavesNoProcess(t *testing.T, m *machine) {
 	s.nothingRuns(st)
 }
 
+// storeThatOutlivesAStopDoesNoHarm: with FileDescriptorStorePreserve=yes the
+// manager keeps what is stored over stop and start, too.
+func storeThatOutlivesAStopDoesNoHarm(t *testing.T, m *machine) {
+	if m.version < 254 {
+		t.Skip("systemd before 254 has no FileDescriptorStorePreserve=")
+	}
+	s := install(t, m, server(t))
+	s.configure("workers = 2\n")
+	s.dropIn("app.service", "30-preserve.conf", "[Unit]\nStartLimitBurst=1\n[Service]\nFileDescriptorStorePreserve=yes\n")
+	s.daemonReload()
+	serves := func() control.Status {
+		t.Helper()
+		s.quietly("systemctl", "reset-failed", s.unit) // of one that never ran there is nothing to reset
+		s.start()
+		st := s.awaitStatus(20*time.Second, allProtected(2))
+		if err := s.echoed("app.socket", "hello"); err != nil {
+			t.Error(err)
+		}
+		s.storesOnly(2)
+		return st
+	}
+
+	first := serves()
+	s.must(t, "systemctl", "stop", s.unit)
+	s.nothingRuns(first)
+	if got := s.show(t, s.unit, "NFileDescriptorStore"); got != "0" {
+		t.Errorf("after an orderly stop %s descriptors are stored", got)
+	}
+
+	// Here all die, and the store tells of them to whoever starts next.
+	second := serves()
+	s.connect(16)()
+	s.kill(t, "KILL", second.PID)
+	eventually(t, 20*time.Second, func() error {
+		if got := s.show(t, s.unit, "ActiveState"); got != "failed" {
+			return fmt.Errorf("the service is %s", got)
+		}
+		return nil
+	})
+	s.nothingRuns(second)
+	if got := s.show(t, s.unit, "NFileDescriptorStore"); got == "0" {
+		t.Error("nothing is stored after a failure: this shows nothing")
+	}
+	third := serves()
+	for slot, w := range workers(third) {
+		if w.PID == workers(second)[slot].PID {
+			t.Errorf("worker %d is still %d", slot, w.PID)
+		}
+	}
+	s.must(t, "systemctl", "reload", s.unit)
+	s.must(t, "systemctl", "stop", s.unit)
+	s.nothingRuns(third)
+}
+
 // nothingRuns waits until the processes of a status are gone and the control
 // group is empty.
 func (s *service) nothingRuns(st control.Status) {

@@ -46,6 +46,8 @@ var tests = []struct {
 
 	{"EverythingAtOnceInAnyOrder", everythingAtOnceInAnyOrder},
 
+	{"CertificatesComeAsCredentials", certificatesComeAsCredentials},
+
 	{"RollbackReturnsToTheProgramOfBeforeWhateverDiedMeanwhile", rollbackReturnsToTheProgramOfBeforeWhateverDiedMeanwhile},
 	{"StatusTellsOfWorkersThatHaveNoSupervisor", statusTellsOfWorkersThatHaveNoSupervisor},
 	{"DoctorFindsNothingWrongAndWhatIs", doctorFindsNothingWrongAndWhatIs},
@@ -56,6 +58,7 @@ var tests = []struct {
 	{"StopByTheCommandLineStaysStopped", stopByTheCommandLineStaysStopped},
 	{"StopOfTheTargetClosesThePorts", stopOfTheTargetClosesThePorts},
 	{"FailureForGoodLeavesNoProcess", failureForGoodLeavesNoProcess},
+	{"StoreThatOutlivesAStopDoesNoHarm", storeThatOutlivesAStopDoesNoHarm},
 
 	{"JournalHasFieldsByWhichWorkersAreFound", journalHasFieldsByWhichWorkersAreFound},
 	{"JournalExplainsADeathAndARolledBackReload", journalExplainsADeathAndARolledBackReload},

@@ -84,6 +84,7 @@ func main() {
 	slow.Handle("/", handler)
 	s.Listen("inline", "", service.Web{Inline: true, Reuse: true, Handler: handler, Streams: streams})
 	s.Listen("pool", "", service.Web{Handler: slow, Streams: streams})
+	s.Kind("net", netHTTP())
 	s.Main()
 }
 

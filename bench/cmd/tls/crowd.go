@@ -26,28 +26,32 @@ type crowd struct {
 	ended   chan error
 	all     []*client
 	n       int             // that are wanted
-	closed  bool            // each has a message in flight
+	depth   int             // messages that each has in flight; 0: it says no more
 	replies int             // that have come
 	times   []time.Duration // of them, if they are wanted
 	timed   bool
 	err     error
 	up      int
 	ready   chan struct{} // closed when all have had a reply
+	talking int           // of a crowd that is to stop: who still waits for replies
+	silent  chan struct{} // closed when nobody does
 }
 
 // client is one connection.
 type client struct {
-	crowd *crowd
-	conn  *conn.Conn
-	want  []byte // what is on its way, and is to come back
-	got   int    // of want
-	sent  time.Duration
-	busy  bool
-	once  bool // it had a reply
+	crowd  *crowd
+	conn   *conn.Conn
+	number int
+	size   int    // of a message
+	text   []byte // a message, again and again: one more than may be on their way
+	got    int    // bytes that have come of the first of those
+	flying int    // messages that are on their way
+	sent   time.Duration
+	once   bool // it had a reply
 }
 
 // openCrowd connects n clients, each of which has had one reply then.
-func openCrowd(ctx context.Context, addr string, cfg *tls.Config, n, size int) (*crowd, error) {
+func openCrowd(ctx context.Context, addr string, cfg *tls.Config, n int) (*crowd, error) {
 	loop, err := reactor.New(reactor.Options{})
 	if err != nil {
 		return nil, err
@@ -75,7 +79,8 @@ func openCrowd(ctx context.Context, addr string, cfg *tls.Config, n, size int) (
 		began := 0
 		more = func() {
 			for ; began < n && began < c.up+100; began++ {
-				x := &client{crowd: c, want: bytes.Repeat([]byte{byte(began), byte(began >> 8), 'a', '\n'}, size/4+1)[:size]}
+				x := &client{crowd: c, number: began}
+				x.set(64, 1)
 				c.all = append(c.all, x)
 				if _, err := d.Dial("tls://"+addr, x); err != nil {
 					c.fail(err)
@@ -89,7 +94,7 @@ func openCrowd(ctx context.Context, addr string, cfg *tls.Config, n, size int) (
 		more()
 	})
 	if err == nil {
-		err = c.await(ctx, c.ready, n)
+		err = c.await(ctx, c.ready, "clients have a reply each")
 	}
 	if err != nil {
 		return nil, errors.Join(err, c.close())
@@ -97,19 +102,19 @@ func openCrowd(ctx context.Context, addr string, cfg *tls.Config, n, size int) (
 	return c, nil
 }
 
-// await waits until n clients have had a reply.
-func (c *crowd) await(ctx context.Context, ready chan struct{}, n int) error {
+// await waits until done is closed, which means what.
+func (c *crowd) await(ctx context.Context, done chan struct{}, what string) error {
 	limit := time.NewTimer(patience)
 	defer limit.Stop()
 	select {
-	case <-ready:
+	case <-done:
 		return c.failure()
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-limit.C:
-		up := 0
-		_ = c.do(func() { up = c.up })
-		return fmt.Errorf("tls: %d of %d clients have had a reply in %v", up, n, patience)
+		up, talking := 0, 0
+		_ = c.do(func() { up, talking = c.up, c.talking })
+		return fmt.Errorf("tls: not in %v: %s: of %d %d have had a reply, %d wait for one", patience, what, c.n, up, talking)
 	}
 }
 
@@ -130,6 +135,10 @@ func (c *crowd) fail(err error) {
 			c.up = c.n
 			close(c.ready)
 		}
+		if c.talking > 0 {
+			c.talking = 0
+			close(c.silent)
+		}
 	}
 }
 
@@ -145,31 +154,56 @@ func (c *crowd) OnConnect(cn *conn.Conn) {
 	x := cn.Client().Value().(*client)
 	x.conn = cn
 	cn.SetValue(x)
-	x.say()
+	x.say(1, nil)
 }
 
-func (x *client) say() {
-	if x.busy || x.conn == nil {
+// set has the client say from now on messages of that size, so many at a time.
+func (x *client) set(size, depth int) {
+	x.size = size
+	x.text = make([]byte, size*(depth+1))
+	for i := range x.text {
+		x.text[i] = byte(i % size)
+		if k := i % size; k < 2 {
+			x.text[i] = byte(x.number >> (8 * k))
+		}
+	}
+}
+
+// say sends n messages. What has come, if it is just these, may be sent back
+// from where it lies, as it is cheaper.
+func (x *client) say(n int, same []byte) {
+	if x.conn == nil {
 		return
 	}
-	x.busy, x.got, x.sent = true, 0, x.crowd.loop.Clock()
-	if err := x.conn.Send(x.want); err != nil {
+	if x.flying += n; x.crowd.timed {
+		x.sent = x.crowd.loop.Clock()
+	}
+	if len(same) != n*x.size {
+		same = x.text[:n*x.size]
+	}
+	if err := x.conn.Send(same); err != nil {
 		x.crowd.fail(err)
 	}
 }
 
-// OnMessage is given what has come of a reply.
+// OnMessage is given what has come of replies.
 func (c *crowd) OnMessage(cn *conn.Conn, m []byte) {
 	x := cn.Value().(*client)
-	if !x.busy || len(m) > len(x.want)-x.got || !bytes.Equal(m, x.want[x.got:x.got+len(m)]) {
-		c.fail(fmt.Errorf("other bytes came back than were sent"))
+	if end := x.got + len(m); end > x.flying*x.size || !bytes.Equal(m, x.text[x.got:end]) {
+		c.fail(errors.New("other bytes came back than were sent"))
 		return
 	}
-	if x.got += len(m); x.got < len(x.want) {
+	same := m
+	if x.got > 0 {
+		same = nil
+	}
+	ended := (x.got + len(m)) / x.size
+	x.got = (x.got + len(m)) % x.size
+	if ended == 0 {
 		return
 	}
-	x.busy = false
-	c.replies++
+	x.flying -= ended
+	c.replies += ended
 	if c.timed {
 		c.times = append(c.times, c.loop.Clock()-x.sent)
 	}
@@ -179,22 +213,52 @@ func (c *crowd) OnMessage(cn *conn.Conn, m []byte) {
 			close(c.ready)
 		}
 	}
-	if c.closed {
-		x.say()
+	if c.depth == 0 {
+		c.settle(x)
+		return
+	}
+	x.say(ended, same)
+}
+
+// settle is told that a client has a reply and says no more.
+func (c *crowd) settle(x *client) {
+	if x.flying == 0 && c.talking > 0 {
+		if c.talking--; c.talking == 0 {
+			close(c.silent)
+		}
 	}
 }
 
-// start has each client send its next message when a reply is in, until stop.
-func (c *crowd) start() error {
+// start has each client keep so many messages of that size in flight, until stop.
+func (c *crowd) start(size, depth int) error {
 	return c.do(func() {
-		c.closed = true
+		c.depth = depth
 		for _, x := range c.all {
-			x.say()
+			x.set(size, depth)
+			x.say(depth, nil)
 		}
 	})
 }
 
-func (c *crowd) stop() error { return c.do(func() { c.closed = false }) }
+// stop ends that, and waits for the replies that are still to come.
+func (c *crowd) stop(ctx context.Context) error {
+	silent := make(chan struct{})
+	err := c.do(func() {
+		c.depth, c.talking, c.silent = 0, len(c.all), silent
+		if c.err != nil {
+			c.talking = 0
+			close(silent)
+			return
+		}
+		for _, x := range c.all {
+			c.settle(x)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	return c.await(ctx, silent, "clients have all their replies")
+}
 
 // count returns how many replies have come.
 func (c *crowd) count() (n int, err error) {
@@ -211,7 +275,9 @@ func (c *crowd) pace(every time.Duration) (stop func() error, err error) {
 	err = c.do(func() {
 		next := 0
 		t = c.loop.Every(max(every/time.Duration(len(c.all)), time.Millisecond), func() {
-			c.all[next].say()
+			if x := c.all[next]; x.flying == 0 {
+				x.say(1, nil)
+			}
 			next = (next + 1) % len(c.all)
 		})
 		c.timed = true
@@ -225,7 +291,7 @@ func (c *crowd) taken() (times []time.Duration, late time.Duration, err error) {
 	e := c.do(func() {
 		times, c.times, err = c.times, nil, c.err
 		for _, x := range c.all {
-			if x.busy {
+			if x.flying > 0 {
 				late = max(late, c.loop.Clock()-x.sent)
 			}
 		}

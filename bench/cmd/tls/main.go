@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -30,20 +31,22 @@ certificate (ECDSA P-256) and one CPU, the clients another.
 
 What is measured:
   echo: replies a second of the server's CPU time (schedstat of all its threads
-  and processes), with one message in flight on each of --connections. Servers
-  take turns by bursts of --burst; ratios are those of bursts of one cycle.
-  Every byte is compared.
+  and processes), with each number of --connections, each of --sizes, and each of
+  --pipeline messages in flight on each connection. Servers take turns by bursts
+  of --burst; ratios are those of bursts of one cycle. Every byte is compared.
   idle: Pss of the server's processes before and after --idle connections were
   opened, divided by their number. Each has had one message echoed and is quiet
   for --settle. A tenth as many are open and quiet before. The kernel's own
   memory is not counted.
-  handshakes: full ones, a connection each, a second of the server's CPU time,
-  beside net/http instead of the echo of crypto/tls. nginx ends them itself.
-  handoff: how long a message is on its way, on --connections each of which
-  sends one every 100 ms, while nothing happens and while the service reloads,
-  and what reload says of the longest time that one stood still.
+  handshakes: full ones, and such as resume a session by its ticket, a
+  connection each, a second of the server's CPU time, beside net/http instead of
+  the echo of crypto/tls.
+  handoff: how long a message is on its way, on the first of --connections each
+  of which sends one every 100 ms, while nothing happens and while the service
+  reloads, and what reload says of the longest time that one stood still.
 
-Marks: 1.2 times the messages of crypto/tls; 2560 bytes an idle connection.
+Marks: 1.2 times the messages of crypto/tls; the handshakes of net/http; 2560
+bytes an idle connection.
 
 usage:
   tls [flags]
@@ -62,7 +65,8 @@ type plan struct {
 	parts       []string
 	peers       []string // NAME=COMMAND
 	sizes       []int
-	connections int
+	connections []int
+	pipeline    []int
 	idle        int
 	cycles      int
 	burst       time.Duration
@@ -83,7 +87,7 @@ func main() {
 
 // run is main without the process: it returns the exit code.
 func run(args []string, stdout, stderr io.Writer) int {
-	var p plan
+	p := plan{sizes: []int{64, 4096}, connections: []int{100, 1000}, pipeline: []int{1, 16}}
 	f := flag.NewFlagSet("tls", flag.ContinueOnError)
 	f.SetOutput(stderr)
 	f.StringVar(&p.server, "server", "../bin/server", "`path` of Mainstay's server binary")
@@ -92,8 +96,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 		p.peers = append(p.peers, s)
 		return nil
 	})
-	sizes := f.String("sizes", "64,4096", "`bytes` of a message, comma-separated, 8 or more each")
-	f.IntVar(&p.connections, "connections", 100, "`number` of connections of echo and handoff")
+	f.Func("sizes", "`bytes` of a message, comma-separated, 8 or more each (default 64,4096)", numbers(&p.sizes, 8, 1<<20))
+	f.Func("connections", "`numbers` of connections of echo and handoff, comma-separated (default 100,1000)", numbers(&p.connections, 1, 10_000))
+	f.Func("pipeline", "`numbers` of messages in flight on each, comma-separated (default 1,16)", numbers(&p.pipeline, 1, 1000))
 	f.IntVar(&p.idle, "idle", 2000, "`number` of idle connections")
 	f.IntVar(&p.cycles, "cycles", 8, "`bursts` of each server")
 	f.DurationVar(&p.burst, "burst", 500*time.Millisecond, "`time` of a burst")
@@ -110,9 +115,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 		return 2
 	}
-	err := p.parse(*parts, *sizes)
-	if err != nil || f.NArg() > 0 || p.connections < 1 || p.idle < 1 || p.cycles < 1 || p.burst <= 0 || p.settle < 0 {
-		fmt.Fprintln(stderr, "tls: want no arguments, parts and sizes there are, and a connection, a cycle and some time at least: see tls --help", err)
+	err := p.parse(*parts)
+	if err != nil || f.NArg() > 0 || p.idle < 1 || p.cycles < 1 || p.burst <= 0 || p.settle < 0 {
+		fmt.Fprintln(stderr, "tls: want no arguments, parts there are, and an idle connection, a cycle and some time at least: see tls --help", err)
 		return 2
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
@@ -124,23 +129,27 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
-func (p *plan) parse(parts, sizes string) error {
-	for part := range strings.SplitSeq(parts, ",") {
-		known := false
-		for _, k := range allParts {
-			known = known || k == part
+// numbers reads a list of them into to, each within the bounds.
+func numbers(to *[]int, least, most int) func(string) error {
+	return func(text string) error {
+		*to = nil
+		for s := range strings.SplitSeq(text, ",") {
+			n, err := strconv.Atoi(s)
+			if err != nil || n < least || n > most {
+				return fmt.Errorf("%q, want numbers from %d to %d", s, least, most)
+			}
+			*to = append(*to, n)
 		}
-		if !known {
+		return nil
+	}
+}
+
+func (p *plan) parse(parts string) error {
+	for part := range strings.SplitSeq(parts, ",") {
+		if !slices.Contains(allParts, part) {
 			return fmt.Errorf("part %q", part)
 		}
 		p.parts = append(p.parts, part)
-	}
-	for text := range strings.SplitSeq(sizes, ",") {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 8 || n > 1<<20 {
-			return fmt.Errorf("size %q", text)
-		}
-		p.sizes = append(p.sizes, n)
 	}
 	return nil
 }
@@ -172,7 +181,7 @@ func (p *plan) measure(ctx context.Context, stdout, stderr io.Writer) (err error
 		return err
 	}
 	runtime.GOMAXPROCS(1)
-	res := result{Machine: report.ThisMachine(), Connections: p.connections, Idle: p.idle}
+	res := result{Machine: report.ThisMachine(), Idle: p.idle}
 	for _, part := range p.parts {
 		fmt.Fprintf(stderr, "tls: %s\n", part)
 		var err error

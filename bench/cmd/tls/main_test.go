@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"net"
 	"os"
 	"path/filepath"
@@ -26,7 +27,9 @@ func TestCommandLineIsChecked(t *testing.T) {
 	}{
 		{[]string{"--help"}, 0, "exit codes:"},
 		{[]string{"--parts", "sleep"}, 2, `part "sleep"`},
-		{[]string{"--sizes", "7"}, 2, `size "7"`},
+		{[]string{"--sizes", "64,7"}, 2, `"7", want numbers from 8`},
+		{[]string{"--connections", "0"}, 2, `"0", want numbers from 1`},
+		{[]string{"--pipeline", "one"}, 2, `"one", want numbers`},
 		{[]string{"--cycles", "0"}, 2, "want no arguments"},
 		{[]string{"more"}, 2, "want no arguments"},
 	} {
@@ -39,23 +42,60 @@ func TestCommandLineIsChecked(t *testing.T) {
 
 func TestFiguresAreHeldAgainstTheMarks(t *testing.T) {
 	r := &result{
-		Echo: []rates{{Size: 64, Servers: []rate{
+		Echo: []rates{{Connections: 100, Size: 64, Depth: 16, Servers: []rate{
 			{Name: cryptoTLS, OfBase: stats.Of([]float64{1})}, {Name: mainstay, OfBase: stats.Of([]float64{1.25})}, {Name: nginx, OfBase: stats.Of([]float64{0.5})},
+		}}},
+		Handshakes: []rates{{What: "resumed", Servers: []rate{
+			{Name: netHTTP, OfBase: stats.Of([]float64{1})}, {Name: mainstay, OfBase: stats.Of([]float64{0.99})},
 		}}},
 		Memory:  []memory{{Name: cryptoTLS, Each: 30_000}, {Name: mainstay, Each: 2561}},
 		Handoff: &handoff{Quiet: timesOf([]time.Duration{1e6, 2e6}), Said: "reloaded"},
 	}
 	r.mark()
-	if len(r.Marks) != 2 || !r.Marks[0].Met || r.Marks[1].Met {
+	if len(r.Marks) != 3 || !r.Marks[0].Met || r.Marks[1].Met || r.Marks[2].Met {
 		t.Errorf("marks %v", r.Marks)
 	}
 	var out bytes.Buffer
 	r.print(&out)
-	for _, want := range []string{"MISSED", "2561", "reloaded", "2.00"} {
+	for _, want := range []string{"MISSED", "64 B x 16 on 100 connections", "resumed handshakes", "2561", "reloaded", "2.00"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is not in the tables:\n%s", want, &out)
 		}
 	}
+}
+
+func TestHandshakesAreFullOrResumed(t *testing.T) {
+	trust, err := certs.Make(time.Hour, "localhost")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := trust.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var served = make(chan error, 1)
+	go func() { served <- serveEcho(secure(l, pair)) }()
+	f := &field{plan: &plan{}, trust: trust}
+	for _, resume := range []bool{false, true} {
+		cfg := f.client()
+		if resume {
+			cfg.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+		}
+		for i := range 3 {
+			if err := shakeHands(l.Addr().String(), cfg, resume && i > 0); err != nil {
+				t.Errorf("resume %v, handshake %d: %v", resume, i, err)
+			}
+		}
+	}
+	if err := shakeHands(l.Addr().String(), f.client(), true); err == nil {
+		t.Error("a full handshake is taken for one that has resumed")
+	}
+	l.Close()
+	<-served
 }
 
 func TestCrowdHasItsRepliesFromAnEcho(t *testing.T) {
@@ -81,22 +121,36 @@ func TestCrowdHasItsRepliesFromAnEcho(t *testing.T) {
 	}
 	var served = make(chan error, 1)
 	go func() { served <- serveEcho(secure(l, pair)) }()
-	crowd, err := openCrowd(context.Background(), l.Addr().String(), f.client(), 20, 5000)
+	crowd, err := openCrowd(context.Background(), l.Addr().String(), f.client(), 20)
 	if err != nil {
-		t.Fatal(err)
-	}
-	if err := crowd.start(); err != nil {
 		t.Fatal(err)
 	}
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for end := time.Now().Add(patience); ; <-tick.C {
-		n, err := crowd.count()
-		if err != nil || time.Now().After(end) {
-			t.Fatalf("%d replies: %v", n, err)
+	before := 20 // the first of each
+	for _, load := range []struct{ size, depth int }{{5000, 1}, {64, 16}} {
+		if err := crowd.start(load.size, load.depth); err != nil {
+			t.Fatal(err)
 		}
-		if n > 200 {
-			break
+		for end := time.Now().Add(patience); ; <-tick.C {
+			n, err := crowd.count()
+			if err != nil || time.Now().After(end) {
+				t.Fatalf("%+v: %d replies: %v", load, n, err)
+			}
+			if n > before+20*load.depth+200 {
+				break
+			}
+		}
+		if err := crowd.stop(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if before, err = crowd.count(); err != nil {
+			t.Fatal(err)
+		}
+		for _, x := range crowd.all { // which say no more
+			if x.flying > 0 || x.got > 0 {
+				t.Errorf("%+v: a client waits for %d replies, and has %d bytes of one", load, x.flying, x.got)
+			}
 		}
 	}
 	if err := crowd.close(); err != nil {

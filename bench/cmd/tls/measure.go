@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,31 +24,44 @@ import (
 const (
 	markEcho = 1 / 1.2 // CPU time a message over that of crypto/tls
 	markIdle = 2560    // bytes
+
+	markHandshakes = 1 // CPU time of one over that of net/http
 )
 
 // result is the whole of what was measured, as JSON.
 type result struct {
-	Machine     report.Machine `json:"machine"`
-	Connections int            `json:"connections"`
-	Idle        int            `json:"idle_connections"`
-	Echo        []rates        `json:"echo,omitempty"`
-	Handshakes  *rates         `json:"handshakes,omitempty"`
-	Memory      []memory       `json:"idle,omitempty"`
-	Handoff     *handoff       `json:"handoff,omitempty"`
-	Marks       []report.Mark  `json:"marks"`
+	Machine    report.Machine `json:"machine"`
+	Idle       int            `json:"idle_connections"`
+	Echo       []rates        `json:"echo,omitempty"`
+	Handshakes []rates        `json:"handshakes,omitempty"`
+	Memory     []memory       `json:"idle,omitempty"`
+	Handoff    *handoff       `json:"handoff,omitempty"`
+	Marks      []report.Mark  `json:"marks"`
 }
 
 // rates is what servers did a second of their CPU time.
 type rates struct {
-	Size    int    `json:"size,omitempty"` // of messages
-	Servers []rate `json:"servers"`        // the first is what the others are held against
+	Connections int    `json:"connections,omitempty"`
+	Size        int    `json:"size,omitempty"`  // of messages
+	Depth       int    `json:"depth,omitempty"` // messages in flight on each
+	What        string `json:"what,omitempty"`  // of handshakes: full or resumed
+	Servers     []rate `json:"servers"`         // the first is what the others are held against
 }
 
 type rate struct {
 	Name   string          `json:"name"`
 	Rate   stats.Quartiles `json:"per_cpu_second"`
-	OfBase stats.Quartiles `json:"of_first"` // paired
+	OfBase stats.Quartiles `json:"of_first"`     // paired
+	Busy   stats.Quartiles `json:"server_cores"` // CPU time over time
 	bursts map[int]float64
+	cores  []float64
+}
+
+// burst is what one was: what was counted, and the CPU time of the server for
+// it, in how much time.
+type burst struct {
+	n        int
+	cpu, all time.Duration
 }
 
 // memory is what an idle connection takes.
@@ -80,8 +95,8 @@ func timesOf(sorted []time.Duration) times {
 	return times{at(0.5), at(0.99), at(1), len(sorted)}
 }
 
-// bursts has servers take turns and returns what burst has found.
-func (f *field) bursts(servers []*server, burst func(*server) (float64, error)) (*rates, error) {
+// bursts has servers take turns and returns what they did in their bursts.
+func (f *field) bursts(servers []*server, one func(*server) (burst, error)) (*rates, error) {
 	r := &rates{}
 	for _, s := range servers {
 		r.Servers = append(r.Servers, rate{Name: s.name, bursts: map[int]float64{}})
@@ -92,77 +107,99 @@ func (f *field) bursts(servers []*server, burst func(*server) (float64, error)) 
 	}
 	for cycle := range f.cycles + 1 {
 		for _, i := range stats.Order(order, cycle) {
-			v, err := burst(servers[i])
+			b, err := one(servers[i])
 			if err != nil {
 				return nil, fmt.Errorf("tls: %s: %w", servers[i].name, err)
 			}
-			if cycle > 0 { // the first one warms up
-				r.Servers[i].bursts[cycle] = v
+			if s := &r.Servers[i]; cycle > 0 { // the first one warms up
+				s.bursts[cycle] = float64(b.n) / b.cpu.Seconds()
+				s.cores = append(s.cores, b.cpu.Seconds()/b.all.Seconds())
 			}
 		}
 	}
 	for i := range r.Servers {
 		s := &r.Servers[i]
-		var all []float64
-		for _, v := range s.bursts {
-			all = append(all, v)
-		}
-		s.Rate, s.OfBase = stats.Of(all), stats.Paired(s.bursts, r.Servers[0].bursts)
+		s.Rate = stats.Of(slices.Collect(maps.Values(s.bursts)))
+		s.OfBase, s.Busy = stats.Paired(s.bursts, r.Servers[0].bursts), stats.Of(s.cores)
 	}
 	return r, nil
 }
 
-// during returns how many of what count counts there were a second of the
-// server's CPU time, in a burst.
-func (f *field) during(ctx context.Context, s *server, count func() (int, error)) (float64, error) {
+// during counts in a burst.
+func (f *field) during(ctx context.Context, s *server, count func() (int, error)) (b burst, err error) {
 	pids, err := s.pids()
 	if err != nil {
-		return 0, err
+		return b, err
 	}
 	if err := pause(ctx, f.burst/4); err != nil {
-		return 0, err
+		return b, err
 	}
 	before, err := proc.UsageOf(pids)
 	if err != nil {
-		return 0, err
+		return b, err
 	}
+	begin := time.Now()
 	from, err := count()
 	if err != nil {
-		return 0, err
+		return b, err
 	}
 	if err := pause(ctx, f.burst); err != nil {
-		return 0, err
+		return b, err
 	}
 	after, err := proc.UsageOf(pids)
 	if err != nil {
-		return 0, err
+		return b, err
 	}
+	b.all = time.Since(begin)
 	to, err := count()
 	if err != nil {
-		return 0, err
+		return b, err
 	}
-	return float64(to-from) / after.Since(before).Total.Seconds(), nil
+	b.n, b.cpu = to-from, after.Since(before).Total
+	return b, nil
 }
 
 func (f *field) echo(ctx context.Context, res *result) error {
-	for _, size := range f.sizes {
-		r, err := f.bursts(f.of(append([]string{cryptoTLS, mainstay, nginx}, f.custom...)...), func(s *server) (rate float64, err error) {
-			c, err := openCrowd(ctx, s.addr, f.client(), f.connections, size)
-			if err != nil {
-				return 0, err
-			}
-			defer func() { err = errors.Join(err, c.close()) }()
-			if err := c.start(); err != nil {
-				return 0, err
-			}
-			rate, err = f.during(ctx, s, c.count)
-			return rate, errors.Join(err, c.stop())
-		})
-		if err != nil {
+	for _, n := range f.connections {
+		if err := f.echoOf(ctx, res, n); err != nil {
 			return err
 		}
-		r.Size = size
-		res.Echo = append(res.Echo, *r)
+	}
+	return nil
+}
+
+// echoOf measures with n connections to each server, which are idle while it is
+// not its turn.
+func (f *field) echoOf(ctx context.Context, res *result, n int) (err error) {
+	servers := f.of(append([]string{cryptoTLS, mainstay, nginx}, f.custom...)...)
+	crowds := map[*server]*crowd{}
+	defer func() {
+		for _, c := range crowds {
+			err = errors.Join(err, c.close())
+		}
+	}()
+	for _, s := range servers {
+		if crowds[s], err = openCrowd(ctx, s.addr, f.client(), n); err != nil {
+			delete(crowds, s)
+			return fmt.Errorf("tls: %s: %w", s.name, err)
+		}
+	}
+	for _, size := range f.sizes {
+		for _, depth := range f.pipeline {
+			r, err := f.bursts(servers, func(s *server) (burst, error) {
+				c := crowds[s]
+				if err := c.start(size, depth); err != nil {
+					return burst{}, err
+				}
+				b, err := f.during(ctx, s, c.count)
+				return b, errors.Join(err, c.stop(ctx))
+			})
+			if err != nil {
+				return err
+			}
+			r.Connections, r.Size, r.Depth = n, size, depth
+			res.Echo = append(res.Echo, *r)
+		}
 	}
 	return nil
 }
@@ -170,45 +207,64 @@ func (f *field) echo(ctx context.Context, res *result) error {
 // together is how many handshakes are under way at a time.
 const together = 8
 
-func (f *field) handshakes(ctx context.Context, res *result) (err error) {
-	res.Handshakes, err = f.bursts(f.of(netHTTP, mainstay), func(s *server) (float64, error) {
-		ctx, cancel := context.WithCancel(ctx)
-		var clients sync.WaitGroup
-		defer clients.Wait()
-		defer cancel()
-		var done atomic.Int64
-		errs := make(chan error, together)
-		for range together {
-			clients.Go(func() {
-				for ctx.Err() == nil {
-					if err := shakeHands(s.addr, f.client()); err != nil {
-						errs <- err
-						return
-					}
-					done.Add(1)
-				}
-			})
+func (f *field) handshakes(ctx context.Context, res *result) error {
+	for _, what := range []string{"full", "resumed"} {
+		r, err := f.bursts(f.of(netHTTP, mainstay), func(s *server) (burst, error) {
+			return f.handshaking(ctx, s, what == "resumed")
+		})
+		if err != nil {
+			return err
 		}
-		return f.during(ctx, s, func() (int, error) {
-			select {
-			case err := <-errs:
-				return 0, err
-			default:
-				return int(done.Load()), nil
+		r.What = what
+		res.Handshakes = append(res.Handshakes, *r)
+	}
+	return nil
+}
+
+// handshaking is a burst of handshakes.
+func (f *field) handshaking(ctx context.Context, s *server, resume bool) (burst, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var clients sync.WaitGroup
+	defer clients.Wait()
+	defer cancel()
+	var done atomic.Int64
+	errs := make(chan error, together)
+	for range together {
+		clients.Go(func() {
+			cfg := f.client()
+			if resume {
+				cfg.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+			}
+			for first := true; ctx.Err() == nil; first = false {
+				if err := shakeHands(s.addr, cfg, resume && !first); err != nil {
+					errs <- err
+					return
+				}
+				done.Add(1)
 			}
 		})
+	}
+	return f.during(ctx, s, func() (int, error) {
+		select {
+		case err := <-errs:
+			return 0, err
+		default:
+			return int(done.Load()), nil
+		}
 	})
-	return err
 }
 
 // shakeHands connects, and ends the connection when both know that the
 // handshake is done.
-func shakeHands(addr string, cfg *tls.Config) error {
+func shakeHands(addr string, cfg *tls.Config, resumed bool) error {
 	c, err := tls.Dial("tcp", addr, cfg)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
+	if got := c.ConnectionState().DidResume; got != resumed {
+		return fmt.Errorf("resumed: %v, want %v", got, resumed)
+	}
 	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
 		return err
 	}
@@ -233,7 +289,7 @@ func (f *field) memories(ctx context.Context, res *result) error {
 }
 
 func (f *field) memory(ctx context.Context, s *server) (_ *memory, err error) {
-	warm, err := openCrowd(ctx, s.addr, f.client(), max(f.idle/10, 1), 64)
+	warm, err := openCrowd(ctx, s.addr, f.client(), max(f.idle/10, 1))
 	if err != nil {
 		return nil, err
 	}
@@ -252,7 +308,7 @@ func (f *field) memory(ctx context.Context, s *server) (_ *memory, err error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := openCrowd(ctx, s.addr, f.client(), f.idle, 64)
+	c, err := openCrowd(ctx, s.addr, f.client(), f.idle)
 	if err != nil {
 		return nil, err
 	}
@@ -267,7 +323,7 @@ func (f *field) memory(ctx context.Context, s *server) (_ *memory, err error) {
 
 func (f *field) handoff(ctx context.Context, res *result) (err error) {
 	s := f.of(mainstay)[0]
-	c, err := openCrowd(ctx, s.addr, f.client(), f.connections, 64)
+	c, err := openCrowd(ctx, s.addr, f.client(), f.connections[0])
 	if err != nil {
 		return err
 	}
@@ -323,7 +379,14 @@ func (r *result) mark() {
 	for _, e := range r.Echo {
 		for _, s := range e.Servers {
 			if s.Name == mainstay {
-				r.Marks = append(r.Marks, report.NewMark(fmt.Sprintf("CPU time of %d bytes over that of %s", e.Size, e.Servers[0].Name), 1/s.OfBase.Median, markEcho))
+				r.Marks = append(r.Marks, report.NewMark(fmt.Sprintf("CPU time of %s over that of %s", e.load(), e.Servers[0].Name), 1/s.OfBase.Median, markEcho))
+			}
+		}
+	}
+	for _, h := range r.Handshakes {
+		for _, s := range h.Servers {
+			if s.Name == mainstay {
+				r.Marks = append(r.Marks, report.NewMark(fmt.Sprintf("CPU time of %s handshakes over that of %s", h.What, h.Servers[0].Name), 1/s.OfBase.Median, markHandshakes))
 			}
 		}
 	}
@@ -339,12 +402,12 @@ func (r *result) print(w io.Writer) {
 	fmt.Fprintln(w, r.Machine)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	for _, e := range r.Echo {
-		fmt.Fprintf(t, "\nmessages of %d bytes on %d connections\tmsg/CPU s\tCPU µs/msg\tof %s\t\n", e.Size, r.Connections, e.Servers[0].Name)
+		fmt.Fprintf(t, "\n%s\tmsg/CPU s\tCPU µs/msg\tof %s\tserver's cores\t\n", e.load(), e.Servers[0].Name)
 		e.print(t)
 	}
-	if r.Handshakes != nil {
-		fmt.Fprintf(t, "\nfull handshakes\t/CPU s\tCPU µs each\tof %s\t\n", r.Handshakes.Servers[0].Name)
-		r.Handshakes.print(t)
+	for _, h := range r.Handshakes {
+		fmt.Fprintf(t, "\n%s handshakes\t/CPU s\tCPU µs each\tof %s\tserver's cores\t\n", h.What, h.Servers[0].Name)
+		h.print(t)
 	}
 	if len(r.Memory) > 0 {
 		fmt.Fprintf(t, "\n%d idle connections\tbytes each\tanonymous\t\n", r.Idle)
@@ -373,8 +436,13 @@ func (r *result) print(w io.Writer) {
 	}
 }
 
+// load says with what an echo was loaded.
+func (r *rates) load() string {
+	return fmt.Sprintf("%d B x %d on %d connections", r.Size, r.Depth, r.Connections)
+}
+
 func (r *rates) print(w io.Writer) {
 	for _, s := range r.Servers {
-		fmt.Fprintf(w, "%s\t%.0f\t%.2f\t%s\t\n", s.Name, s.Rate.Median, 1e6/s.Rate.Median, s.OfBase)
+		fmt.Fprintf(w, "%s\t%.0f\t%.2f\t%s\t%.2f\t\n", s.Name, s.Rate.Median, 1e6/s.Rate.Median, s.OfBase, s.Busy.Median)
 	}
 }

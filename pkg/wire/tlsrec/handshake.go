@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"slices"
 )
 
 // What a peer may send before the handshake is over, in bytes: a ClientHello
@@ -50,7 +51,8 @@ type Handshake struct {
 	next func() (struct{}, bool)
 	stop func()
 
-	keeps  bool // session tickets, as a client
+	keeps  bool     // session tickets, as a client
+	left   []string // protocols of ALPN that are left to crypto/tls
 	done   bool
 	err    error
 	result Result
@@ -61,7 +63,8 @@ type Result struct {
 	// Conn protects the connection from now on, if it is of TLS 1.3.
 	Conn *Conn
 
-	// Legacy does, if it is of TLS 1.2 or older, which cannot be taken over.
+	// Legacy does, if it is of TLS 1.2 or older, which cannot be taken over, or
+	// was left to crypto/tls.
 	Legacy *Legacy
 
 	// Rest is input that came behind the handshake: for Conn.Open, before
@@ -74,6 +77,9 @@ type Result struct {
 
 	// Info is what was agreed on.
 	Info Info
+
+	// State is the same as crypto/tls has it, with what does not travel.
+	State tls.ConnectionState
 }
 
 // Server begins the handshake of an accepted connection. config is not changed
@@ -119,6 +125,10 @@ func newHandshake(ctx context.Context, config *tls.Config, client bool) *Handsha
 	}
 	return &Handshake{ctx: ctx, tr: &transport{client: client, limit: limit, secrets: new(secrets)}}
 }
+
+// Leave has crypto/tls go on, as Result.Legacy, if the handshake agrees on one of
+// these protocols by ALPN. It is to be called before the first Step.
+func (h *Handshake) Leave(protocols ...string) { h.left = protocols }
 
 // watch returns a copy of the configuration that tells us the secrets. It
 // writes to the configuration's own KeyLogWriter as well.
@@ -208,9 +218,9 @@ func (h *Handshake) finish() {
 
 func (h *Handshake) conclude() error {
 	state := h.tls.ConnectionState()
-	h.result.Info = InfoOf(&state)
+	h.result.Info, h.result.State = InfoOf(&state), state
 	h.tr.limit = 0
-	if state.Version < tls.VersionTLS13 {
+	if state.Version < tls.VersionTLS13 || slices.Contains(h.left, state.NegotiatedProtocol) {
 		h.result.Legacy = &Legacy{tls: h.tls, tr: h.tr}
 		return nil
 	}

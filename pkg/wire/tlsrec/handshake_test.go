@@ -14,6 +14,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -826,5 +827,123 @@ func BenchmarkHandshakeOfCryptoTLS(b *testing.B) {
 		}
 		x.Close()
 		y.Close()
+	}
+}
+
+// echoOnce reads and sends back as many bytes as want has.
+func echoOnce(t *testing.T, c io.ReadWriter, want string) {
+	t.Helper()
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(c, got); err != nil || string(got) != want {
+		t.Fatalf("got %q, %v, want %q", got, err, want)
+	}
+	if _, err := c.Write(got); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestProtocolThatIsLeftToCryptoTLSStaysThere(t *testing.T) {
+	for _, left := range []string{"echo", "chat"} {
+		server, client := configs()
+		ours, theirs := sockets(t)
+		result := make(chan error, 1)
+		go func() { result <- converse(tls.Client(theirs, client)) }()
+		h := Server(t.Context(), server)
+		h.Leave("h2", left)
+		r, err := shake(ours, h, 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.State.NegotiatedProtocol != "echo" || !r.State.HandshakeComplete {
+			t.Errorf("state %+v", r.State)
+		}
+		if left != "echo" {
+			if r.Conn == nil || r.Legacy != nil {
+				t.Fatalf("result %+v", r)
+			}
+			if err := echo(ours, r.Conn, r.Rest, nil); err != nil {
+				t.Error(err)
+			}
+		} else {
+			if r.Conn != nil || r.Legacy == nil || r.Info.Version != tls.VersionTLS13 {
+				t.Fatalf("result %+v", r)
+			}
+			c := r.Legacy.Attach(ours)
+			if below, ok := c.NetConn().(interface{ NetConn() net.Conn }); !ok || below.NetConn() != ours {
+				t.Errorf("below is %T", c.NetConn())
+			}
+			if c.RemoteAddr() != ours.RemoteAddr() || c.LocalAddr() != ours.LocalAddr() {
+				t.Errorf("%v to %v", c.LocalAddr(), c.RemoteAddr())
+			}
+			if _, err := io.Copy(c, c); err != nil {
+				t.Error(err)
+			}
+			if err := c.Close(); err != nil { // with close_notify, and of what is below
+				t.Error(err)
+			}
+			if _, err := ours.Write(nil); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("what is below is open: %v", err)
+			}
+		}
+		if err := <-result; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestLegacyIsDetachedWithWhatItHasRead(t *testing.T) {
+	server, client := configs()
+	server.MaxVersion = tls.VersionTLS12
+	ours, theirs := sockets(t)
+	peer := tls.Client(theirs, client)
+	shaken := make(chan error, 1)
+	go func() { shaken <- peer.Handshake() }()
+	r, err := shake(ours, Server(t.Context(), server), 100)
+	if err := errors.Join(err, <-shaken); err != nil {
+		t.Fatal(err)
+	}
+	c := r.Legacy.Attach(ours)
+	for _, text := range []string{"one", "two"} {
+		if _, err := io.WriteString(peer, text); err != nil {
+			t.Fatal(err)
+		}
+		echoOnce(t, c, text)
+		if _, err := io.ReadFull(peer, make([]byte, len(text))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A read that is given up for a deadline breaks nothing.
+	if err := c.SetReadDeadline(time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := c.Read(make([]byte, 10)); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("%d, %v", n, err)
+	}
+	if err := errors.Join(c.SetWriteDeadline(time.Time{}), c.SetDeadline(time.Now().Add(testLimit))); err != nil {
+		t.Fatal(err)
+	}
+	// Of three bytes one is read, the others crypto/tls has.
+	if _, err := io.WriteString(peer, "abc"); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := c.Read(make([]byte, 1)); n != 1 || err != nil {
+		t.Fatalf("%d, %v", n, err)
+	}
+	r.Legacy.Detach()
+	rest := make([]byte, 10)
+	if n, err := r.Legacy.Read(rest); string(rest[:n]) != "bc" || err != nil {
+		t.Fatalf("%q, %v", rest[:n], err)
+	}
+	if _, err := r.Legacy.Read(rest); !errors.Is(err, ErrWantInput) {
+		t.Fatal(err)
+	}
+	if err := r.Legacy.Write([]byte("on")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ours.Write(r.Legacy.Output()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(peer, rest[:2]); err != nil || string(rest[:2]) != "on" {
+		t.Fatalf("%q, %v", rest[:2], err)
 	}
 }

@@ -4,11 +4,12 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"net"
 )
 
-// Legacy is a connection of TLS 1.2 or older, on the tls.Conn that has made
-// its handshake, without a goroutine. It cannot be moved. Its methods must not
-// be called concurrently.
+// Legacy is a connection of TLS 1.2 or older, or one that Handshake.Leave speaks
+// of, on the tls.Conn that has made its handshake, without a goroutine. It
+// cannot be moved. Its methods must not be called concurrently.
 type Legacy struct {
 	tls *tls.Conn
 	tr  *transport
@@ -42,6 +43,19 @@ func (l *Legacy) Output() []byte {
 	l.tr.out = nil
 	return out
 }
+
+// Attach returns the tls.Conn for somebody who wants a net.Conn of it: it reads
+// nc, after what has come already, and writes to nc, until Detach. Its NetConn has
+// the method NetConn, too, which returns nc. What Output had is to be sent
+// before. Of the methods of a Legacy only Detach may be called then.
+func (l *Legacy) Attach(nc net.Conn) *tls.Conn {
+	l.tr.below = nc
+	return l.tls
+}
+
+// Detach undoes Attach, while nobody reads or writes: what the tls.Conn has of
+// the peer's bytes is for Read. nc stays open.
+func (l *Legacy) Detach() { l.tr.below = nil }
 
 // Format prints that there is one, whatever the verb: a tls.Conn has secrets
 // that fmt would find.

@@ -18,7 +18,7 @@ func (wantInput) Timeout() bool   { return true }
 func (wantInput) Temporary() bool { return true }
 
 // transport is the net.Conn of crypto/tls, and the io.Writer of its secrets.
-// Memory is all there is behind it.
+// Memory is all there is behind it, unless a Legacy is attached to something.
 //
 // It gives out no byte beyond the record that is asked for. So crypto/tls has
 // taken, when the handshake is over, what belongs to the handshake, and the
@@ -36,6 +36,7 @@ type transport struct {
 	limit int              // of taken; 0: none
 	wait  func() (ok bool) // comes back when there is input, false: never will; nil: nobody waits
 	err   error            // why Read fails from now on
+	below net.Conn         // of Legacy.Attach; nil: memory
 
 	client  bool
 	secrets *secrets  // as logged
@@ -53,6 +54,9 @@ type secrets struct{ client, server []byte }
 func (t *transport) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
+	}
+	if t.below != nil && len(t.in) == 0 {
+		return t.below.Read(p)
 	}
 	for t.err == nil && len(t.in) == 0 {
 		if t.wait == nil {
@@ -89,6 +93,9 @@ func (t *transport) Read(p []byte) (int, error) {
 
 // Write keeps what crypto/tls sends, which is always whole records.
 func (t *transport) Write(p []byte) (int, error) {
+	if t.below != nil {
+		return t.below.Write(p)
+	}
 	if !t.client {
 		t.count(p)
 	}
@@ -173,14 +180,52 @@ func (t *transport) forget() {
 	}
 }
 
+// NetConn returns what Legacy.Attach was given.
+func (t *transport) NetConn() net.Conn { return t.below }
+
 // The rest of net.Conn. A deadline is the business of whoever calls Step.
 
-func (t *transport) Close() error                     { return nil }
-func (t *transport) LocalAddr() net.Addr              { return memoryAddr{} }
-func (t *transport) RemoteAddr() net.Addr             { return memoryAddr{} }
-func (t *transport) SetDeadline(time.Time) error      { return nil }
-func (t *transport) SetReadDeadline(time.Time) error  { return nil }
-func (t *transport) SetWriteDeadline(time.Time) error { return nil }
+func (t *transport) Close() error {
+	if t.below != nil {
+		return t.below.Close()
+	}
+	return nil
+}
+
+func (t *transport) LocalAddr() net.Addr {
+	if t.below != nil {
+		return t.below.LocalAddr()
+	}
+	return memoryAddr{}
+}
+
+func (t *transport) RemoteAddr() net.Addr {
+	if t.below != nil {
+		return t.below.RemoteAddr()
+	}
+	return memoryAddr{}
+}
+
+func (t *transport) SetDeadline(at time.Time) error {
+	if t.below != nil {
+		return t.below.SetDeadline(at)
+	}
+	return nil
+}
+
+func (t *transport) SetReadDeadline(at time.Time) error {
+	if t.below != nil {
+		return t.below.SetReadDeadline(at)
+	}
+	return nil
+}
+
+func (t *transport) SetWriteDeadline(at time.Time) error {
+	if t.below != nil {
+		return t.below.SetWriteDeadline(at)
+	}
+	return nil
+}
 
 type memoryAddr struct{}
 

@@ -556,3 +556,30 @@ func FuzzResponse(f *testing.F) {
 		}
 	})
 }
+
+func TestSessionWhoseRequestIsReadElsewhereWantsTheResponse(t *testing.T) {
+	s := NewRequested(&Config{})
+	if _, err := s.Append(nil, []byte{byte(Text), 'a'}); !errors.Is(err, ErrNotOpen) {
+		t.Errorf("a message before the response: %v", err)
+	}
+	answer := "HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Protocol: chat\r\nSec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_no_context_takeover\r\n\r\n"
+	out, err := s.Append(nil, append([]byte{byte(Response)}, answer...))
+	if err != nil || string(out) != answer {
+		t.Fatalf("%q, %v", out, err)
+	}
+	if !s.Open() || s.Subprotocol() != "chat" || !s.Compressed() {
+		t.Errorf("open %v, %q, compressed %v", s.Open(), s.Subprotocol(), s.Compressed())
+	}
+	state, err := s.AppendState(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := NewServer(&Config{})
+	if err := there.RestoreState(state); err != nil {
+		t.Fatal(err)
+	}
+	n, m, ok, err := there.Split([]byte("\x81\x82\x00\x00\x00\x00ab"), false)
+	if n != 8 || string(m) != "\x01ab" || !ok || err != nil {
+		t.Errorf("%d, %q, %v, %v", n, m, ok, err)
+	}
+}

@@ -77,7 +77,7 @@ var (
 )
 
 // Session is one connection's state: what it has of an unfinished message and
-// what it knows of the handshake. It is made by NewServer or NewClient.
+// what it knows of the handshake. It is made by NewServer, NewRequested or NewClient.
 //
 // Split, Buffered, Release and RestoreState are for one goroutine, the
 // connection's loop. Append may be called at the same time from another
@@ -129,6 +129,10 @@ const (
 // NewServer returns the session of an accepted connection, whose first message
 // is going to be a Request.
 func NewServer(c *Config) *Session { return &Session{config: c} }
+
+// NewRequested returns the session of an accepted connection whose Request
+// somebody else has read: Append is to be given the Response.
+func NewRequested(c *Config) *Session { return &Session{config: c, phase: phaseFrames} }
 
 // NewClient returns the session of an outgoing connection. The first message
 // to Append is what NewRequest has returned; the first one of Split is the
