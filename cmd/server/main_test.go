@@ -24,6 +24,9 @@ import (
 // TestMain makes the test binary the program itself where a script, or a
 // supervisor that a script has started, runs it.
 func TestMain(m *testing.M) {
+	if suite := os.Getenv(withSuite); suite != "" {
+		haveSuite(suite)
+	}
 	if os.Getenv(withTrap) != "" {
 		trapMain()
 	}

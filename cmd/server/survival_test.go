@@ -146,7 +146,7 @@ func greet(conn net.Conn, listener string) (net.Conn, error) {
 			return conn, err
 		}
 	}
-	if listener != "passed" && listener != "secure" {
+	if listener != "passed" && listener != "secure" && listener != "sealed" {
 		return conn, nil
 	}
 	c, err := certificate()
@@ -180,12 +180,25 @@ address = "tcp://127.0.0.1:0"
 address = "tcp://127.0.0.1:0"
 serve = "mortal-inline"
 `+withTLS(t, dir, "secure")+`
+[listener.sealed]
+address = "tcp://127.0.0.1:0"
+serve = "mortal-inline"
+`+withTLS(t, dir, "sealed")+`ktls = true
 [listener.passed]
 address = "tcp://127.0.0.1:0"
 serve = "mortal"
 proxy_protocol = ["127.0.0.0/8"]
 `+withTLS(t, dir, "passed"))
 	return &survival{c}
+}
+
+// secureListeners are those with TLS alone, where the kernel has it also the one
+// for which that seals.
+func secureListeners() []string {
+	if kernelTLS() != nil {
+		return []string{"secure"}
+	}
+	return []string{"secure", "sealed"}
 }
 
 // reach connects to a listener.
@@ -279,7 +292,7 @@ func TestConnectionsAtABoundaryOutliveTheDeathOfTheirWorker(t *testing.T) {
 	s := startSurvival(t, 3)
 	s.well()
 	before := s.descriptors()
-	for _, listener := range []string{"mortal", "inline", "local", "secure", "passed"} {
+	for _, listener := range append(secureListeners(), "mortal", "inline", "local", "passed") {
 		for _, death := range []string{"exit", "panic", "segv", "abort", "memory", "hang"} {
 			t.Run(listener+"/"+death, func(t *testing.T) {
 				s.t = t
@@ -449,10 +462,16 @@ func TestOpenSSLOutlivesTheDeathOfItsWorker(t *testing.T) {
 	if _, err := exec.LookPath("openssl"); err != nil {
 		t.Skip("there is no openssl")
 	}
+	for _, listener := range secureListeners() {
+		t.Run(listener, func(t *testing.T) { openSSLOutlivesTheDeathOfItsWorker(t, listener) })
+	}
+}
+
+func openSSLOutlivesTheDeathOfItsWorker(t *testing.T, listener string) {
 	s := startSurvival(t, 2)
 	address := ""
 	for _, l := range s.well().Listeners {
-		if l.Name == "secure" {
+		if l.Name == listener {
 			address = strings.TrimPrefix(l.Address, "tcp://")
 		}
 	}
@@ -465,6 +484,10 @@ func TestOpenSSLOutlivesTheDeathOfItsWorker(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, suite := range []string{"TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"} {
+		sealed := 0
+		if listener == "sealed" {
+			sealed = kernelSeals(t)
+		}
 		cmd := exec.Command("openssl", "s_client", "-connect", address, "-servername", "localhost", "-CAfile", ca, "-verify_return_error", "-ciphersuites", suite)
 		in, err := cmd.StdinPipe()
 		if err != nil {
@@ -503,6 +526,9 @@ func TestOpenSSLOutlivesTheDeathOfItsWorker(t *testing.T) {
 						t.Errorf("%s: %q by %s, %v, before by %d, want another %t", suite, line, who, err, serving, moved)
 					}
 					serving = pid
+					if listener == "sealed" && kernelSeals(t) <= sealed {
+						t.Errorf("%s: %q: not sealed by the kernel", suite, line)
+					}
 					return
 				}
 			}
@@ -582,7 +608,7 @@ func TestHalfARecordIsReadByTheNextUnlessTheDeadHasReadIt(t *testing.T) {
 	s := startSurvival(t, 2)
 	s.well()
 	// Inline: whoever has the answer knows that the callback has returned.
-	for _, listener := range []string{"inline", "secure"} {
+	for _, listener := range append(secureListeners(), "inline") {
 		for _, read := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, read %t", listener, read), func(t *testing.T) {
 				s.t = t

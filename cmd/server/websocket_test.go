@@ -109,8 +109,8 @@ func talkWS(ctx context.Context, c *websocket.Conn, done <-chan struct{}, echoes
 }
 
 func TestWebSocketIsHandedOverInTheMiddleOfAnything(t *testing.T) {
-	const key = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-	s := startWS(t, "")
+	const key = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
+	s := startWS(t, "compress_above = 1000\n")
 	c := s.Dial("ws-echo")
 	in := bufio.NewReader(c)
 	sent := 0
@@ -149,6 +149,10 @@ func TestWebSocketIsHandedOverInTheMiddleOfAnything(t *testing.T) {
 	expect("\x8a\x00\x81\x06abcdef")
 	reloaded("\x82\xfe\x00", "\x80\x00\x00\x00\x00"+strings.Repeat("x", 128)) // in a header
 	expect("\x82\x7e\x00\x80" + strings.Repeat("x", 128))
+	reloaded("\xc1\x87\x00\x00\x00\x00\xf2\x48\xcd", "\xc9\xc9\x07\x00") // in a compressed frame
+	expect("\x81\x05Hello")
+	reloaded("\x41\x83\x00\x00\x00\x00\xf2\x48\xcd", "\x80\x84\x00\x00\x00\x00\xc9\xc9\x07\x00") // between two compressed fragments
+	expect("\x81\x05Hello")
 	reloaded("\x88\x82\x00\x00\x00\x00\x03", "\xe8") // in a close
 	expect("\x88\x02\x03\xe8")
 	if _, err := in.ReadByte(); err != io.EOF {

@@ -66,7 +66,7 @@ func main() {
 		OnUpgrade: func(q *http.Request) (user, error) {
 			u := user{Name: q.FormValue("name"), Room: strings.Trim(q.URL.Path, "/")}
 			if u.Name == "" || len(u.Name+u.Room) > 32 { // Save keeps 256 bytes of JSON
-				return u, &service.Refusal{Status: http.StatusUnauthorized, Body: "who are you?\n"}
+				return u, &service.Refusal{Status: http.StatusBadRequest, Body: "who are you?\n"}
 			}
 			return u, nil
 		},

@@ -88,7 +88,7 @@ func TestPeopleAreStillWhoTheyAreWhenTheirWorkerIsKilled(t *testing.T) {
 func TestNobodyEntersWithoutAName(t *testing.T) {
 	s := servicetest.Start(t, servicetest.Options{Listeners: []string{"ws"}})
 	_, r, err := websocket.Dial(t.Context(), "ws://"+s.Addr("ws")+"/tea", nil)
-	if err == nil || r == nil || r.StatusCode != http.StatusUnauthorized {
-		t.Errorf("response %v, %v, want 401", r, err)
+	if err == nil || r == nil || r.StatusCode != http.StatusBadRequest {
+		t.Errorf("response %v, %v, want 400", r, err)
 	}
 }

@@ -1,8 +1,11 @@
-// Command frames is a whole service with a protocol of its own: netstrings,
-// which are a length in digits, a colon, so many bytes, and a comma. It sends
-// each back in capital letters. Run it with "go run ./examples/frames run" and
-// try
+// Command frames is a whole service with two protocols whose messages say how
+// long they are, and which it sends back in capital letters. One has a length
+// field, as most binary protocols: a byte of type, two bytes of length, little
+// endian, and the body; that needs no code. The other is netstrings, and is
+// written here: a length in digits, a colon, so many bytes, and a comma. Run it
+// with "go run ./examples/frames run" and try
 //
+//	printf '\1\5\0hello' | nc -N 127.0.0.1 7002
 //	printf '5:hello,0:,' | nc -N 127.0.0.1 7001
 package main
 
@@ -13,6 +16,7 @@ import (
 	"strconv"
 
 	"github.com/mainstay-go/mainstay/pkg/service"
+	"github.com/mainstay-go/mainstay/pkg/wire/length"
 )
 
 // netstrings is the protocol. It keeps nothing, so one serves all connections.
@@ -57,8 +61,20 @@ func (p netstrings) Append(dst, msg []byte) ([]byte, error) {
 	return append(dst, ','), nil
 }
 
+// packages says where the length stands, and from where on it counts. A
+// message is the whole package.
+var packages = length.Protocol{Offset: 1, Size: 2, LittleEndian: true, BodyOffset: 3}
+
 func main() {
 	s := service.New("frames")
+	s.Listen("package", "tcp://127.0.0.1:7002", service.Length[struct{}]{
+		Format: packages,
+		OnMessage: func(c *service.Conn[struct{}], m []byte) {
+			head, body := m[:3], m[3:]
+			c.Send(append(bytes.Clone(head), bytes.ToUpper(body)...))
+		},
+		Inline: true, // nothing here blocks
+	})
 	s.Listen("netstring", "tcp://127.0.0.1:7001", service.Framed[struct{}]{
 		Protocol:  netstrings{most: 64 << 10},
 		OnMessage: func(c *service.Conn[struct{}], m []byte) { c.Send(bytes.ToUpper(m)) },

@@ -72,6 +72,24 @@ func FuzzNetstringsAreSplitAsTheyAreAppended(f *testing.F) {
 	})
 }
 
+func TestPackagesAreAnsweredAcrossAReload(t *testing.T) {
+	s := servicetest.Start(t, servicetest.Options{Listeners: []string{"package"}, Config: "reload.bake = \"10ms\"\n"})
+	c := s.Dial("package")
+	for range 2 {
+		const whole, begun = "\x01\x05\x00HELLO\x02\x00\x00", "\x03\x03\x00WOW"
+		io.WriteString(c, "\x01\x05\x00hello\x02\x00\x00\x03\x03\x00wo")
+		got := make([]byte, len(whole))
+		if _, err := io.ReadFull(c, got); err != nil || string(got) != whole {
+			t.Fatalf("got %q, %v", got, err)
+		}
+		s.Reload()
+		io.WriteString(c, "w")
+		if _, err := io.ReadFull(c, got[:len(begun)]); err != nil || string(got[:len(begun)]) != begun {
+			t.Fatalf("got %q, %v", got[:len(begun)], err)
+		}
+	}
+}
+
 func TestNetstringsAreAnsweredAcrossAReload(t *testing.T) {
 	s := servicetest.Start(t, servicetest.Options{Listeners: []string{"netstring"}, Config: "reload.bake = \"10ms\"\n"})
 	c := s.Dial("netstring")

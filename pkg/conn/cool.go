@@ -8,12 +8,12 @@ const coolAfter = 5 * time.Second
 
 // warm takes note that the keys of c are used. Loop only.
 func (c *Conn) warm(l *layer) {
-	if l.warm || l.tls == nil {
+	if l.warm > 0 || l.tls == nil || c.state == Closed {
 		return
 	}
-	l.warm = true
 	s := c.set
 	s.warm = append(s.warm, c)
+	l.warm = int32(len(s.warm))
 	if s.cooling == nil {
 		s.cooling = s.loop.Every(coolAfter, s.cool)
 	}
@@ -28,12 +28,12 @@ func (s *Set) cool() {
 	for _, c := range s.warm {
 		l := c.layered()
 		switch {
-		case c.state == Closed || l == nil || l.tls == nil:
 		case c.has(flagFrozen) || c.lastIn.later(c.lastOut).until(now) < coolAfter:
 			kept = append(kept, c)
+			l.warm = int32(len(kept))
 		default:
 			l.tls.Cool()
-			l.warm = false
+			l.warm = 0
 			n++
 			if c.cfg.Handshakes != nil {
 				told = c.cfg.Handshakes.cooled
@@ -41,12 +41,34 @@ func (s *Set) cool() {
 		}
 	}
 	clear(s.warm[len(kept):])
-	if s.warm = kept; len(kept) == 0 {
+	s.warm = kept
+	s.coolNone()
+	if told != nil {
+		told(n)
+	}
+}
+
+// coolNone ends the timer if there is nobody for it.
+func (s *Set) coolNone() {
+	if len(s.warm) == 0 && s.cooling != nil {
 		s.warm = nil
 		s.cooling.Stop()
 		s.cooling = nil
 	}
-	if told != nil {
-		told(n)
+}
+
+// unwarm forgets a connection that is over: where they come and go fast, those
+// of the last seconds would be most of what the garbage collector has to look at.
+func (c *Conn) unwarm(l *layer) {
+	if l.warm == 0 {
+		return
 	}
+	s := c.set
+	last := len(s.warm) - 1
+	moved := s.warm[last]
+	s.warm[l.warm-1] = moved
+	moved.layered().warm = l.warm
+	s.warm[last] = nil
+	s.warm = s.warm[:last]
+	l.warm = 0
 }

@@ -26,8 +26,8 @@ func TestKeysOfIdleConnectionsAreCooledAndMadeAgain(t *testing.T) {
 				c.lastIn -= ticksAt(coolAfter)
 				c.lastOut -= ticksAt(coolAfter)
 				r.set.cool()
-				if len(r.set.warm) != 1 || c.layered().warm || r.set.cooling == nil {
-					t.Errorf("%d connections are warm, this one %v, want another one", len(r.set.warm), c.layered().warm)
+				if len(r.set.warm) != 1 || c.layered().warm != 0 || r.set.cooling == nil {
+					t.Errorf("%d connections are warm, this one is number %d, want another one", len(r.set.warm), c.layered().warm)
 				}
 				r.set.warm[0].lastIn -= ticksAt(coolAfter)
 				r.set.warm[0].lastOut -= ticksAt(coolAfter)
@@ -43,4 +43,35 @@ func TestKeysOfIdleConnectionsAreCooledAndMadeAgain(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestConnectionsThatAreOverAreNotKeptWarm(t *testing.T) {
+	r := newRig(t)
+	cfg := secured(t, r.config(funcs{message: echo(t)}, true))
+	var clients []*tls.Conn
+	for range 5 {
+		c := handshaken(t, r.client(cfg), clientTLS(tls.VersionTLS13))
+		write(t, c, "hello")
+		expect(t, c, "hello")
+		clients = append(clients, c)
+	}
+	for i, next := range []int{2, 0, 4, 3, 1} { // from within, the first, the last
+		clients[next].Close()
+		left := len(clients) - i - 1
+		r.until("the closed connection is forgotten", func() bool { return len(r.set.warm) == left })
+		r.do(func() {
+			for i, c := range r.set.warm {
+				if c.state == Closed || c.layered().warm != int32(i)+1 {
+					t.Errorf("place %d has a connection that is %v and says %d", i, c.state, c.layered().warm-1)
+				}
+			}
+			if left > 0 {
+				return
+			}
+			r.set.cool()
+			if r.set.cooling != nil {
+				t.Error("a timer is left for nobody")
+			}
+		})
+	}
 }

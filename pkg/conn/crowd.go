@@ -1,7 +1,8 @@
 package conn
 
-// crowdPage is how many connections a page of a crowd has.
-const crowdPage = 512
+// crowdPage is how many connections a page of a crowd has: 32 KiB, which is
+// what it takes. The allocator rounds 4 KiB of pointers up to 4864 bytes.
+const crowdPage = 4096
 
 // crowd is the connections of a set, in no order. It grows and shrinks by pages: a slice
 // of them all would leave, when it grows, as much garbage as it holds.

@@ -30,11 +30,12 @@ type layer struct {
 	stage     stage
 	handshake *tlsrec.Handshake // while stage is handshaking
 	stepping  bool              // and a goroutine has it
+	behind    bool              // and input has come meanwhile
 	tls       *tlsrec.Conn      // once open: this
 	legacy    *tlsrec.Legacy    // or this
 	tickets   *tlsrec.Tickets   // of an outgoing one whose sessions are kept; nil: no more of them are wanted
 	in        *buffer           // an incomplete record
-	warm      bool              // tls is in set.warm
+	warm      int32             // its place in set.warm, and one; 0: it has none
 	quiet     bool              // no byte of a message has come
 	failed    bool              // there is nothing more to be sealed
 	owes      bool              // legacy has something to send
@@ -196,7 +197,11 @@ func (c *Conn) received(l *layer, plain []byte) {
 		l.quiet, c.partial = false, 0
 	}
 	if !c.held && !c.has(flagsHeld) {
-		c.take(plain)
+		if c.cfg.whole && c.in == nil && len(plain) <= c.cfg.Limits.MaxMessage {
+			c.takeWhole(plain)
+		} else {
+			c.take(plain)
+		}
 		return
 	}
 	if c.in == nil {
@@ -282,6 +287,9 @@ func (l *layer) pending() bool { return l.owes || l.tls != nil && l.tls.Pending(
 func (c *Conn) flushSealedLocked(l *layer) {
 	plain := l.tls != nil || l.legacy != nil
 	bye := c.state == Closing && !c.has(flagLate) && l.goodbye()
+	if c.sealDirectLocked(l, bye) {
+		return
+	}
 	if queued := c.queuedLocked(); c.blocked || l.sealed.bytes == 0 && !bye && !l.pending() && (!plain || c.out.bytes == 0) {
 		c.noteUnsentLocked(l.sealed.bytes)
 		c.mu.Unlock()
@@ -317,16 +325,12 @@ func (c *Conn) flushSealedLocked(l *layer) {
 	// Only the loop takes bytes out, and Send only adds behind them.
 	s := c.set
 	c.warm(l)
-	records := c.sealDirect(l, text, bye)
-	if records == nil {
-		var err error
-		records, err = l.seal(s.sealed[:0], text, bye)
-		if err != nil && !l.failed {
-			c.tlsFailed(l, err)
-		}
-		if s.sealed = records; cap(records) > 2*sealMost {
-			s.sealed = nil // made by a long handshake, or by crypto/tls
-		}
+	records, err := l.seal(s.sealed[:0], text, bye)
+	if err != nil && !l.failed {
+		c.tlsFailed(l, err)
+	}
+	if s.sealed = records; cap(records) > 2*sealMost {
+		s.sealed = nil // made by a long handshake, or by crypto/tls
 	}
 	c.mu.Lock()
 	c.takeLocked(len(text))
@@ -357,18 +361,39 @@ func (c *Conn) put(b []byte) (n int, ok bool) {
 	return n, true
 }
 
-// sealDirect makes one record where the text lies, if that is in the loop's
-// buffer, of which nothing else is needed any more. Otherwise it returns nil.
-func (c *Conn) sealDirect(l *layer, text []byte, bye bool) []byte {
-	loop := c.set.loop
-	if bye || l.tls == nil || len(text) == 0 || !loop.Holds(text) {
-		return nil
+// sealDirectLocked is flushSealedLocked in the usual case: all there is to be
+// sent lies in the loop's buffer, of which nothing else is needed any more, and
+// becomes one record there. Otherwise it does nothing and returns false. It needs
+// mu, and lets go of it if it returns true.
+func (c *Conn) sealDirectLocked(l *layer, bye bool) bool {
+	s := c.set
+	if s.current != c || len(s.direct) == 0 || len(s.direct) != c.out.bytes || l.sealed.bytes > 0 ||
+		c.blocked || bye || l.tls == nil || l.toKernel || l.kernel || c.has(flagFull) {
+		return false
 	}
-	record := loop.Around(text, tlsrec.RecordHead, tlsrec.RecordTail)
-	if record == nil || !l.tls.SealWithin(record) {
-		return nil
+	record := s.loop.Around(s.direct, tlsrec.RecordHead, tlsrec.RecordTail)
+	if record == nil {
+		return false
 	}
-	return record
+	c.warm(l)
+	if !l.tls.SealWithin(record) {
+		return false
+	}
+	s.direct = nil
+	c.out.bytes = 0
+	c.noteUnsentLocked(len(record)) // which are numbered now
+	c.mu.Unlock()
+	n, ok := c.put(record)
+	switch {
+	case !ok:
+	case n == len(record):
+		c.sent(n)
+	default:
+		c.mu.Lock()
+		l.sealed.add(record[n:])
+		c.wroteLocked(n, true)
+	}
+	return true
 }
 
 // plainLocked returns the start of the send queue, at most so many bytes, in one
@@ -431,6 +456,7 @@ func (c *Conn) unsentLocked() int {
 // end gives back what the layer has: secrets are overwritten. Loop only.
 func (l *layer) end(c *Conn) {
 	l.abandon(c)
+	c.unwarm(l)
 	l.freeIn()
 	if l.tls != nil {
 		l.tls.Drop()

@@ -19,7 +19,8 @@ const (
 	// Crash means that the process that had it is dead.
 	Crash
 
-	// Restart means that the whole service was started anew.
+	// Restart means that the service was restarted, and has new code or a new
+	// configuration by that. All comes along that comes with a Reload.
 	Restart
 )
 

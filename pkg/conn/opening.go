@@ -239,7 +239,9 @@ func (c *Conn) beginHandshake(l *layer) {
 	c.step(l)
 }
 
-// step has the handshake go on. The connection is not read meanwhile.
+// step has the handshake go on. The connection is not read meanwhile, but
+// watched: most often nothing comes, and there is no need to ask the kernel for
+// anything. If something does, it is watched no more until the step is done.
 func (c *Conn) step(l *layer) {
 	l.stepping = true
 	h, places := l.handshake, c.cfg.Handshakes
@@ -255,7 +257,7 @@ func (c *Conn) step(l *layer) {
 
 // stepped goes on behind step.
 func (c *Conn) stepped(l *layer) {
-	l.stepping = false
+	l.stepping, l.behind = false, false
 	if c.state != Open {
 		l.abandon(c)
 		return
@@ -360,7 +362,7 @@ func (c *Conn) handshaking() bool {
 func (c *Conn) readsToOpen(flags uint32) bool {
 	switch l := c.layered(); l.stage {
 	case stageHandshaking:
-		return !l.stepping // even if somebody waits to freeze it
+		return !l.behind // even if somebody waits to freeze it
 	case stagePlace:
 		return false
 	default:

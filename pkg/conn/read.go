@@ -80,6 +80,12 @@ func (c *Conn) readable() {
 	if c.held || c.eof || c.has(flagsHeld) && c.state == Open && !c.handshaking() {
 		return
 	}
+	if c.has(flagOpening) {
+		if l := c.layered(); l != nil && l.stepping {
+			l.behind = true // until the step is done
+			return
+		}
+	}
 	loop := c.set.loop
 	if !c.tcp {
 		c.disturb()

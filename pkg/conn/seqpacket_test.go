@@ -139,6 +139,31 @@ func TestPacketThatIsTooLongEndsTheConnection(t *testing.T) {
 	}
 }
 
+// A packet is not cut: one that the socket's buffer does not hold would never leave.
+func TestPacketThatTheSocketCannotHoldEndsTheConnection(t *testing.T) {
+	r := newRig(t)
+	closed := make(chan error, 1)
+	client, c := r.seqpacket(r.config(funcs{close: func(_ *Conn, why error) { closed <- why }}, true))
+	// After New, which may want more; the kernel has a least of its own, which is
+	// less than half of this packet.
+	r.do(func() {
+		if err := unix.SetsockoptInt(int(c.fd), unix.SOL_SOCKET, unix.SO_SNDBUF, 1); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := c.Send([]byte("short")); err != nil {
+		t.Error(err)
+	}
+	expectPacket(t, client, "short")
+	if err := c.Send(make([]byte, 20000)); err != nil {
+		t.Error(err)
+	}
+	if err := receive(t, closed); !errors.Is(err, ErrReset) || !errors.Is(err, unix.EMSGSIZE) {
+		t.Errorf("ended by %v, want ErrReset and EMSGSIZE", err)
+	}
+	expectPacket(t, client, "") // the end
+}
+
 // What the kernel does not take waits up to the limit, packet by packet.
 func TestPacketsWaitForAPeerThatDoesNotRead(t *testing.T) {
 	r := newRig(t)

@@ -220,16 +220,23 @@ func TestReplyThatNobodyTakesIsDroppedAndTold(t *testing.T) {
 		name      string
 		connected bool
 		gone      bool
+		buffer    int // SO_SNDBUF; 0: as it is
 		size      int
 		want      error
 	}{
-		{"reads nothing", false, false, 1, unix.EAGAIN},
-		{"reads nothing and is connected", true, false, MaxDatagram, unix.EAGAIN},
-		{"is gone", true, true, 1, unix.ECONNREFUSED},
+		{"reads nothing", false, false, 0, 1, unix.EAGAIN},
+		{"reads nothing and is connected", true, false, 0, MaxDatagram, unix.EAGAIN},
+		{"is gone", true, true, 0, 1, unix.ECONNREFUSED},
+		{"could not get as much", true, false, 1, MaxDatagram, unix.EMSGSIZE},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := newRig(t)
 			fd, path := unixgram(t, "")
+			if tt.buffer > 0 {
+				if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, tt.buffer); err != nil {
+					t.Fatal(err)
+				}
+			}
 			events := make(chan Event, 100)
 			replies := datagramQueue(t) + 10
 			come, hold := make(chan struct{}), make(chan struct{})

@@ -32,6 +32,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // MaxRequest is the largest body of a request, in bytes.
@@ -63,6 +64,8 @@ type Status struct {
 	LastGood    *Release   `json:"last_good,omitempty"` // to which rollback returns; nil: there is none
 	Connections int64      `json:"connections"`         // of all workers
 
+	Certificates []Certificate `json:"certificates,omitempty"` // that the listeners of this generation have, for TLS
+
 	Strangers []Stranger `json:"strangers,omitempty"` // processes in the unit's cgroup that nobody supervises
 
 	// Of the connections of workers that died, since the supervisor's start.
@@ -78,6 +81,13 @@ type Release struct {
 	Build      string `json:"build,omitempty"`    // as its workers said
 	Executable string `json:"executable"`         // the path of its program
 	Replaced   bool   `json:"replaced,omitempty"` // another file is there now, or none
+}
+
+// Certificate is one that a listener shows its clients.
+type Certificate struct {
+	Listener string    `json:"listener"`
+	Name     string    `json:"name"` // its first host name, or its common name
+	Expires  time.Time `json:"expires"`
 }
 
 // Stranger is a process in the unit's cgroup that is neither the supervisor, nor

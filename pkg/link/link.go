@@ -89,7 +89,7 @@ import (
 // counts two up, and no worker is adopted then.
 //
 //	1  the first
-//	2  Identity.Control
+//	2  Identity.Control, Drain.Restart
 const Contract = 2
 
 // OrphanGrace is how long a worker serves on without a supervisor before it

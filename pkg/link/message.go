@@ -198,6 +198,9 @@ type Drain struct {
 	// To is the incarnation that gets them; 0: they are spread over the
 	// peers of this pool that serve.
 	To uint64 `json:"to,omitempty"`
+	// Restart says that it is because the service was restarted, which those
+	// who take the connections are told. A worker of contract 1 skips it.
+	Restart bool `json:"restart,omitempty"`
 }
 
 // Stop tells a worker to end its grace now: close everything in order and

@@ -25,8 +25,10 @@ type row struct {
 }
 
 // pageRows is the number of rows of a page. The table grows by pages, so a
-// row never moves, and growing costs the same however large the table is.
-const pageRows = 512
+// row never moves, and growing costs the same however large the table is. A
+// page of 40 KiB takes just that; one half as large is rounded up by a
+// sixteenth.
+const pageRows = 1024
 
 // table holds the rows. Row 0 stays empty, so that no token is zero and so
 // that 0 ends the list of free rows.

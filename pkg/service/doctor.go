@@ -167,14 +167,18 @@ func (s *Service) examineRunning(ctx context.Context, c *control.Client, r *chec
 	if x, err := within(ctx, c.Examine); err != nil {
 		r.add(levelWarning, "the supervisor was not examined: "+err.Error(), "its limits, its store and its configuration are not checked", "systemctl restart brings in a supervisor that can answer, and drops nobody")
 	} else {
+		start := x.FilesSoft
 		if name := filepath.Base(x.Cgroup); x.Cgroup != "" {
 			state := unitState(ctx, name)
 			r.manager(name, state, x)
 			if most, err := strconv.Atoi(state["FileDescriptorStoreMax"]); err == nil && x.StoreMax == 0 {
 				x.StoreMax = most // before 254 systemd does not tell it to the service
 			}
+			if soft, err := strconv.ParseUint(state["LimitNOFILESoft"], 10, 64); err == nil {
+				start = soft // Go's runtime has raised the process's own, if it could
+			}
 		}
-		r.process(x, len(st.Listeners))
+		r.process(x, len(st.Listeners), start)
 	}
 	if text, err := within(ctx, c.Metrics); err != nil {
 		r.add(levelWarning, "certificates are not checked: "+err.Error(), "one that expires refuses every client", "see /metrics of the control socket")
@@ -239,8 +243,9 @@ func (r *checkup) worker(st control.Status, w control.Worker) {
 	}
 }
 
-// process judges what the supervisor says of itself.
-func (r *checkup) process(x control.Examination, listeners int) {
+// process judges what the supervisor says of itself. start is the soft limit of
+// open files with which systemd starts it.
+func (r *checkup) process(x control.Examination, listeners int, start uint64) {
 	if x.Unprotected != "" {
 		r.add(levelError, "the supervisor cannot reach into its workers: "+x.Unprotected, "connections end with the worker that has them", "allow pidfd_getfd in SystemCallFilter= and in the container, and have kernel.yama.ptrace_scope 0 or 1; then restart")
 	}
@@ -259,8 +264,8 @@ func (r *checkup) process(x control.Examination, listeners int) {
 	if x.FilesSoft < uint64(x.FilesNeed) {
 		r.add(levelError, fmt.Sprintf("the supervisor may open %d files (soft limit), a reload needs up to %d", x.FilesSoft, x.FilesNeed), "workers cannot be started, nor connections rescued", "raise LimitNOFILE=")
 	}
-	if trap := x.StoreMax + listeners + 64; x.StoreMax > 0 && x.FilesSoft < uint64(trap) {
-		r.add(levelError, fmt.Sprintf("the soft limit of open files is %d, and %d descriptors may be stored", x.FilesSoft, x.StoreMax), "a start that is handed more than the limit fails, and so does every one after it (202/FDS)", fmt.Sprintf("set LimitNOFILE= to %d or more", trap))
+	if trap := x.StoreMax + listeners + 64; x.StoreMax > 0 && start < uint64(trap) {
+		r.add(levelError, fmt.Sprintf("the soft limit of open files is %d at the start, and %d descriptors may be stored", start, x.StoreMax), "a start that is handed more than the limit fails, and so does every one after it (202/FDS)", fmt.Sprintf("set LimitNOFILE= to %d or more", trap))
 	}
 	for _, name := range x.Blocking {
 		r.add(levelError, "the socket of listener "+name+" was handed over blocking", "the next start does so again, under workers that serve: they hang in accept", "set NonBlocking=yes in the service unit")

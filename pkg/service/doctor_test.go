@@ -72,13 +72,26 @@ func TestEachAilmentIsFoundAndExplained(t *testing.T) {
 		tt.ail(&st, &x)
 		var r checkup
 		r.status(st)
-		r.process(x, 2)
+		r.process(x, 2, x.FilesSoft)
 		switch {
 		case tt.level == "" && len(r.Findings) == 0:
 		case len(r.Findings) != 1:
 			t.Errorf("%s: findings %+v, want one", tt.name, r.Findings)
 		case r.Findings[0].Level != tt.level || !strings.Contains(r.Findings[0].What, tt.what) || r.Findings[0].Why == "" || r.Findings[0].Do == "":
 			t.Errorf("%s: %+v, want %q of %s", tt.name, r.Findings[0], tt.what, tt.level)
+		}
+	}
+}
+
+func TestLimitOfTheNextStartCountsAndNotTheOneThatTheRuntimeHasRaised(t *testing.T) {
+	_, x := well()
+	for _, tt := range []struct {
+		start    uint64
+		findings int
+	}{{start: 524288}, {start: 1024, findings: 1}} {
+		var r checkup
+		if r.process(x, 2, tt.start); len(r.Findings) != tt.findings {
+			t.Errorf("with a soft limit of %d at the start: %+v, want %d findings", tt.start, r.Findings, tt.findings)
 		}
 	}
 }

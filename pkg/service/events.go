@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -58,7 +59,8 @@ type Events[T any] struct {
 	// be none: a *Refusal says how the request is answered, any other error
 	// means 403, of which the client does not see the text. nil: all get one.
 	OnRequest func(r *http.Request) (T, error)
-	// Header returns more fields of the answer, such as those of CORS. nil: none.
+	// Header returns more fields of the answer, such as those of CORS, or others
+	// than "Cache-Control: no-store" and "X-Accel-Buffering: no". nil: none.
 	Header func(r *http.Request) http.Header
 
 	OnConnect func(c *EventStream[T])
@@ -250,11 +252,19 @@ func (h *eventHandler[T]) OnConnect(c *conn.Conn) {
 		}
 	}
 	head := http1.AppendStatusLine(nil, r.ProtoMinor, http.StatusOK)
-	head = append(head, "Content-Type: text/event-stream\r\nCache-Control: no-store\r\nX-Accel-Buffering: no\r\nConnection: close\r\n"...)
+	head = append(head, "Content-Type: text/event-stream\r\nConnection: close\r\n"...)
 	head = http1.AppendDate(head, time.Now())
+	fields := http.Header{"Cache-Control": {"no-store"}, "X-Accel-Buffering": {"no"}}
 	if h.Header != nil {
-		head = http1.AppendFields(head, h.Header(r), func(name string) bool { return name != "Content-Length" && name != "Transfer-Encoding" })
+		maps.Copy(fields, h.Header(r))
 	}
+	head = http1.AppendFields(head, fields, func(name string) bool {
+		switch name {
+		case "Connection", "Content-Length", "Content-Type", "Date", "Transfer-Encoding": // they are said, or not to be said
+			return false
+		}
+		return true
+	})
 	if err := c.Send(append(head, "\r\n"...)); err != nil {
 		return // it is over
 	}
@@ -267,15 +277,7 @@ func (h *eventHandler[T]) OnConnect(c *conn.Conn) {
 
 // refuse answers a request that gets no stream.
 func (h *eventHandler[T]) refuse(c *conn.Conn, why error) {
-	r, ok := errors.AsType[*Refusal](why)
-	if !ok {
-		r = &Refusal{Status: http.StatusForbidden, Err: why}
-	}
-	m, err := r.Message()
-	if err != nil {
-		panic(fmt.Errorf("service: answer to a request that is refused: %w", err))
-	}
-	_ = c.Close(why, m[1:]) // without the kind that a WebSocket's message has
+	_ = c.Close(why, refusing(why)[1:]) // without the kind that a WebSocket's message has
 }
 
 func (h *eventHandler[T]) beat(c *conn.Conn) {
@@ -314,7 +316,7 @@ func (h *eventHandler[T]) OnAdopt(c *conn.Conn, why Reason) {
 	if typed == nil {
 		return
 	}
-	if why == Crash || why == Restart {
+	if why == Crash {
 		h.beat(c) // timers have not come along
 	}
 	if h.Events.OnAdopt != nil {

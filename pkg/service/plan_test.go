@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -230,14 +231,31 @@ func TestOperatorsSettingsGoBeforeTheCodes(t *testing.T) {
 	}
 }
 
+func TestExpiryIsToldByHowNearItIs(t *testing.T) {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	for _, tt := range []struct {
+		left time.Duration
+		want string
+	}{
+		{left: 90 * 24 * time.Hour, want: "expires 2026-04-01T00:00:00Z"},
+		{left: 24 * time.Hour, want: "expires soon: 2026-01-02T00:00:00Z"},
+		{left: -24 * time.Hour, want: "expired 2025-12-31T00:00:00Z"},
+	} {
+		if got := expiry(now.Add(tt.left), now); got != tt.want {
+			t.Errorf("%v before its end: %q, want %q", tt.left, got, tt.want)
+		}
+	}
+}
+
 func TestStatusIsReadable(t *testing.T) {
 	var b bytes.Buffer
 	err := writeStatus(&b, control.Status{
 		Service: "app", Version: "v1", PID: 100, State: "degraded", Reason: "slot 1 has no worker", Generation: 3, UptimeMS: 7_384_000, Connections: 12, Kept: 40, Torn: 2,
-		Listeners:  []control.Listener{{Name: "ws", Address: "tcp://[::]:80", Inherited: true}, {Name: "x", Address: "unix:///tmp/x", Serve: "echo"}},
-		LastReload: &control.Reload{Generation: 4, Reason: "not ready within 30s", At: "2026-01-02T03:04:05Z", TookMS: 30_000, Moved: 498, Left: 2, Lost: 1, LongestStallUS: 12_345},
-		Release:    control.Release{Generation: 3, Executable: "/usr/bin/app", Build: "v1", Replaced: true},
-		LastGood:   &control.Release{Generation: 2, Executable: "/usr/bin/app"},
+		Listeners:    []control.Listener{{Name: "ws", Address: "tcp://[::]:80", Inherited: true}, {Name: "x", Address: "unix:///tmp/x", Serve: "echo"}},
+		LastReload:   &control.Reload{Generation: 4, Reason: "not ready within 30s", At: "2026-01-02T03:04:05Z", TookMS: 30_000, Moved: 498, Left: 2, Lost: 1, LongestStallUS: 12_345},
+		Release:      control.Release{Generation: 3, Executable: "/usr/bin/app", Build: "v1", Replaced: true},
+		LastGood:     &control.Release{Generation: 2, Executable: "/usr/bin/app"},
+		Certificates: []control.Certificate{{Listener: "ws", Name: "ws.example.org", Expires: time.Date(2001, 2, 3, 4, 5, 6, 0, time.UTC)}},
 		Pools: []control.Pool{{Name: "worker", Want: 2, Ready: 1, Respawns: 5, Workers: []control.Worker{
 			{Slot: 0, PID: 101, Generation: 3, State: "ready", UptimeMS: 65_000, Connections: 12, Accepts: 20, Messages: 1000, BytesIn: 2048, BytesOut: 5 << 20, RSSBytes: 12 << 20, CPUMS: 4500, HeartbeatAgeMS: 12, Given: 498, Taken: 1, Refused: 3, Thawed: 2, LongestStallUS: 1500, Protection: "unprotected: a filter forbids it"},
 			{Slot: 1, Generation: 3, State: "backing off", HeartbeatAgeMS: -1, Respawns: 5, StartFailures: 4, RetryMS: 1500, LastDeath: "exit code 1: no database"},
@@ -252,6 +270,7 @@ release: generation 3, /usr/bin/app, version v1 (the file has been replaced)
 last good: generation 2, /usr/bin/app
 last reload: generation 4 at 2026-01-02T03:04:05Z, took 30s, 498 connections moved, 2 left, 1 lost, longest stall 12ms, failed: not ready within 30s
 deaths of workers: 40 connections kept, 2 torn
+certificate: ws.example.org of listener ws, expired 2001-02-03T04:05:06Z
 
 LISTENER  ADDRESS        SERVES  SOCKET
 ws        tcp://[::]:80  -       systemd

@@ -468,7 +468,7 @@ func (c config) settings() (supervisor.Settings, error) {
 		workers = min(runtime.NumCPU(), supervisor.MaxWorkers)
 	}
 	return supervisor.Settings{
-		Memo:    memo,
+		Memo: memo, Certificates: c.certificates(),
 		Workers: workers, StartAttempts: c.StartAttempts, MaxOld: c.MaxOld, Parallel: c.Parallel,
 		StartTimeout: c.StartTimeout, Grace: c.Grace, StopGrace: c.StopGrace, Bake: c.Bake,
 		Respawn:   backoff.Policy{First: c.RespawnFirst, Max: c.RespawnMax},

@@ -47,7 +47,7 @@ const (
 	Reload  = conn.Reload  // the service has new code or a new configuration
 	Move    = conn.Move    // somebody wanted it here: the application, the operator, or the balance of the load
 	Crash   = conn.Crash   // the worker that had it is dead
-	Restart = conn.Restart // the whole service was started anew
+	Restart = conn.Restart // the service was restarted: as Reload
 )
 
 // Why a connection ended, or why it refused what was asked of it; see package conn.

@@ -44,6 +44,9 @@ func writeStatus(w io.Writer, st control.Status, r rates) error {
 	if st.Kept+st.Torn > 0 {
 		fmt.Fprintf(b, "deaths of workers: %d connections kept, %d torn\n", st.Kept, st.Torn)
 	}
+	for _, c := range st.Certificates {
+		fmt.Fprintf(b, "certificate: %s of listener %s, %s\n", c.Name, c.Listener, expiry(c.Expires, time.Now()))
+	}
 	for _, x := range st.Strangers {
 		fmt.Fprintf(b, "stranger: pid %d (%s) since %s: %s\n", x.PID, x.Name, age(x.AgeMS), x.Account)
 	}
@@ -52,6 +55,17 @@ func writeStatus(w io.Writer, st control.Status, r rates) error {
 		writePool(b, p, r)
 	}
 	return b.Flush()
+}
+
+// expiry shows when a certificate ends.
+func expiry(at, now time.Time) string {
+	word := "expires"
+	if at.Before(now) {
+		word = "expired"
+	} else if at.Sub(now) < certificateMargin {
+		word = "expires soon:"
+	}
+	return word + " " + at.UTC().Format(time.RFC3339)
 }
 
 // release shows a release in a line.

@@ -18,6 +18,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/mainstay-go/mainstay/pkg/control"
 	"github.com/mainstay-go/mainstay/pkg/wire/proxyproto"
 	"github.com/mainstay-go/mainstay/pkg/wire/tlsrec"
 	"github.com/mainstay-go/mainstay/pkg/worker"
@@ -303,6 +304,20 @@ func (c *config) readCertificates() error {
 		c.material[name] = m
 	}
 	return nil
+}
+
+// certificates are those that were read, for status.
+func (c *config) certificates() (all []control.Certificate) {
+	for _, name := range sortedKeys(c.material) {
+		for _, pem := range c.material[name].Certificates {
+			pair, err := tls.X509KeyPair(pem.Cert, pem.Key)
+			if err != nil {
+				continue // it was read without one
+			}
+			all = append(all, control.Certificate{Listener: name, Name: certificateName(pair.Leaf), Expires: pair.Leaf.NotAfter})
+		}
+	}
+	return all
 }
 
 // secure has the listener speak TLS and believe proxies, as is set. seed is

@@ -3,6 +3,7 @@ package service
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"path"
 	"sync"
@@ -467,15 +468,29 @@ func (h *web[T]) open(c *conn.Conn, typed *Conn[T], answer []byte) {
 
 // refuse answers a request that is not taken.
 func (h *web[T]) refuse(c *conn.Conn, why error) {
+	_ = c.Close(why, refusing(why))
+}
+
+// refusing is the answer to a request that OnUpgrade, or OnRequest of Events,
+// has refused with an error.
+func refusing(why error) []byte {
 	r, ok := errors.AsType[*Refusal](why)
 	if !ok {
 		r = &Refusal{Status: http.StatusForbidden, Err: why}
 	}
-	m, err := r.Message()
+	m, err := dated(r).Message()
 	if err != nil {
 		panic(fmt.Errorf("service: answer to a request that is refused: %w", err))
 	}
-	_ = c.Close(why, m)
+	return m
+}
+
+// dated is r with the field Date (RFC 9110 6.6.1).
+func dated(r *Refusal) *Refusal {
+	copied := *r
+	copied.Header = http.Header{"Date": {time.Now().UTC().Format(http.TimeFormat)}}
+	maps.Copy(copied.Header, r.Header)
+	return &copied
 }
 
 // farewell is what the peer is told when the connection ends by itself.
@@ -490,7 +505,7 @@ func (h *web[T]) farewell(c *conn.Conn, why error) []byte {
 	if c.BytesIn() == 0 {
 		return nil // it has asked for nothing
 	}
-	m, err := refusalFor(why).Message()
+	m, err := dated(refusalFor(why)).Message()
 	if err != nil {
 		return nil // OnUpgrade's, which has panicked for it
 	}

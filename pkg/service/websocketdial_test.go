@@ -473,45 +473,17 @@ func TestDialedWebSocketMovesAnywhere(t *testing.T) {
 	})
 }
 
-// nodeEchoes serves WebSockets by ws and echoes.
-const nodeEchoes = `
-const { WebSocketServer } = require("ws");
-const server = new WebSocketServer({ port: 0, host: "127.0.0.1", perMessageDeflate: { threshold: 0 }, handleProtocols: () => "b" });
-server.on("listening", () => console.log(server.address().port));
-server.on("connection", (ws) => {
+// nodeEchoes is what a server by ws does: it echoes.
+const nodeEchoes = `(ws) => {
   ws.ping("there?");
   ws.on("message", (data, isBinary) => String(data) == "bye" ? ws.close(4002, "asked for") : ws.send(data, { binary: isBinary }));
-});
-process.stdin.on("end", () => process.exit(0)).resume();
-`
+}`
 
 func TestNodeServerIsDialed(t *testing.T) {
-	cmd := node.Command(t, nodeEchoes)
-	cmd.Stderr = os.Stderr
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		stdin.Close()
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("node: %v", err)
-		}
-	}()
-	port, err := bufio.NewReader(stdout).ReadString('\n')
-	if err != nil {
-		t.Fatal(err)
-	}
+	address := node.Server(t, `perMessageDeflate: { threshold: 0 }, handleProtocols: () => "b"`, nodeEchoes)
 	bothWays(t, func(t *testing.T, inline bool) {
 		told := make(chan string, 16)
-		cl := dialOn[guest](t, asker(told, inline), "ws://127.0.0.1:"+strings.TrimSpace(port), guest{Name: "ann"})
+		cl := dialOn[guest](t, asker(told, inline), "ws://"+address, guest{Name: "ann"})
 		wants(t, told, `connected ann "b"`, "ping there?", `false 5 "first"`)
 		long := strings.Repeat("κόσμε ", 20000)
 		cl.Send([]byte(long))

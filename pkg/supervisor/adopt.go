@@ -319,7 +319,7 @@ func (s *Supervisor) adoptPast(p *past) {
 	case s.phase != running:
 		// all are new
 	case st.Restarting, s.refused != nil, !slices.Equal(st.Listeners, s.listeners()):
-		s.requestReload(&reloadRequest{})
+		s.requestReload(&reloadRequest{restart: st.Restarting})
 	}
 	failpoint.Here("adopt.settled")
 	s.sweepReleases()

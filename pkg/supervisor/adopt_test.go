@@ -225,6 +225,49 @@ func TestRestartReplacesTheWorkersThatItHasAdopted(t *testing.T) {
 	})
 }
 
+func TestWorkersThatLeaveForARestartAreToldSoAndThoseOfAReloadAreNot(t *testing.T) {
+	drains := make(chan link.Drain, 16)
+	obedient := func(p *fake) {
+		p.hello()
+		p.order.said(link.Ready{})
+		for m := range p.in {
+			if d, ok := m.(link.Drain); ok {
+				drains <- d
+				p.order.said(link.Draining{})
+				p.exit(Exit{})
+				return
+			}
+		}
+	}
+	told := func(r *rig) (restarts, others int) {
+		r.t.Helper()
+		time.Sleep(time.Minute) // fake time
+		synctest.Wait()
+		for len(drains) > 0 {
+			if d := <-drains; d.Restart {
+				restarts++
+			} else {
+				others++
+			}
+		}
+		return restarts, others
+	}
+	succession(t, quick, obedient, func(*rig) {}, false, nil, func(r *rig) {
+		if restarts, others := told(r); restarts != 2 || others != 0 {
+			t.Errorf("after a restart %d workers are told of it and %d are not, want 2 and 0", restarts, others)
+		}
+		if err := r.Supervisor.Reload(context.Background(), control.ReloadRequest{}, func(string) {}); err != nil {
+			t.Error(err)
+		}
+		if restarts, others := told(r); restarts != 0 || others != 2 {
+			t.Errorf("after a reload %d workers are told of a restart and %d are not, want 0 and 2", restarts, others)
+		}
+	})
+	for len(drains) > 0 { // at the end of the service
+		<-drains
+	}
+}
+
 func TestDrainedSlotStaysEmptyUnderTheNextSupervisor(t *testing.T) {
 	succession(t, quick, serve, func(r *rig) {
 		if _, err := r.Supervisor.Drain(context.Background(), control.SlotRequest{Slot: 1}); err != nil {

@@ -90,6 +90,7 @@ func (s *Supervisor) sendDrain(inc *incarnation, grace time.Duration) {
 	if h.heir != nil {
 		m.To = h.heir.number
 	}
+	m.Restart = s.job != nil && s.job.restart
 	s.send(inc, m)
 	if !h.goesOn() {
 		if h.began.IsZero() {

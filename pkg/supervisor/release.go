@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mainstay-go/mainstay/pkg/backoff"
+	"github.com/mainstay-go/mainstay/pkg/control"
 	"github.com/mainstay-go/mainstay/pkg/link"
 )
 
@@ -40,6 +41,9 @@ type Settings struct {
 	// Notes are told to who asked for the reload that brings these settings
 	// in: what they say that only a restart would change.
 	Notes []string
+
+	// Certificates are those of the listeners, for status.
+	Certificates []control.Certificate
 
 	// Memo is what Recall returns to the next supervisor's process while workers
 	// run with these settings; not looked at here.

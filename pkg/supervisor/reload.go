@@ -33,6 +33,7 @@ type reload struct {
 	begun    map[*slot]beginning
 	givers   []*incarnation // that were told to hand over
 	back     bool           // to the last good release: a rollback that somebody asked for
+	restart  bool           // the service was restarted, and this brings what that was for
 }
 
 // reloadRequest is somebody who waits for a verdict.
@@ -41,6 +42,7 @@ type reloadRequest struct {
 	step    chan string // buffered; steps that do not fit are left out; nil: nobody waits
 	verdict chan error  // buffered for one; nil: nobody waits
 	back    bool        // to the last good release
+	restart bool        // a restart of the service wants it
 }
 
 // judge gives the verdict.
@@ -130,6 +132,7 @@ func (s *Supervisor) enqueue(q *reloadRequest) {
 			if other.verdict == nil && q.env == nil {
 				q.env = other.env
 			}
+			q.restart = q.restart || other.verdict == nil && other.restart
 			return other.verdict == nil
 		})
 	} else if len(s.queued) >= maxQueued {
@@ -154,6 +157,7 @@ func (s *Supervisor) beginReload(requests []*reloadRequest) {
 		if q.env != nil {
 			env, bySystemd = q.env, true
 		}
+		s.job.restart = s.job.restart || q.restart
 	}
 	// If systemd runs the command of ExecReload= it knows. Told of it too, it
 	// waits after that command for a READY=1, even of a main process that is

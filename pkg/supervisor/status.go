@@ -62,7 +62,7 @@ func (s *Supervisor) snapshot() snapshot {
 		LastReload: s.lastReload, Listeners: []control.Listener{},
 	}
 	st.State, st.Reason = s.judge()
-	st.Release = s.current.shown()
+	st.Release, st.Certificates = s.current.shown(), s.current.settings.Certificates
 	snap := snapshot{exe: s.current.exe}
 	if s.good != nil {
 		good := s.good.shown()

@@ -119,6 +119,7 @@ type Supervisor struct {
 	clock       func() time.Duration                // CLOCK_MONOTONIC, the heartbeats' clock
 	resident    func(pid int) int64                 // bytes of memory of a process
 	ending      func(context.Context) (bool, error) // whether the service manager ends the service; nil: nobody is to be asked
+	kernelKills func() uint64                       // processes of ours killed for want of memory
 	makeRelease func(generation uint64, settings Settings, path string) (*release, error)
 	inbox       chan message
 	done        chan struct{} // closed when Run has returned
@@ -156,7 +157,7 @@ type Supervisor struct {
 	farewells     []*farewell
 	lastJob       *reload // the reload that lastReload is about
 	lastLine      string  // STATUS= as sent
-	oomKills      uint64
+	oomKills      uint64  // of kernelKills, those that are accounted for
 	hastened      bool
 	questions     map[uint64]*question
 	lastQuestion  uint64
@@ -219,7 +220,7 @@ func New(conf Config) (*Supervisor, error) {
 func newSupervisor(conf Config, l launcher, makeRelease func(uint64, Settings, string) (*release, error)) (*Supervisor, error) {
 	s := &Supervisor{
 		conf: conf, log: conf.Log, launcher: l, makeRelease: makeRelease,
-		clock: monotonic, resident: residentBytes,
+		clock: monotonic, resident: residentBytes, kernelKills: oomKills,
 		inbox: make(chan message, 64), done: make(chan struct{}),
 		pool:         &pool{name: poolName},
 		incarnations: make(map[uint64]*incarnation), questions: make(map[uint64]*question),
@@ -315,7 +316,7 @@ func (s *Supervisor) openStore(m manager) {
 		}
 	}
 	var files unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil && s.conf.StoreMax > 0 && files.Cur < uint64(min(s.conf.StoreMax, Storage(s.current.settings))+len(s.conf.Sockets)+startMargin) {
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil && s.conf.StoreMax > 0 && files.Cur < uint64(s.conf.StoreMax+len(s.conf.Sockets)+startMargin) {
 		s.log.Error("the service may store more descriptors than it may be started with (202/FDS): raise LimitNOFILE= of the unit, or lower FileDescriptorStoreMax=",
 			zap.Uint64("limit", files.Cur), zap.Int("store", s.conf.StoreMax))
 	}
@@ -552,7 +553,7 @@ func (s *Supervisor) run(ctx context.Context) error {
 	if s.ending != nil {
 		s.looks.Go(func() { s.findUnheard(alive) })
 	}
-	s.oomKills = oomKills()
+	s.oomKills = s.kernelKills()
 	s.current.settings.apply()
 	s.beat()
 	if p := s.past; p != nil {
@@ -758,11 +759,10 @@ func (s *Supervisor) heard(inc *incarnation, body link.Body) {
 }
 
 func (s *Supervisor) dead(inc *incarnation, exit Exit) {
-	oom := false
-	if exit.Signal != 0 && inc.state != late && inc.state != overdue {
-		now := oomKills()
-		oom = now > s.oomKills
-		s.oomKills = now
+	// Several may be killed before the first death is told.
+	oom := exit.Signal == unix.SIGKILL && inc.state != late && inc.state != overdue && s.kernelKills() > s.oomKills
+	if oom {
+		s.oomKills++
 	}
 	inc.exit = exit
 	inc.exit.classify(inc.state, oom)

@@ -441,6 +441,30 @@ func TestKilledWorkerIsRespawnedAtOnceAndTheOthersAreNotTouched(t *testing.T) {
 	})
 }
 
+func TestEachDeathForWantOfMemoryIsToldAsOne(t *testing.T) {
+	supervise(t, quick, serve, func(r *rig) {
+		kills := uint64(0)
+		r.kernelKills = func() uint64 { return kills } // of the cgroup, all at once
+		kills = r.oomKills + 2
+		r.fakes.last(0).exit(Exit{Signal: unix.SIGKILL})
+		r.fakes.last(1).exit(Exit{Signal: unix.SIGKILL})
+		synctest.Wait()
+		time.Sleep(time.Nanosecond) // lets timers that are due fire
+		for slot := range 2 {
+			if p := r.fakes.last(slot).order.identity.Predecessor; p == nil || p.Class != ClassOOM || !strings.Contains(p.Detail, "out of memory") {
+				t.Errorf("slot %d is told %+v of its predecessor, want class %s", slot, p, ClassOOM)
+			}
+		}
+		// Whoever is killed by somebody else is not one of them.
+		r.fakes.last(0).exit(Exit{Signal: unix.SIGKILL})
+		synctest.Wait()
+		time.Sleep(time.Minute)
+		if p := r.fakes.last(0).order.identity.Predecessor; p == nil || p.Class != ClassSignal {
+			t.Errorf("slot 0 is told %+v of its predecessor, want class %s", p, ClassSignal)
+		}
+	})
+}
+
 func TestCrashLoopIsDelayedMoreAndMore(t *testing.T) {
 	supervise(t, quick, serve, func(r *rig) {
 		r.fakes.set(brokenStart)

@@ -29,6 +29,7 @@ type Handler struct {
 	conns    atomic.Int64
 	draining atomic.Bool
 	turns    sync.Pool // of *turn
+	date     atomic.Pointer[date]
 }
 
 var _ conn.Handler = (*Handler)(nil)
@@ -90,9 +91,8 @@ func (h *Handler) clock() time.Duration { return time.Since(h.start) }
 type turn struct {
 	h    *Handler
 	head http1.Head
-	out  []byte    // answers, to be sent together
-	room room      // of the response that is being written
-	date time.Time // of the answers; zero: it was not asked for
+	out  []byte // answers, to be sent together
+	room room   // of the response that is being written
 	now  time.Duration
 	done int // requests answered
 
@@ -107,7 +107,7 @@ const outHigh = 32 << 10
 
 func (h *Handler) newTurn() *turn {
 	t := h.turns.Get().(*turn)
-	t.h, t.now, t.done, t.date = h, h.clock(), 0, time.Time{}
+	t.h, t.now, t.done = h, h.clock(), 0
 	return t
 }
 
@@ -120,16 +120,23 @@ func (t *turn) free() {
 	t.h.turns.Put(t)
 }
 
-// dateOf returns the time for an answer: that of the first one of the turn.
-// t may be nil.
-func (t *turn) dateOf() time.Time {
-	if t == nil {
-		return time.Now()
+// date is a Date field, and until when it says what the clock does.
+type date struct {
+	text  string
+	until time.Duration // by the Handler's clock
+}
+
+// appendDate appends the field Date to an answer given at now, of the
+// Handler's clock. It looks at the day's clock once a second: that costs twice
+// as much as the other, and whoever sets it is noticed within that time.
+func (h *Handler) appendDate(dst []byte, now time.Duration) []byte {
+	d := h.date.Load()
+	if d == nil || now >= d.until {
+		from, wall := h.clock(), time.Now()
+		d = &date{text: string(http1.AppendDate(nil, wall)), until: from + time.Second - time.Duration(wall.Nanosecond())}
+		h.date.Store(d)
 	}
-	if t.date.IsZero() {
-		t.date = time.Now()
-	}
-	return t.date
+	return append(dst, d.text...)
 }
 
 // flush sends the answers of the turn.

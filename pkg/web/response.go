@@ -235,7 +235,7 @@ func (w *response) commit(done bool) {
 		out = http1.AppendField(out, "Content-Type", http.DetectContentType(body))
 	}
 	if !w.hasDate {
-		out = http1.AppendDate(out, w.turn.dateOf())
+		out = x.p.h.appendDate(out, w.now())
 	}
 	if w.length >= 0 {
 		out = append(out, "Content-Length: "...)
@@ -263,6 +263,14 @@ func (w *response) commit(done bool) {
 	}
 	w.room.head = out
 	w.send(out)
+}
+
+// now returns the time of the answer: on the loop, that of its turn.
+func (w *response) now() time.Duration {
+	if w.turn != nil {
+		return w.turn.now
+	}
+	return w.x.p.h.clock()
 }
 
 // appendConnection decides whether the connection stays, and says so.

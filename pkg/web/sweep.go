@@ -141,8 +141,9 @@ func (s *sweep) remove(p *peer) {
 	}
 }
 
-// alarmPage is how many peers a page of alarms has.
-const alarmPage = 512
+// alarmPage is how many peers a page of alarms has: 32 KiB, which is what it
+// takes. The allocator rounds 4 KiB of pointers up to 4864 bytes.
+const alarmPage = 4096
 
 // alarms is a heap of peers by the time for which they are armed. It grows and
 // shrinks by pages: one slice would leave, when it grows, as much garbage as it holds.

@@ -29,6 +29,8 @@ type terms struct {
 	hasten bool          // the grace is over
 	hand   bool          // hand the connections over first
 	to     uint64        // to this incarnation; 0: to all that serve
+
+	restart bool // of the service, which is why
 }
 
 // drain is a worker on its way out. The loop owns it.
@@ -42,6 +44,7 @@ type drain struct {
 	end      time.Duration  // of the grace, by the loop's clock
 	margin   time.Duration  // beyond the grace
 	graceful bool           // the grace lasts
+	restart  bool           // of the service, which is why
 	told     bool           // OnDrain has returned
 	conns    bool           // the connections that were accepted are gone
 	dials    dialsState     // of those that were made from here
@@ -132,6 +135,7 @@ func (w *Worker) leaveListeners() *drain {
 // on sets the terms.
 func (d *drain) on(t terms) {
 	w := d.w
+	d.restart = t.restart
 	d.margin = t.margin()
 	if d.grace != nil {
 		d.grace.Stop()

@@ -248,8 +248,12 @@ func (w *Worker) count(o handoff.Outcome) {
 
 // reasonFor is what OnAdopt is told by the taker.
 func (w *Worker) reasonFor(to uint64) conn.Reason {
-	if p := w.peers.all[to]; p != nil && p.Generation != w.id.Generation {
-		return conn.Reload
+	p := w.peers.all[to]
+	switch {
+	case p == nil || p.Generation == w.id.Generation:
+		return conn.Move
+	case w.drain != nil && w.drain.restart:
+		return conn.Restart
 	}
-	return conn.Move
+	return conn.Reload
 }

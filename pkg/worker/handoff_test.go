@@ -81,6 +81,42 @@ func (h polished) OnMessage(c *conn.Conn, m []byte) {
 	}
 }
 
+// reasoner tells why it has a connection that was another's.
+type reasoner struct{ conn.NopHandler }
+
+func (reasoner) OnMessage(c *conn.Conn, m []byte)      { c.Send(m) }
+func (reasoner) OnAdopt(c *conn.Conn, why conn.Reason) { c.Send([]byte(why.String())) }
+
+func TestTakerIsToldWhy(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		generation uint64 // of the taker
+		restart    bool
+		want       string
+	}{
+		{name: "new code", generation: 2, want: "reload"},
+		{name: "a restart of the service", generation: 2, restart: true, want: "restart"},
+		{name: "another worker of the same", generation: 1, want: "move"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := listen(t)
+			cl := newCluster(t)
+			old := cl.spawn("reasoner", 0, 1, s).serve()
+			c, err := dialSocket(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			exchange(t, c, "there?\n", "there?\n")
+			next := cl.spawn("reasoner", 1, tt.generation, s).serve()
+			old.tell(link.Drain{Grace: patience, Hand: true, To: next.incarnation, Restart: tt.restart})
+			exchange(t, c, "", tt.want+"\n")
+			old.awaitExit(0)
+			exchange(t, c, "still?\n", "still?\n")
+		})
+	}
+}
+
 // talkTo has clients talk to a socket.
 func talkTo(t *testing.T, s activation.Socket, clients int) *talk.Group {
 	t.Helper()

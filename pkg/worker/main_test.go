@@ -136,6 +136,10 @@ func helper(name string) int {
 				Protocol: text.Protocol{}, ProtocolName: "text", Inline: name == "talker", Pinned: l.Name == "pinned",
 			}
 		}
+	case "reasoner":
+		for i := range c.Listeners {
+			c.Listeners[i].Conn = &conn.Config{Handler: reasoner{}, Protocol: text.Protocol{}, ProtocolName: "text", Inline: true}
+		}
 	case "packet talker":
 		for i := range c.Listeners {
 			c.Listeners[i].Conn = &conn.Config{

@@ -579,7 +579,7 @@ func (w *Worker) told(message link.Message) {
 			}
 		})
 	case link.Drain:
-		w.leave(terms{prompt: m.Prompt, stop: m.Prompt && !m.Hand && !m.Stays, grace: m.Grace, hand: m.Hand, to: m.To})
+		w.leave(terms{prompt: m.Prompt, stop: m.Prompt && !m.Hand && !m.Stays, grace: m.Grace, hand: m.Hand, to: m.To, restart: m.Restart})
 	case link.Peer:
 		fd := message.FD
 		message.FD = -1

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes the kernel that the test of this directory boots: the newest cloud
-# kernel of Debian's backports, from the mirror of this host, which must be a
-# Debian on amd64. Installs nothing.
+# kernel of Debian's backports for amd64, from the mirror of this host, which must
+# have apt and Debian's keyring. Installs nothing.
 #
 #	test/ktls/kernel.sh DIR     DIR/vmlinuz and DIR/modules/*.ko come to be
 set -eu
@@ -9,7 +9,8 @@ dir=${1:?want the directory}
 suite=${SUITE:-trixie-backports}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep '/debian/*$' | head -n 1)
+mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep '/debian/*$' | head -n 1 || true)
+mirror=${mirror:-http://deb.debian.org/debian}
 mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/debs" "$work/root"
 chmod 755 "$work"
 echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" >"$work/sources.list"
@@ -19,10 +20,13 @@ Dir::Etc::sourceparts "/dev/null";
 Dir::State::lists "$work/lists";
 Dir::Cache "$work/cache";
 APT::Sandbox::User "root";
+APT::Architecture "amd64";
+APT::Architectures "amd64";
 END
 export APT_CONFIG="$work/apt.conf"
 apt-get -qq update
 image=$(apt-cache search --names-only '^linux-image-[0-9.]+\+deb[0-9]+-cloud-amd64$' | cut -d' ' -f1 | sort -V | tail -n 1)
+[ -n "$image" ] || { echo "no kernel in $suite of $mirror" >&2; exit 1; }
 # The newer ones are in parts.
 parts=$(apt-cache depends "$image" | sed -n 's/^ *Depends: \(linux-\(binary\|modules\)-.*\)/\1/p')
 cd "$work/debs"

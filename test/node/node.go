@@ -3,10 +3,12 @@
 package node
 
 import (
+	"bufio"
 	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -59,4 +61,34 @@ func Command(t testing.TB, script string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "node", append([]string{"-e", script, "--"}, args...)...)
 	cmd.Env = append(os.Environ(), "NODE_PATH="+filepath.Join(dir, "node_modules"))
 	return cmd
+}
+
+// server says its port.
+const server = `
+const { WebSocketServer } = require("ws");
+const server = new WebSocketServer({ port: 0, host: "127.0.0.1", OPTIONS });
+server.on("listening", () => console.log(server.address().port));
+server.on("connection", ON_CONNECTION);
+`
+
+// Server starts a server of WebSockets, which runs until the test's end, and
+// returns its address, 127.0.0.1:PORT. options are those of ws' WebSocketServer,
+// onConnection is the function that is called with each connection.
+func Server(t testing.TB, options, onConnection string) (address string) {
+	t.Helper()
+	cmd := Command(t, strings.NewReplacer("OPTIONS", options, "ON_CONNECTION", onConnection).Replace(server))
+	cmd.Stderr = os.Stderr
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Wait() }) // it was killed at the test's end
+	port, err := bufio.NewReader(stdout).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	return "127.0.0.1:" + strings.TrimSpace(port)
 }

@@ -32,7 +32,7 @@ import (
 var (
 	chaosSeed    = flag.Uint64("chaos.seed", 0, "of the steps of the chaos test; 0: another each time")
 	chaosTime    = flag.Duration("chaos.time", 0, "how long the chaos test goes on; 0: long enough to have seen each step (60 s), or 20 s where systemd is older than 254")
-	chaosClients = flag.Int("chaos.clients", 2000, "of the chaos test, over four protocols")
+	chaosClients = flag.Int("chaos.clients", 2000, "of the chaos test, over four protocols, two of them with TLS as well")
 )
 
 const (
@@ -52,6 +52,16 @@ bake = "200ms"
 [respawn]
 first = "10ms"
 max = "500ms"
+[listener.text-echo]
+serve = "text-numbers"
+[listener.tls-numbers]
+serve = "text-numbers"
+tls.cert = "credential:numbers.pem"
+tls.key = "credential:numbers.key"
+[listener.wss-numbers]
+serve = "ws-numbers"
+tls.cert = "credential:numbers.pem"
+tls.key = "credential:numbers.key"
 `
 )
 
@@ -158,20 +168,25 @@ func everythingAtOnceInAnyOrder(t *testing.T, m *machine) {
 func startChaos(t *testing.T, m *machine, clients int) *chaos {
 	c := &chaos{service: install(t, m, probe(t, "1", "")), want: 3, version: 1, inodes: make(map[string]string), rest: make(map[int]counts), told: make(map[string]ended)}
 	c.configure(chaosConfig)
-	sockets := map[string]talk.Tongue{"app.socket": talk.Bytes, "app-text.socket": talk.Lines, "app-ws.socket": talk.WebSocket, "app-numbers.socket": talk.HTTP}
-	for unit, listener := range map[string]string{"app-ws.socket": "ws-numbers", "app-numbers.socket": "http-numbers"} {
-		c.unitFile(unit, fmt.Appendf(nil, "[Socket]\nListenStream=127.0.0.1:%d\nFileDescriptorName=%s\nService=app.service\nNoDelay=yes\n", m.freePort(t, "127.0.0.1"), listener))
-		c.daemonReload()
-		c.must(t, "systemctl", "start", c.rename(unit))
+	sockets := map[string]talk.Tongue{
+		"app.socket": talk.Bytes, "app-text.socket": talk.Lines, "app-ws.socket": talk.WebSocket, "app-numbers.socket": talk.HTTP,
+		"app-tls.socket": talk.Lines, "app-wss.socket": talk.WebSocket,
 	}
+	for unit, listener := range map[string]string{"app-ws.socket": "ws-numbers", "app-numbers.socket": "http-numbers", "app-tls.socket": "tls-numbers", "app-wss.socket": "wss-numbers"} {
+		c.listen(unit, listener)
+	}
+	certificate := c.certify("numbers")
+	c.credentials("numbers")
 	c.start()
 	c.awaitStatus(chaosPatience, allProtected(c.want))
 	for unit, tongue := range sockets {
 		c.inodes[unit] = m.listenInode(t, c.port(unit))
 		network, address := c.address(unit)
-		g, err := talk.Start(func() (net.Conn, error) { return c.dial(network, address) }, talk.Options{
-			Clients: clients / len(sockets), Pause: time.Second, Size: 60, Limit: 30 * time.Second, Tongue: tongue, Again: true,
-		})
+		o := talk.Options{Clients: clients / len(sockets), Pause: time.Second, Size: 60, Limit: 30 * time.Second, Tongue: tongue, Again: true}
+		if unit == "app-tls.socket" || unit == "app-wss.socket" {
+			o.Secure = securely(certificate, nil)
+		}
+		g, err := talk.Start(func() (net.Conn, error) { return c.dial(network, address) }, o)
 		if err != nil {
 			t.Fatalf("%s: %v", tongue, err)
 		}
@@ -283,7 +298,8 @@ func (c *chaos) restarted(ok bool) error {
 	}
 	return c.until("the restart is over", func(st control.Status) error {
 		last := st.LastReload
-		if st.PID == before.PID || last == nil || before.LastReload != nil && last.At == before.LastReload.At || last.OK != ok {
+		// Not by its time alone, which is told in seconds.
+		if st.PID == before.PID || last == nil || before.LastReload != nil && *last == *before.LastReload || last.OK != ok {
 			return fmt.Errorf("supervisor %d, was %d; last reload %+v", st.PID, before.PID, last)
 		}
 		return nil
@@ -556,9 +572,25 @@ func (c *chaos) judgeDescriptors(st control.Status) error {
 		return nil
 	}
 	if now.stored != was.stored || now.supervisor > was.supervisor || now.worker > was.worker {
-		return fmt.Errorf("descriptors: %+v, want %+v", now, was)
+		return fmt.Errorf("descriptors: %+v, want %+v; %s", now, was, c.kinds(st))
 	}
 	return nil
+}
+
+// kinds tells what descriptors each worker has, and how many connections.
+func (c *chaos) kinds(st control.Status) string {
+	var all strings.Builder
+	for slot, w := range workers(st) {
+		kinds := make(map[string]int)
+		fds, _ := filepath.Glob(c.path(fmt.Sprintf("/proc/%d/fd/*", w.PID))) // the pattern is valid
+		for _, fd := range fds {
+			to, _ := os.Readlink(fd)
+			kind, _, _ := strings.Cut(to, ":[") // socket:[1234]
+			kinds[kind]++
+		}
+		fmt.Fprintf(&all, "worker %d, pid %d, %d connections: %v; ", slot, w.PID, w.Connections, kinds)
+	}
+	return all.String()
 }
 
 func (c *chaos) descriptors(pid int) (int, error) {

@@ -155,6 +155,15 @@ func doctorFindsNothingWrongAndWhatIs(t *testing.T, m *machine) {
 	s.daemonReload()
 	s.must(t, "systemctl", "restart", s.unit)
 	s.awaitStatus(20*time.Second, func(st control.Status) error { return allReady(3)(st) })
+	told := []string{"was handed over blocking"}
+	if s.version >= 254 { // before, systemd does not tell a service how much it stores
+		told = append(told, "more descriptors than it may be started with")
+	}
+	for _, want := range told {
+		if !says(s.journal("PRIORITY=3"), want) {
+			t.Errorf("the journal does not say %q", want)
+		}
+	}
 	s.configure("wokers = 3\n")
 	x := s.doctor(s.program)
 	for _, want := range []string{
@@ -164,6 +173,16 @@ func doctorFindsNothingWrongAndWhatIs(t *testing.T, m *machine) {
 		if !x.has("error", want) {
 			t.Errorf("doctor does not find %q: %+v", want, x)
 		}
+	}
+
+	// Without a filter the Go runtime raises its soft limit; systemd does not.
+	s.dropIn("app.service", "40-wrong.conf", "[Service]\nLimitNOFILE=70000:524288\nFileDescriptorStoreMax=80000\nSystemCallFilter=\n")
+	s.configure("workers = 3\n")
+	s.daemonReload()
+	s.must(t, "systemctl", "restart", s.unit)
+	s.awaitStatus(20*time.Second, renewed(3))
+	if x := s.doctor(s.program); !x.has("error", "80000 descriptors may be stored") {
+		t.Errorf("doctor does not see the limit of the next start: %+v", x)
 	}
 }
 

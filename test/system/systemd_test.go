@@ -44,6 +44,10 @@ var tests = []struct {
 	{"RestartIntoSomethingBrokenLeavesTheWorkersAlone", restartIntoSomethingBrokenLeavesTheWorkersAlone},
 	{"RestartThatComesTooEarlyForTheProgramLosesNobody", restartThatComesTooEarlyForTheProgramLosesNobody},
 
+	{"RenewedCertificateIsShownAndNobodyIsLost", renewedCertificateIsShownAndNobodyIsLost},
+	{"SecretsAreInNothingThatIsWritten", secretsAreInNothingThatIsWritten},
+	{"ReplacedKeyIsForgottenAfterTwoReloads", replacedKeyIsForgottenAfterTwoReloads},
+
 	{"EverythingAtOnceInAnyOrder", everythingAtOnceInAnyOrder},
 
 	{"CertificatesComeAsCredentials", certificatesComeAsCredentials},

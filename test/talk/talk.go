@@ -39,6 +39,11 @@ type Options struct {
 	Limit   time.Duration // within which an answer must come; zero: 30 s
 	Tongue  Tongue        // zero: Lines
 
+	// Secure does what comes before the tongue's first word, such as the
+	// handshake of TLS, within Limit; nil: nothing does. An error is the end of
+	// the connection, which stays the group's.
+	Secure func(net.Conn) (net.Conn, error)
+
 	// Again has a client that has lost its connection make another and begin
 	// anew; otherwise it ends.
 	Again bool
@@ -137,7 +142,7 @@ func Start(dial func() (net.Conn, error), o Options) (*Group, error) {
 		g.mu.Lock()
 		g.report.Clients++
 		g.mu.Unlock()
-		if err := c.say(0); err != nil {
+		if err := c.begin(); err != nil {
 			g.Stop()
 			return nil, fmt.Errorf("talk: client %d: first line: %w", i, err)
 		}
@@ -205,22 +210,35 @@ type client struct {
 	pausing bool
 }
 
-// connect makes a connection, in the client's tongue.
+// connect makes a connection.
 func (c *client) connect() error {
 	conn, err := c.group.dial()
 	if err != nil {
 		return err
 	}
-	c.conn, c.in, c.port = conn, bufio.NewReader(conn), 0
+	c.conn, c.port = conn, 0
 	if a, ok := conn.LocalAddr().(*net.TCPAddr); ok {
 		c.port = a.Port
 	}
-	conn.SetDeadline(time.Now().Add(c.group.options.Limit))
-	if err := c.group.options.Tongue.greet(c.conn, c.in); err != nil {
-		conn.Close()
+	return nil
+}
+
+// begin says the first line on a connection, and what comes before it.
+func (c *client) begin() error {
+	g := c.group
+	c.conn.SetDeadline(time.Now().Add(g.options.Limit))
+	if g.options.Secure != nil {
+		secured, err := g.options.Secure(c.conn)
+		if err != nil {
+			return err
+		}
+		c.conn = secured
+	}
+	c.in = bufio.NewReader(c.conn)
+	if err := g.options.Tongue.greet(c.conn, c.in); err != nil {
 		return err
 	}
-	return nil
+	return c.say(0)
 }
 
 // talk goes on until the group stops.
@@ -348,7 +366,7 @@ func (c *client) again() bool {
 			continue
 		}
 		c.server = ""
-		err := c.say(0)
+		err := c.begin()
 		if err == nil {
 			return true
 		}

@@ -6,9 +6,12 @@
 //
 //	http --server ../bin/server
 //	http --connections 100,1000 --pipelines 1,16 --peer 'mine=/path/server --port {port}'
+//	http --cycles 0 --idle 10000
 //
-// Peers are net/http, fasthttp, which is this binary itself, and nginx where
-// it is installed.
+// Then it measures what an idle connection takes of memory. Peers are net/http
+// and fasthttp, which are this binary itself, and nginx where it is installed. Of
+// Mainstay, http-hello is what answers on the loop, nethttp-hello is net/http as it
+// serves that.
 //
 // It ends what it has started, by the process ids it holds. Start reading at
 // run.
@@ -38,9 +41,14 @@ import (
 	"time"
 
 	"github.com/mainstay-go/mainstay/bench/proc"
+	"github.com/mainstay-go/mainstay/bench/report"
 )
 
 func main() {
+	if len(os.Args) == 3 && roles[os.Args[1]] != nil {
+		fmt.Fprintln(os.Stderr, roles[os.Args[1]](os.Args[2])) // it serves until it is killed, or cannot
+		os.Exit(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
@@ -67,9 +75,6 @@ type server struct {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
-	if len(args) == 2 && args[0] == fastRole {
-		return serveFast(args[1])
-	}
 	var custom list
 	f := flag.NewFlagSet("http", flag.ContinueOnError)
 	f.SetOutput(stderr)
@@ -77,8 +82,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	f.Var(&custom, "peer", "one more server, `NAME=COMMAND`, with {port} in the command; may be repeated")
 	connections := f.String("connections", "100", "`numbers` of connections, comma-separated")
 	pipelines := f.String("pipelines", "1,16", "`requests` in flight on each connection, comma-separated")
-	cycles := f.Int("cycles", 6, "bursts of each server")
+	cycles := f.Int("cycles", 6, "bursts of each server; 0: none, as for the memory alone")
 	burst := f.Duration("burst", 500*time.Millisecond, "`time` of a burst")
+	idle := f.Int("idle", 10_000, "idle `connections` of each server whose memory is measured; 0: it is not")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
@@ -94,7 +100,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 		return fmt.Errorf("http: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	var peers list
+	base, err := roleCommand(std)
+	if err != nil {
+		return err
+	}
+	peers := list{base}
 	if *binary != "" {
 		config := dir + "/app.toml"
 		if err := os.WriteFile(config, nil, 0o644); err != nil {
@@ -104,11 +114,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 			peers = append(peers, fmt.Sprintf("%s=%s run --workers 1 --config %s --control unix://%s/%s.sock --listen %s=tcp://127.0.0.1:{port}", kind, *binary, config, dir, kind, kind))
 		}
 	}
-	fast, err := fastCommand()
+	quick, err := roleCommand(fast)
 	if err != nil {
 		return err
 	}
-	peers = append(peers, fast)
+	peers = append(peers, quick)
 	if nginx, err := nginxCommand(); err == nil {
 		peers = append(peers, nginx)
 	} else {
@@ -143,10 +153,16 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 			if err := errors.Join(err1, err2); err != nil || n < 1 || depth < 1 {
 				return fmt.Errorf("http: %q connections, %q in flight: want numbers of one or more", c, p)
 			}
+			if *cycles == 0 {
+				continue
+			}
 			if err := measure(ctx, servers, n, depth, *cycles, *burst, stdout); err != nil {
 				return err
 			}
 		}
+	}
+	if *idle > 0 {
+		return rest(ctx, servers, *idle, stdout)
 	}
 	return nil
 }
@@ -248,7 +264,7 @@ var marks = map[[2]int]float64{{100, 1}: 2.5, {1000, 1}: 3.0, {100, 16}: 9, {100
 func tellMark(servers []*server, connections, depth int, out io.Writer) error {
 	mark := marks[[2]int{connections, depth}]
 	for _, s := range servers {
-		if mark == 0 || s.name != "http-hello" || servers[0].name != "nethttp-hello" {
+		if mark == 0 || s.name != "http-hello" || servers[0].name != std {
 			continue
 		}
 		verdict := "reached"
@@ -286,12 +302,10 @@ func (s *server) load(ctx context.Context, connections, depth int, burst time.Du
 	if err != nil {
 		return 0, err
 	}
-	conns := make([]net.Conn, connections)
-	for i := range conns {
-		if conns[i], err = net.Dial("tcp", s.addr); err != nil {
-			return 0, err
-		}
-		defer conns[i].Close()
+	conns, err := s.dial(connections)
+	defer closeAll(conns)
+	if err != nil {
+		return 0, err
 	}
 	size, err := sizeOf(conns[0])
 	if err != nil {
@@ -347,6 +361,107 @@ func (s *server) load(ctx context.Context, connections, depth int, burst time.Du
 	default:
 	}
 	return float64(n) / after.Since(before).Total.Seconds(), nil
+}
+
+// dial opens connections. The caller closes what it gets, with an error too.
+func (s *server) dial(n int) ([]net.Conn, error) {
+	conns := make([]net.Conn, 0, n)
+	for range n {
+		c, err := net.Dial("tcp", s.addr)
+		if err != nil {
+			return conns, err
+		}
+		conns = append(conns, c)
+	}
+	return conns, nil
+}
+
+func closeAll(conns []net.Conn) {
+	for _, c := range conns {
+		c.Close()
+	}
+}
+
+// settleTime is between the last answer and a look at the memory.
+const settleTime = 3 * time.Second
+
+// warmUp is how many connections are opened and closed before.
+const warmUp = 500
+
+// markIdle is what an idle connection may take.
+const markIdle = 512
+
+// rest measures what a connection takes that has had one request answered.
+func rest(ctx context.Context, servers []*server, connections int, out io.Writer) error {
+	fmt.Fprintf(out, "memory (PSS) of each of %d idle connections, one request answered, %v later\n", connections, settleTime)
+	t := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintf(t, "server\tbytes\t\n")
+	var ours report.Mark
+	for _, s := range servers {
+		each, err := s.idle(ctx, connections)
+		if err != nil {
+			return fmt.Errorf("http: %s: %w", s.name, err)
+		}
+		fmt.Fprintf(t, "%s\t%.0f\t\n", s.name, each)
+		if s.name == "http-hello" {
+			ours = report.NewMark("bytes an idle connection", each, markIdle)
+		}
+	}
+	if err := t.Flush(); err != nil || ours.Figure == "" {
+		return err
+	}
+	_, err := fmt.Fprintf(out, "\n%s\n", ours)
+	return err
+}
+
+// idle answers how many bytes a connection takes.
+func (s *server) idle(ctx context.Context, n int) (float64, error) {
+	pids, err := proc.Tree(s.cmd.Process.Pid)
+	if err != nil {
+		return 0, err
+	}
+	memory := func() (uint64, error) {
+		if err := pause(ctx, settleTime); err != nil {
+			return 0, err
+		}
+		m, err := proc.MemoryOf(pids)
+		return m.PSS, err
+	}
+	// A crowd before brings code and buffers into memory.
+	warm, err := s.askOnce(warmUp)
+	closeAll(warm)
+	if err != nil {
+		return 0, err
+	}
+	before, err := memory()
+	if err != nil {
+		return 0, err
+	}
+	conns, err := s.askOnce(n)
+	defer closeAll(conns)
+	if err != nil {
+		return 0, err
+	}
+	after, err := memory()
+	if err != nil {
+		return 0, err
+	}
+	return (float64(after) - float64(before)) / float64(n), nil
+}
+
+// askOnce opens connections and has a request of each answered. The caller
+// closes what it gets, with an error too.
+func (s *server) askOnce(n int) ([]net.Conn, error) {
+	conns, err := s.dial(n)
+	if err != nil {
+		return conns, err
+	}
+	for _, c := range conns {
+		if _, err := sizeOf(c); err != nil {
+			return conns, err
+		}
+	}
+	return conns, nil
 }
 
 func pause(ctx context.Context, d time.Duration) error {

@@ -2,44 +2,72 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/valyala/fasthttp"
 )
 
-// serveFast is the peer fasthttp: this binary itself, on a port of loopback.
-func serveFast(port string) error {
+// roles are the peers that are this binary itself, each on an address of
+// loopback, by the first argument of their process.
+var roles = map[string]func(addr string) error{
+	"serve-" + std:  serveStd,
+	"serve-" + fast: serveFast,
+}
+
+// Names of two of the servers: what Go has, against which all are compared,
+// and fasthttp.
+const (
+	std  = "net-http"
+	fast = "fasthttp"
+)
+
+// roleCommand is the command of one of them.
+func roleCommand(name string) (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("http: %w", err)
+	}
+	return name + "=" + self + " serve-" + name + " 127.0.0.1:{port}", nil
+}
+
+// plain is a header's value, in the form that leaves no garbage.
+var plain = []string{"text/plain; charset=utf-8"}
+
+// serveStd answers as the kinds of Mainstay's server do.
+func serveStd(addr string) error {
+	err := http.ListenAndServe(addr, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header()["Content-Type"] = plain
+		_, _ = io.WriteString(w, "hello\n") // to whom has gone
+	}))
+	return fmt.Errorf("http: net/http: %w", err)
+}
+
+func serveFast(addr string) error {
 	s := &fasthttp.Server{Handler: func(ctx *fasthttp.RequestCtx) {
 		ctx.SetContentType("text/plain; charset=utf-8")
 		_, _ = ctx.WriteString("hello\n") // to memory
 	}}
-	if err := s.ListenAndServe("127.0.0.1:" + port); err != nil {
+	if err := s.ListenAndServe(addr); err != nil {
 		return fmt.Errorf("http: fasthttp: %w", err)
 	}
 	return nil
 }
 
-// fastCommand is the command of that.
-func fastCommand() (string, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return "", fmt.Errorf("http: %w", err)
-	}
-	return "fasthttp=" + self + " " + fastRole + " {port}", nil
-}
-
-// fastRole is the first argument of the process that is fasthttp.
-const fastRole = "serve-fasthttp"
-
-// nginxConf is nginx with one worker that answers by itself.
+// nginxConf is nginx with one worker that answers by itself. What it keeps of
+// a connection, but for its buffers, it has from the start.
 const nginxConf = `daemon off;
 master_process off;
 worker_processes 1;
 error_log stderr crit;
 pid DIR/nginx.pid;
-events { worker_connections 8192; }
+worker_rlimit_nofile {connections};
+events { worker_connections {connections}; }
 http {
 	access_log off;
 	keepalive_requests 1000000000;
@@ -75,8 +103,13 @@ func nginxCommand() (string, error) {
 
 // writeNginx writes the configuration for a port and returns its path.
 func writeNginx(dir, port string) (string, error) {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return "", fmt.Errorf("http: %w", os.NewSyscallError("getrlimit", err))
+	}
+
 	path := dir + "/nginx.conf"
-	text := strings.NewReplacer("DIR", dir, "{port}", port).Replace(nginxConf)
+	text := strings.NewReplacer("DIR", dir, "{port}", port, "{connections}", strconv.FormatUint(min(limit.Max, 1<<16), 10)).Replace(nginxConf)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		return "", fmt.Errorf("http: %w", err)
 	}

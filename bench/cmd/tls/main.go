@@ -92,7 +92,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	f.SetOutput(stderr)
 	f.StringVar(&p.server, "server", "../bin/server", "`path` of Mainstay's server binary")
 	parts := f.String("parts", strings.Join(allParts, ","), "`parts` to measure, comma-separated")
-	f.Func("peer", "one more server for echo and idle, `NAME=COMMAND`, with {port}, {cert} and {key} in the command; may be repeated", func(s string) error {
+	f.Func("peer", "one more server for all but handoff, `NAME=COMMAND`, with {port}, {cert} and {key} in the command; may be repeated", func(s string) error {
 		p.peers = append(p.peers, s)
 		return nil
 	})

@@ -209,7 +209,7 @@ const together = 8
 
 func (f *field) handshakes(ctx context.Context, res *result) error {
 	for _, what := range []string{"full", "resumed"} {
-		r, err := f.bursts(f.of(netHTTP, mainstay), func(s *server) (burst, error) {
+		r, err := f.bursts(f.of(append([]string{netHTTP, mainstay}, f.custom...)...), func(s *server) (burst, error) {
 			return f.handshaking(ctx, s, what == "resumed")
 		})
 		if err != nil {

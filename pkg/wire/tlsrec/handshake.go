@@ -8,6 +8,7 @@ import (
 	"io"
 	"iter"
 	"slices"
+	"sync/atomic"
 )
 
 // What a peer may send before the handshake is over, in bytes: a ClientHello
@@ -197,8 +198,24 @@ func (h *Handshake) run(yield func(struct{}) bool) {
 		}
 	}()
 	h.tr.wait = func() bool { return yield(struct{}{}) }
+	growStack()
 	h.err = h.tls.HandshakeContext(h.ctx)
 }
+
+// stackNeeded is what the deepest calls of a handshake take, those of ML-KEM.
+const stackNeeded = 20 << 10
+
+// growStack has the stack of a new goroutine grow to what a handshake needs at
+// once. It would otherwise be copied each time that it has become twice as large.
+//
+//go:noinline
+func growStack() byte {
+	var room [stackNeeded]byte
+	return room[len(room)-int(stackGrown.Load())-1]
+}
+
+// stackGrown is 0. The compiler does not know, and so makes room.
+var stackGrown atomic.Int32
 
 // finish makes the result.
 func (h *Handshake) finish() {
@@ -240,13 +257,11 @@ func (h *Handshake) conclude() error {
 		return err
 	}
 	// A client has sent nothing under its final key, a server its tickets.
-	var sent uint64
-	if h.tr.sent != nil {
-		sent = h.tr.sent.seq
-	}
-	write, err := newHalf(s, out, sent)
-	if err != nil {
-		return err
+	write := h.tr.sent
+	if h.tr.sent = nil; write == nil {
+		if write, err = newHalf(s, out, 0); err != nil {
+			return err
+		}
 	}
 	h.result.Conn = newConn(h.tr.client, read, write)
 	h.result.Rest = h.tr.in

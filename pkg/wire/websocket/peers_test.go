@@ -1,7 +1,6 @@
 package websocket
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -10,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -291,42 +289,11 @@ func TestNodeClientIsServed(t *testing.T) {
 	}
 }
 
-// nodeServer echoes until its standard input ends.
-const nodeServer = `
-const { WebSocketServer } = require("ws");
-const server = new WebSocketServer({ port: 0, host: "127.0.0.1", perMessageDeflate: { threshold: 0 } });
-server.on("listening", () => console.log(server.address().port));
-server.on("connection", (ws) => ws.on("message", (data, isBinary) => ws.send(data, { binary: isBinary })));
-process.stdin.on("end", () => process.exit(0)).resume();
-`
-
 func TestNodeServerIsUnderstood(t *testing.T) {
-	cmd := node.Command(t, nodeServer)
-	cmd.Stderr = os.Stderr
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		stdin.Close()
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("node: %v", err)
-		}
-	}()
-	port, err := bufio.NewReader(stdout).ReadString('\n')
-	if err != nil {
-		t.Fatal(err)
-	}
+	address := node.Server(t, `perMessageDeflate: { threshold: 0 }`, `(ws) => ws.on("message", (data, isBinary) => ws.send(data, { binary: isBinary }))`)
 	for _, deflate := range []bool{false, true} {
 		t.Run(fmt.Sprintf("deflate %v", deflate), func(t *testing.T) {
-			converse(t, "ws://127.0.0.1:"+strings.TrimSpace(port)+"/", &Config{CompressAbove: 1}, &RequestOptions{Deflate: deflate})
+			converse(t, "ws://"+address+"/", &Config{CompressAbove: 1}, &RequestOptions{Deflate: deflate})
 		})
 	}
 }

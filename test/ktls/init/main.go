@@ -34,7 +34,7 @@ func main() {
 		args := strings.Fields(line)
 		c := exec.Command(args[0], args[1:]...)
 		c.Dir, c.Stdout, c.Stderr = "/tmp", os.Stdout, os.Stdout
-		c.Env = []string{"PATH=/", "HOME=/tmp", "TMPDIR=/tmp"}
+		c.Env = []string{"PATH=/bin", "HOME=/tmp", "TMPDIR=/tmp"}
 		err := c.Run()
 		fmt.Printf("init: %s: %v\n", args[0], err)
 	}

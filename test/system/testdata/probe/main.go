@@ -87,7 +87,7 @@ func main() {
 		OnMessage: func(c *service.Conn[none], m []byte) { c.Send(m) },
 		Inline:    true,
 	})
-	s.Listen("text-echo", "", service.Text[listener]{
+	text := service.Text[listener]{
 		OnMessage: func(c *service.Conn[listener], line []byte) {
 			lines.Inc()
 			if bytes.HasPrefix(line, []byte(talk.Prefix)) {
@@ -108,7 +108,11 @@ func main() {
 			}
 			c.Send([]byte(version))
 		},
-	})
+	}
+	s.Listen("text-echo", "", text)
+	// Whoever has an answer of this one is at rest: the callback has returned.
+	text.Inline = true
+	s.Kind("text-numbers", text)
 	s.Kind("ws-numbers", service.WebSocket[listener]{
 		Inline: true,
 		OnMessage: func(c *service.Conn[listener], m service.Message) {
