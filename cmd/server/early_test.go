@@ -16,12 +16,15 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/control"
 )
 
-// A signal is sent at most so often, each time a tenth of a millisecond later
-// after the start, and no more when as many were late enough.
+// A signal is sent in start after start, each time a little later, in tenths of a
+// millisecond, until as many were late enough: the race detector's start takes 20
+// ms and more.
 const (
-	earlyStarts = 200
-	lateEnough  = 20
+	latestSignal = 2000
+	lateEnough   = 20
 )
+
+func later(k int) int { return k + 1 + k/20 }
 
 // watches reports whether a process has taken over its signals: it ignores
 // SIGPIPE when it does.
@@ -92,7 +95,7 @@ func TestStopThatComesAsEarlyAsCanBeEndsTheService(t *testing.T) {
 		t.Fatal(err)
 	}
 	byItself, late := 0, 0
-	for k := 0; k < earlyStarts && late < lateEnough; k++ {
+	for k := 0; k < latestSignal && late < lateEnough; k = later(k) {
 		cmd := exec.Command(self, "run", "--workers", "1", "--listen", "mortal=tcp://127.0.0.1:0", "--control", "unix://"+dir+"/c.sock", "--log-level", "error")
 		cmd.Env = append(os.Environ(), withMortals+"=1", "GORACE=atexit_sleep_ms=0")
 		if err := cmd.Start(); err != nil {
@@ -140,7 +143,7 @@ func TestRestartThatComesAsEarlyAsCanBeLeavesForTheNextSupervisor(t *testing.T) 
 		t.Fatal(err)
 	}
 	left, killed, dropped, late := 0, 0, 0, 0
-	for k := 0; k < earlyStarts && late < lateEnough; k++ {
+	for k := 0; k < latestSignal && late < lateEnough; k = later(k) {
 		m.start()
 		p := m.run.Process
 		watched := signalEarly(t, p.Pid, self, k, restartSignal)

@@ -289,7 +289,11 @@ func (s *Supervisor) adoptPast(p *past) {
 	p.workers = nil
 	failpoint.Here("adopt.rebuilt")
 	s.takeSeats(st.Incarnation)
+	for _, number := range st.Told {
+		s.accounts.counted[number] = true
+	}
 	s.inheritHands(p)
+	s.tellPast()
 	for _, sl := range s.pool.slots {
 		s.placeAdopted(sl)
 	}
@@ -358,7 +362,8 @@ func (s *Supervisor) adoptWorker(saved savedWorker, r *remains, p *past) error {
 		inc.slot = &slot{pool: s.pool, index: saved.Slot, release: inc.release}
 	}
 	if r.keeper >= 0 {
-		inc.keeper = &kept{pid: saved.Keeper, pidfd: r.keeper}
+		// What was saved may be from before the worker had it.
+		inc.keeper = &kept{pid: max(pidOf(r.keeper), saved.Keeper), pidfd: r.keeper}
 		inc.protection = protected
 		if s.harvester == nil && s.unprotected != "" {
 			inc.protection = unprotectedAs + s.unprotected

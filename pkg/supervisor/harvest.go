@@ -102,6 +102,7 @@ type harvest struct {
 	number      uint64 // of the dead incarnation
 	keeper      *kept
 	connections bool                // they are to be rescued
+	account     *account            // where it is written down what becomes of them; may be nil
 	patience    time.Duration       // how long they may wait for a worker
 	reaped      func(saved int)     // called once, when the keeper is gone, with how many connections are kept or wait for a worker
 	done        func(harvestResult) // called once, when the fate of all is known
@@ -379,7 +380,7 @@ func (h *harvester) forget(number uint64) {
 func (h *harvester) start(job *harvest) {
 	job.since = h.clock()
 	job.by = job.since + job.patience
-	job.result.Torn = make(map[string]int)
+	job.result = job.account.result()
 	h.post(func() { h.jobs = append(h.jobs, job) })
 }
 
@@ -602,7 +603,7 @@ func (h *harvester) rescue(job *harvest, l *look) {
 		c.tear(why)
 	default:
 		job.result.Ended++
-		c.shut()
+		c.shut("")
 	}
 }
 
@@ -681,7 +682,8 @@ func (h *harvester) search(job *harvest) map[uint64]int {
 	return found
 }
 
-// tornReasons are all reasons why a connection ends with its worker.
+// tornReasons are all reasons why a connection ends with its worker. The next
+// supervisor knows them by their places (ledger.go): new ones come last.
 var tornReasons = []string{
 	keeper.Reading.String(), keeper.Writing.String(), keeper.Opening.String(), keeper.Uncertain.String(),
 	tornBusy, tornUncountable, tornUnreachable, tornListener, tornRefused, tornUnserved, tornStopping,
@@ -847,6 +849,7 @@ func (c *rescued) Left(int) []byte {
 	c.h.left = append(c.h.left, c.fd)
 	r := &c.job.result
 	r.Kept++
+	c.job.account.kept()
 	r.Longest = max(r.Longest, c.h.now-c.job.since)
 	c.over()
 	return nil
@@ -856,17 +859,19 @@ func (c *rescued) Left(int) []byte {
 func (c *rescued) tear(why string) {
 	failpoint.Here("harvest.tear")
 	c.job.result.Torn[why]++
-	c.shut()
+	c.shut(why)
 }
 
 // shut has the peer told of the end, and forgets the connection. The keeper
 // may still have its descriptor, so that closing ours is not enough.
-func (c *rescued) shut() {
+func (c *rescued) shut(why string) {
+	c.job.account.ending(c.id, why)
 	if c.fd >= 0 {
 		_ = unix.Shutdown(c.fd, unix.SHUT_RDWR) // ENOTCONN: the peer knows
 		unix.Close(c.fd)
 	}
 	c.h.rows.Free(c.id)
+	c.job.account.ended()
 	c.over()
 }
 

@@ -157,11 +157,14 @@ func (s *Supervisor) inheritHands(p *past) {
 			continue
 		}
 		s.hands[epoch] = k.pid
+		number := harvesterNumber(epoch)
 		s.harvester.start(&harvest{
-			number: harvesterNumber(epoch), keeper: k, connections: true,
+			number: number, keeper: k, connections: true, account: s.openAccount(number),
 			patience: s.current.settings.StartTimeout + harvestMargin,
 			reaped:   func(int) { s.post(handsTaken{epoch}) },
-			done:     func(r harvestResult) { s.post(harvested{harvestObituary{}, r}) },
+			done: func(r harvestResult) {
+				s.post(harvested{harvestObituary{number: number, fields: []zap.Field{zap.Uint64("incarnation", number)}}, r})
+			},
 		})
 	}
 	for epoch := p.state.Epoch; epoch < s.epoch; epoch++ {
@@ -180,9 +183,8 @@ func (s *Supervisor) tookHands(m handsTaken) {
 
 // giveUpHands frees the rows of connections that are not to be had any more.
 func (s *Supervisor) giveUpHands(epoch uint64) {
-	if lost := s.rows.Reclaim(harvesterNumber(epoch)); lost > 0 {
-		s.log.Warn("connections of a dead worker lost with the supervisor", zap.Int("connections", lost))
-	}
+	number := harvesterNumber(epoch)
+	s.reclaim(number, []zap.Field{zap.Uint64("incarnation", number)})
 }
 
 // pidOf returns the number of the process that a pidfd names; -1: it is gone,

@@ -56,6 +56,7 @@ func (harvested) isMessage()       {}
 // harvestObituary is what is known of a dead worker when its harvest is over,
 // and the worker itself long forgotten.
 type harvestObituary struct {
+	number uint64       // of the incarnation
 	inc    *incarnation // nil: an earlier supervisor, which had them in hand
 	fields []zap.Field
 }
@@ -174,13 +175,13 @@ func (s *Supervisor) exited(inc *incarnation, exit Exit) {
 	if inc.keeper == nil && s.harvester != nil {
 		inc.keeper = s.findKeeper(inc)
 	}
-	if inc.keeper == nil {
-		s.dead(inc, exit)
-		return
-	}
-	if s.harvester == nil { // it was adopted by one that cannot reach into it
-		inc.keeper.end(s.log)
-		inc.keeper = nil
+	obituary := harvestObituary{inc.number, inc, inc.fields()}
+	if inc.keeper == nil || s.harvester == nil { // it was adopted by one that cannot reach into it
+		if inc.keeper != nil {
+			inc.keeper.end(s.log)
+			inc.keeper = nil
+		}
+		s.tellAccount(inc.number, obituary)
 		s.dead(inc, exit)
 		return
 	}
@@ -196,8 +197,11 @@ func (s *Supervisor) exited(inc *incarnation, exit Exit) {
 	inc.disarm()
 	s.tellPeers(inc)
 	if job.connections {
-		obituary := harvestObituary{inc, inc.fields()}
+		job.account = s.openAccount(inc.number)
 		job.done = func(r harvestResult) { s.post(harvested{obituary, r}) }
+	}
+	if !job.connections {
+		s.tellAccount(inc.number, obituary)
 	}
 	s.harvester.start(job)
 }
@@ -267,17 +271,28 @@ func (b *books) tornInAll() (n uint64) {
 // tellHarvest tells what has become of a dead worker's connections.
 func (s *Supervisor) tellHarvest(m harvested) {
 	r := m.result
-	s.books.kept += uint64(r.Kept)
+	number := m.obituary.number
+	delete(s.accounts.harvests, number)
+	defer s.wasTold(number)
+	if r.Kept+r.Ended+r.torn() == 0 {
+		return
+	}
+	counted := s.accounts.counted[number] // by an earlier supervisor, which did not come to close the account
+	if s.ledger.find(number) != nil {
+		s.accounts.counted[number] = true
+	}
+	if !counted {
+		s.books.kept += uint64(r.Kept)
+	}
 	if s.books.torn == nil {
 		s.books.torn = make(map[string]uint64)
 	}
 	var reasons []string
 	for _, why := range slices.Sorted(maps.Keys(r.Torn)) {
-		s.books.torn[why] += uint64(r.Torn[why])
+		if !counted {
+			s.books.torn[why] += uint64(r.Torn[why])
+		}
 		reasons = append(reasons, fmt.Sprintf("%d %s", r.Torn[why], why))
-	}
-	if r.Kept+r.Ended+len(reasons) == 0 {
-		return
 	}
 	text := fmt.Sprintf("%d connections kept, longest stall %v, %d ended by themselves, %d torn", r.Kept, r.Longest.Round(100*time.Microsecond), r.Ended, r.torn())
 	if len(reasons) > 0 {

@@ -43,8 +43,8 @@ func TestKeeperThatIsToldTwiceIsNotKeptTwice(t *testing.T) {
 func TestHarvestIsToldInOneLine(t *testing.T) {
 	s := &Supervisor{log: zap.NewNop(), pool: &pool{name: poolName}}
 	inc := &incarnation{number: 1, slot: &slot{pool: s.pool}, release: &release{generation: 1}}
-	s.tellHarvest(harvested{harvestObituary{inc, nil}, harvestResult{Kept: 3, Ended: 1, Torn: map[string]int{"writing": 1, "reading": 2}}})
-	s.tellHarvest(harvested{harvestObituary{inc, nil}, harvestResult{}})
+	s.tellHarvest(harvested{harvestObituary{1, inc, nil}, harvestResult{Kept: 3, Ended: 1, Torn: map[string]int{"writing": 1, "reading": 2}}})
+	s.tellHarvest(harvested{harvestObituary{1, inc, nil}, harvestResult{}})
 	if n := len(s.chronicle.kept); n != 1 {
 		t.Fatalf("%d events, want 1", n)
 	}

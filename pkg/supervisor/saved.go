@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"maps"
 	"os"
+	"slices"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -43,6 +45,7 @@ type savedState struct {
 	// What it has counted and told; nil if there was no room for it.
 
 	Books  *savedBooks     `json:"books,omitempty"`
+	Told   []uint64        `json:"told,omitempty"` // accounts of the ledger that are in the books
 	Events []control.Event `json:"events,omitempty"`
 }
 
@@ -213,6 +216,7 @@ func (s *Supervisor) state() savedState {
 		LastReload: s.lastReload, Listeners: s.listeners(),
 	}
 	st.Books, st.Events = s.books.saved(), s.chronicle.saved()
+	st.Told = slices.Sorted(maps.Keys(s.accounts.counted))
 	if s.good != nil {
 		st.Good = s.good.generation
 	}
@@ -284,7 +288,7 @@ func (s *Supervisor) save() {
 	state := s.state()
 	err := s.saved.write(state)
 	if errors.Is(err, errStateTooLong) { // the workers matter more than figures
-		state.Books, state.Events = nil, nil
+		state.Books, state.Told, state.Events = nil, nil, nil
 		err = s.saved.write(state)
 	}
 	if err != nil {

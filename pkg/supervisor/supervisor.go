@@ -148,6 +148,8 @@ type Supervisor struct {
 	queued        []*reloadRequest
 	lastReload    *control.Reload
 	saved         *stateFile
+	ledger        *ledger // nil: it could not be opened
+	accounts      bookkeeping
 	unsaved       bool     // something has changed
 	restarting    bool     // this process ends for another
 	agenda        []func() // what follows from the message that is being handled
@@ -242,6 +244,7 @@ func newSupervisor(conf Config, l launcher, makeRelease func(uint64, Settings, s
 	if err != nil {
 		return nil, err
 	}
+	s.openBooks()
 	s.board.Epoch().Store(s.epoch)
 	if conf.Notify != nil {
 		s.openStore(conf.Notify)
@@ -366,6 +369,7 @@ func (s *Supervisor) Close() error {
 		s.endHarvest()
 	}
 	s.store.close()
+	s.ledger.close()
 	s.saved.close()
 	for _, r := range s.releases {
 		r.close()
@@ -679,6 +683,8 @@ func (s *Supervisor) handle(m message) (leave bool) {
 		s.buried(m)
 	case ownKeeperSafe:
 		s.beat()
+	case accountTold:
+		s.closeAccount(m)
 	case handsTaken:
 		s.tookHands(m)
 	case harvested:
@@ -859,9 +865,7 @@ func (s *Supervisor) vacate(inc *incarnation) {
 	s.countDead(inc)
 	delete(s.incarnations, inc.number)
 	s.store.removeWorker(inc.number)
-	if lost := s.rows.Reclaim(inc.number); lost > 0 {
-		s.log.Warn("connections lost with a worker", append(inc.fields(), zap.Int("connections", lost))...)
-	}
+	s.reclaim(inc.number, inc.fields())
 	s.forgetPeer(inc)
 	if inc.seat != nil {
 		inc.seat.Clear()

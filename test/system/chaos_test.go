@@ -41,10 +41,6 @@ const (
 	// hangs by start_timeout, both on a machine that has other things to do.
 	chaosPatience = time.Minute
 
-	// chaosSilence is how long the journal may need to tell of a death at which
-	// the supervisor died, too.
-	chaosSilence = 3 * time.Second
-
 	chaosLeast, chaosMost = 2, 4 // workers
 
 	chaosConfig = `workers = 3
@@ -107,10 +103,8 @@ type chaos struct {
 	groups []*talk.Group
 	inodes map[string]string // of the listening sockets, by unit
 	cursor string            // of the journal, up to where it was read
-	ended  ended
-
-	untold  int       // losses that nobody was left to tell of
-	silence time.Time // if not zero: from when on what is not told never will be
+	told   map[string]ended  // by what and incarnation: a supervisor tells again what the one before may not have come to tell
+	ended  ended             // the sum of it
 
 	rest map[int]counts
 
@@ -172,7 +166,7 @@ func everythingAtOnceInAnyOrder(t *testing.T, m *machine) {
 
 // startChaos starts a service and its clients.
 func startChaos(t *testing.T, m *machine, clients int) *chaos {
-	c := &chaos{service: install(t, m, probe(t, "1", "")), want: 3, version: 1, inodes: make(map[string]string), rest: make(map[int]counts)}
+	c := &chaos{service: install(t, m, probe(t, "1", "")), want: 3, version: 1, inodes: make(map[string]string), rest: make(map[int]counts), told: make(map[string]ended)}
 	c.configure(chaosConfig)
 	sockets := map[string]talk.Tongue{
 		"app.socket": talk.Bytes, "app-text.socket": talk.Lines, "app-ws.socket": talk.WebSocket, "app-numbers.socket": talk.HTTP,
@@ -430,7 +424,6 @@ func (c *chaos) killSupervisor(int) error {
 }
 
 func (c *chaos) killBoth(draw int) error {
-	c.silence = time.Now().Add(chaosSilence)
 	return errors.Join(c.killWorker(draw), c.killSupervisor(draw))
 }
 
@@ -624,19 +617,10 @@ func (c *chaos) losses() (n int) {
 }
 
 // explained wants each lost connection to be one that the journal tells of.
-// What a supervisor has shut down right before it was killed itself, and had
-// not told of yet, is known to nobody: those are counted as untold.
 func (c *chaos) explained() error {
-	missing := c.losses() - c.ended.total() - c.untold
-	if missing > 0 && !c.silence.IsZero() && time.Now().After(c.silence) {
-		c.note("    untold: %d", missing)
-		c.untold += missing
-		missing = 0
+	if lost := c.losses(); lost != c.ended.total() {
+		return fmt.Errorf("%d connections were lost, the journal has %+v", lost, c.ended)
 	}
-	if missing != 0 {
-		return fmt.Errorf("%d connections were lost, the journal has %+v, and %d are untold", c.losses(), c.ended, c.untold)
-	}
-	c.silence = time.Time{}
 	return nil
 }
 
@@ -695,11 +679,14 @@ func (c *chaos) readJournal() error {
 		message, _ := entry["MESSAGE"].(string)
 		switch {
 		case entry["MESSAGE_ID"] == journal.WorkerHarvested:
-			c.ended.torn += number("TORN")
-			c.ended.ended += number("ENDED")
-		case strings.HasPrefix(message, "connections lost with a worker"), strings.HasPrefix(message, "connections of a dead worker lost with the supervisor"):
-			c.ended.lost += number("CONNECTIONS")
+			c.told[fmt.Sprint("harvested ", entry["INCARNATION"])] = ended{torn: number("TORN"), ended: number("ENDED")}
+		case strings.HasPrefix(message, "connections lost with a worker"):
+			c.told[fmt.Sprint("lost ", entry["INCARNATION"])] = ended{lost: number("CONNECTIONS")}
 		}
+	}
+	c.ended = ended{}
+	for _, e := range c.told {
+		c.ended.torn, c.ended.ended, c.ended.lost = c.ended.torn+e.torn, c.ended.ended+e.ended, c.ended.lost+e.lost
 	}
 	return nil
 }
