@@ -4,8 +4,8 @@
  *	c-floor ADDRESS PORT PROCESSES
  *
  * Every process waits on its own epoll for the one listener all of them
- * share, and on its connections. A wakeup is one read(2) into one buffer of
- * 64 KiB and one write(2) out of it. What a short write leaves over is kept
+ * share, and on its connections. A wakeup is one recv(2) into one buffer of
+ * 64 KiB and one send(2) out of it. What a short write leaves over is kept
  * with the connection, which is not read again before all of it is gone: so
  * memory is bounded by one buffer a connection. There are no timers, no
  * callbacks and no accounting: what a server above this spends is its own.
@@ -67,14 +67,14 @@ static void accept_one(int listener)
 
 static void echo(int fd)
 {
-	ssize_t n = read(fd, buffer, BUFFER);
+	ssize_t n = recv(fd, buffer, BUFFER, 0);
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
 	if (n <= 0) {
 		drop(fd);
 		return;
 	}
-	ssize_t w = write(fd, buffer, n);
+	ssize_t w = send(fd, buffer, n, MSG_NOSIGNAL);
 	if (w == n)
 		return;
 	if (w < 0 && errno != EAGAIN && errno != EINTR) {
@@ -96,7 +96,7 @@ static void echo(int fd)
 static void flush(int fd)
 {
 	struct rest *r = &rests[fd];
-	ssize_t w = write(fd, r->data + r->from, r->to - r->from);
+	ssize_t w = send(fd, r->data + r->from, r->to - r->from, MSG_NOSIGNAL);
 	if (w < 0) {
 		if (errno != EAGAIN && errno != EINTR)
 			drop(fd);
