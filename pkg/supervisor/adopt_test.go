@@ -503,6 +503,45 @@ func TestWhatWasCountedAndToldOutlivesTheSupervisor(t *testing.T) {
 	}
 }
 
+func TestFiguresOfADeadWorkerStayWhereTheyAreUntilTheStateHasThem(t *testing.T) {
+	succession(t, quick, serve, func(r *rig) {
+		r.seatOf(0).count(10)
+		dead := r.fakes.last(0).order.identity
+		seat := r.board.Seat(dead.Seat)
+		// In the step in which the dead is buried the others are woken for it.
+		looked := false
+		look := func(b link.Body) {
+			if _, ok := b.(link.Rearm); !ok || looked {
+				return
+			}
+			looked = true
+			_, st, err := openStateFile(r.saved.fd)
+			if err != nil {
+				t.Error(err)
+			}
+			if !slices.ContainsFunc(st.Workers, func(w savedWorker) bool { return w.Incarnation == dead.Incarnation }) {
+				t.Errorf("the state has the workers %+v, and not %d any more", st.Workers, dead.Incarnation)
+			}
+			if n, messages := seat.Incarnation.Load(), seat.Messages.Load(); n != dead.Incarnation || messages != 10 {
+				t.Errorf("the seat has %d messages of worker %d, want the 10 of %d", messages, n, dead.Incarnation)
+			}
+		}
+		r.fakes.last(1).sent.Store(&look)
+		r.fakes.last(0).exit(Exit{Signal: unix.SIGKILL})
+		synctest.Wait()
+		r.fakes.last(1).sent.Store(nil)
+		if !looked {
+			t.Error("nobody was woken")
+		}
+	}, false, nil, func(r *rig) {
+		synctest.Wait()
+		samples, _ := r.samples()
+		if got := samples[`mainstay_messages_total{pool="worker",worker="0"}`]; got != 10 {
+			t.Errorf("%v messages, want 10", got)
+		}
+	})
+}
+
 func TestSavedEventsAndFiguresAreBounded(t *testing.T) {
 	for _, tt := range []struct {
 		name          string

@@ -277,9 +277,10 @@ func (s *Supervisor) listeners() (all []link.Listener) {
 	return all
 }
 
-// save puts down how it is, for the next supervisor. It is called when all has
-// settled.
+// save puts down how it is, for the next supervisor, and then gives away what
+// those had who are dead in it. It is called when all has settled.
 func (s *Supervisor) save() {
+	defer s.clearVacated()
 	if s.store == nil || !s.unsaved {
 		return
 	}

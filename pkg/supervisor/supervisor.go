@@ -150,10 +150,11 @@ type Supervisor struct {
 	saved         *stateFile
 	ledger        *ledger // nil: it could not be opened
 	accounts      bookkeeping
-	unsaved       bool     // something has changed
-	restarting    bool     // this process ends for another
-	agenda        []func() // what follows from the message that is being handled
-	epilogue      []func() // what follows when the agenda is empty
+	unsaved       bool           // something has changed
+	vacated       []*incarnation // dead, and not known to be by the saved state
+	restarting    bool           // this process ends for another
+	agenda        []func()       // what follows from the message that is being handled
+	epilogue      []func()       // what follows when the agenda is empty
 	farewells     []*farewell
 	lastJob       *reload // the reload that lastReload is about
 	lastLine      string  // STATUS= as sent
@@ -858,20 +859,30 @@ func (s *Supervisor) orderFor(inc *incarnation) order {
 	}
 }
 
-// vacate takes a dead worker off the books.
+// vacate takes a dead worker off the books. What the next supervisor would count
+// it by is there until the state says that this one has: save.
 func (s *Supervisor) vacate(inc *incarnation) {
 	s.fallSilent(inc)
 	s.cutHandover(inc)
 	s.countDead(inc)
 	delete(s.incarnations, inc.number)
-	s.store.removeWorker(inc.number)
 	s.reclaim(inc.number, inc.fields())
 	s.forgetPeer(inc)
-	if inc.seat != nil {
-		inc.seat.Clear()
-		s.freeSeats = append(s.freeSeats, inc.seatNo)
-	}
+	s.vacated, s.unsaved = append(s.vacated, inc), true
 	s.sweepReleases()
+}
+
+// clearVacated gives away what the dead have had.
+func (s *Supervisor) clearVacated() {
+	for _, inc := range s.vacated {
+		s.store.removeWorker(inc.number)
+		if inc.seat != nil {
+			inc.seat.Clear()
+			s.freeSeats = append(s.freeSeats, inc.seatNo)
+		}
+	}
+	clear(s.vacated)
+	s.vacated = s.vacated[:0]
 }
 
 // sweepReleases closes what nobody will run any more.

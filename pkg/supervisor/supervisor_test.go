@@ -39,8 +39,9 @@ type fake struct {
 	in    chan any // link.Body or unix.Signal
 	once  sync.Once
 	began time.Time
-	busy  atomic.Bool           // it does not read
-	heir  atomic.Pointer[order] // of the supervisor that has adopted it
+	busy  atomic.Bool                     // it does not read
+	heir  atomic.Pointer[order]           // of the supervisor that has adopted it
+	sent  atomic.Pointer[func(link.Body)] // called by the supervisor, in the step in which it sends something
 }
 
 func (f *fakes) launch(o order) (process, error) {
@@ -110,6 +111,9 @@ func (p *fake) PID() int { return p.pid }
 func (p *fake) Send(b link.Body) error {
 	if p.busy.Load() {
 		return link.ErrBusy
+	}
+	if f := p.sent.Load(); f != nil {
+		(*f)(b)
 	}
 	p.in <- b
 	return nil
