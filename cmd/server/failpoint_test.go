@@ -57,7 +57,7 @@ var failpointTable = []struct {
 	{point: "handoff.answered", by: (*fragile).handOver, who: aWorker},
 	{
 		point: "handoff.served", by: (*fragile).handOver, who: aWorker,
-		lost: restingClients, reason: "OnAdopt, which this service has, is under way: who is in a callback may be what kills its worker",
+		lost: restingClients / 2, reason: "OnAdopt of those that are not Inline waits for the Pool, runs, or has returned and the loop has not noted it: who is in a callback may be what kills its worker",
 	},
 	{point: "exodus.ask", by: (*fragile).handOver, who: aWorker},
 	{point: "exodus.frozen", by: (*fragile).handOver, who: aWorker},

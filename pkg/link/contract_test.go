@@ -1,6 +1,7 @@
 package link
 
 import (
+	"encoding/binary"
 	"testing"
 )
 
@@ -26,6 +27,24 @@ func TestWhatTheContractBeforeHasSaidIsUnderstood(t *testing.T) {
 	}
 	if h, ok := m.Body.(Hello); !ok || h.Contract != 1 || h.Incarnation != 7 || h.Build != "v0.9.0 (3f2c1ab)" || m.Epoch != 4 {
 		t.Errorf("%+v", m)
+	}
+}
+
+func TestFieldsThatAreNotKnownAreSkipped(t *testing.T) {
+	const identity = `{"contract":2,"pool":"worker","incarnation":7,"generation":3,"epoch":4,"later":{"a":[1]}}`
+	if id, err := ParseIdentity(identity); err != nil || id.Incarnation != 7 {
+		t.Errorf("%+v, %v", id, err)
+	}
+	b, err := Encode(Message{Epoch: 4, Body: Drain{Hand: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := append(b[headerSize:len(b)-1:len(b)-1], `,"later":{"a":[1]}}`...)
+	b = append(b[:headerSize:headerSize], body...)
+	binary.LittleEndian.PutUint32(b[4:], uint32(len(body)))
+	m, err := Decode(b)
+	if d, ok := m.Body.(Drain); err != nil || !ok || d != (Drain{Hand: true}) {
+		t.Errorf("%+v, %v", m, err)
 	}
 }
 

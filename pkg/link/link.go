@@ -88,6 +88,13 @@ import (
 // descriptors, the layout of a shared table, a message that must be understood)
 // counts two up, and no worker is adopted then.
 //
+// A field that was added late to a version that is out already is skipped in the
+// same way by those who do not know it, since bodies are JSON objects and nothing
+// is said of fields that are unknown. So it needs no version of its own if what it
+// asks for may be left undone and its absence means what was meant before, as with
+// Drain.Restart: a worker without it tells OnAdopt Reload where it would tell
+// Restart. A field without which the other side would do wrong needs one.
+//
 //	1  the first
 //	2  Identity.Control, Drain.Restart
 const Contract = 2

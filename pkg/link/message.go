@@ -199,7 +199,8 @@ type Drain struct {
 	// peers of this pool that serve.
 	To uint64 `json:"to,omitempty"`
 	// Restart says that it is because the service was restarted, which those
-	// who take the connections are told. A worker of contract 1 skips it.
+	// who take the connections are told. A worker that does not know it skips
+	// it, and has them told of a reload.
 	Restart bool `json:"restart,omitempty"`
 }
 

@@ -114,7 +114,8 @@ func (p *past) lastNumber(board *scoreboard.Board) (n uint64) {
 var errNoPast = errors.New("nothing is stored")
 
 // readPast takes over what is stored. If it returns an error everything is
-// closed, so that workers which live drain.
+// closed, so that workers which live drain: also in the keeper of the supervisor
+// that was theirs, which has their control sockets too and is killed.
 func readPast(stored []activation.Stored, service string) (_ *past, err error) {
 	if len(stored) == 0 {
 		return nil, errNoPast
@@ -123,6 +124,11 @@ func readPast(stored []activation.Stored, service string) (_ *past, err error) {
 	single := make(map[string]int)
 	many := make(map[string]map[uint64]int)
 	defer func() {
+		if err != nil {
+			for _, pidfd := range many[storedOwnKeeper] {
+				_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) // it may be gone
+			}
+		}
 		for _, fd := range single {
 			unix.Close(fd)
 		}

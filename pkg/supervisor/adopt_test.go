@@ -387,12 +387,24 @@ func TestWorkersOfAnotherContractAreLetGo(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer unix.Close(fds[1])
-		_, err = readPast([]activation.Stored{{Name: StorePrefix + storedState, FD: f.fd}, {Name: StorePrefix + "control/1", FD: fds[0]}}, "test")
+		// The dead supervisor's keeper, which has the same sockets.
+		kept := exec.Command("sleep", "1000")
+		pidfd := -1
+		kept.SysProcAttr = &syscall.SysProcAttr{PidFD: &pidfd}
+		if err := kept.Start(); err != nil {
+			t.Fatal(err)
+		}
+		_, err = readPast([]activation.Stored{
+			{Name: StorePrefix + storedState, FD: f.fd}, {Name: StorePrefix + "control/1", FD: fds[0]}, {Name: numbered(StorePrefix+storedOwnKeeper, 1), FD: pidfd},
+		}, "test")
 		if err == nil || !strings.Contains(err.Error(), "contract") {
 			t.Errorf("error %v", err)
 		}
 		if n, err := unix.Read(fds[1], make([]byte, 1)); n != 0 || err != nil {
 			t.Errorf("read %d %v, want the end: so the worker drains", n, err)
+		}
+		if err := kept.Wait(); kept.ProcessState.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL {
+			t.Errorf("the keeper of the supervisor before has ended with %v, want it killed", err)
 		}
 	})
 }
