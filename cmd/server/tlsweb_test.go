@@ -23,6 +23,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 	_ "unsafe" // for linkname
@@ -372,7 +373,28 @@ func TestCertificateIsRenewedUnderAClientThatTalks(t *testing.T) {
 
 // What a service writes, and what it answers, holds no key: neither the
 // certificate's nor one of its connections', whatever happens to its workers.
-func TestNoSecretIsInLogsAnswersOrStateFiles(t *testing.T) {
+// crashOf opens the memory file into which the runtime of a process writes its
+// last words, to be read when that has ended.
+func crashOf(t *testing.T, pid int) *os.File {
+	t.Helper()
+	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		if to, err := os.Readlink(fd); err == nil && strings.HasPrefix(to, "/memfd:mainstay-crash") {
+			f, err := os.Open(fd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return f
+		}
+	}
+	t.Fatalf("process %d has no file for its last words", pid)
+	return nil
+}
+
+func TestNoSecretIsInLogsAnswersStateFilesOrDumps(t *testing.T) {
 	dir := t.TempDir()
 	s, _ := startSecureWith(t, "echo", false, "", dir)
 	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "cert"), filepath.Join(dir, "key"))
@@ -418,6 +440,23 @@ func TestNoSecretIsInLogsAnswersOrStateFiles(t *testing.T) {
 	s.Reload()
 	talk()
 
+	// What the runtime writes down of a worker that is told to die.
+	dumps := map[string]*os.File{}
+	for slot, signal := range []syscall.Signal{syscall.SIGQUIT, syscall.SIGABRT} {
+		worker := s.Status().Pools[0].Workers[slot]
+		name := fmt.Sprintf("what %v has worker %d write", signal, worker.PID)
+		dumps[name] = crashOf(t, worker.PID)
+		defer dumps[name].Close()
+		if err := syscall.Kill(worker.PID, signal); err != nil {
+			t.Fatal(err)
+		}
+		s.Await("its successor serves", func(st control.Status) bool {
+			next := st.Pools[0].Workers[slot]
+			return next.Incarnation != worker.Incarnation && next.State == "ready"
+		})
+		talk()
+	}
+
 	private, err := pair.PrivateKey.(*ecdsa.PrivateKey).Bytes()
 	if err != nil {
 		t.Fatal(err)
@@ -454,6 +493,13 @@ func TestNoSecretIsInLogsAnswersOrStateFiles(t *testing.T) {
 		t.Fatal("secrets are not found where they are")
 	}
 	texts := map[string][]byte{"the log": []byte(s.Log())}
+	for name, f := range dumps {
+		text, err := io.ReadAll(f)
+		if err != nil || !bytes.Contains(text, []byte("\ngoroutine ")) || !bytes.Contains(text, []byte("pkg/reactor")) {
+			t.Errorf("%s: %v, no goroutines with the loop's among them: %q", name, err, text)
+		}
+		texts[name] = text
+	}
 	if len(s.Log()) < 1000 {
 		t.Errorf("the log is %q", s.Log())
 	}
