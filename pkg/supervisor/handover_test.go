@@ -68,8 +68,8 @@ func TestReloadHasEveryConnectionHandedToTheSuccessor(t *testing.T) {
 		}
 		want := []string{
 			"generation 2: replacing 2 workers",
-			"worker 0: pid 1001 -> 1003, generation 2 serves after 1s, 500 connections moved, 0 left, longest stall 3ms",
-			"worker 1: pid 1002 -> 1004, generation 2 serves after 1s, 1 connections moved, 0 left, longest stall 3ms",
+			"worker 0: pid 100000001 -> 100000003, generation 2 serves after 1s, 500 connections moved, 0 left, longest stall 3ms",
+			"worker 1: pid 100000002 -> 100000004, generation 2 serves after 1s, 1 connections moved, 0 left, longest stall 3ms",
 		}
 		if !slices.Equal(steps, want) {
 			t.Errorf("steps\n%q\nwant\n%q", steps, want)
@@ -84,8 +84,8 @@ func TestReloadHasEveryConnectionHandedToTheSuccessor(t *testing.T) {
 		}
 		events := w.kinds(EventHandingOver, EventHandedOver)
 		wantEvents := []string{
-			"handing-over: 500 connections to pid 1003", "handed-over: 500 connections moved, 0 left, longest stall 3ms",
-			"handing-over: 1 connections to pid 1004", "handed-over: 1 connections moved, 0 left, longest stall 3ms",
+			"handing-over: 500 connections to pid 100000003", "handed-over: 500 connections moved, 0 left, longest stall 3ms",
+			"handing-over: 1 connections to pid 100000004", "handed-over: 1 connections moved, 0 left, longest stall 3ms",
 		}
 		if !slices.Equal(events, wantEvents) {
 			t.Errorf("events\n%q\nwant\n%q", events, wantEvents)
@@ -153,7 +153,7 @@ func TestReloadGoesOnWhenAHandoverLasts(t *testing.T) {
 		if took := time.Since(began); took != quick.Bake+handWait {
 			t.Errorf("took %v, want %v", took, quick.Bake+handWait)
 		}
-		if want := "worker 0: pid 1001 -> 1002, generation 2 serves after 1s, 7 connections moved so far, 3 still there"; steps[1] != want {
+		if want := "worker 0: pid 100000001 -> 100000002, generation 2 serves after 1s, 7 connections moved so far, 3 still there"; steps[1] != want {
 			t.Errorf("steps %q, want %q", steps, want)
 		}
 		if r := w.status().LastReload; r.Moved != 7 || r.Left != 3 {
@@ -210,7 +210,7 @@ func TestWorkersWithoutASuccessorHandToAllOthers(t *testing.T) {
 		}
 		w.connect(w.process(2), 9)
 		all, err = w.Supervisor.Drain(w.t.Context(), control.SlotRequest{Slot: 1})
-		if err != nil || len(all) != 1 || all[0].Moved != 9 || all[0].PID != 1002 {
+		if err != nil || len(all) != 1 || all[0].Moved != 9 || all[0].PID != 100000002 {
 			t.Errorf("drained: %+v, %v", all, err)
 		}
 		w.expectDrain(w.process(2), true, 0)
@@ -221,7 +221,7 @@ func TestRecycledWorkerHandsToItsSuccessor(t *testing.T) {
 	settle(t, quick, func(w *town) {
 		w.connect(w.process(2), 5)
 		all, err := w.Supervisor.Recycle(w.t.Context(), control.SlotRequest{Slot: 1})
-		if err != nil || len(all) != 1 || all[0].Moved != 5 || all[0].PID != 1002 || all[0].To != 1003 || all[0].LongestStallUS != 3000 {
+		if err != nil || len(all) != 1 || all[0].Moved != 5 || all[0].PID != 100000002 || all[0].To != 100000003 || all[0].LongestStallUS != 3000 {
 			t.Errorf("recycled: %+v, %v", all, err)
 		}
 		w.expectDrain(w.process(2), true, 3)
@@ -323,7 +323,7 @@ func TestRollbackHasTheNewWorkersHandBack(t *testing.T) {
 		if r := w.status().LastReload; r.OK || r.Moved != 1000 || r.Left != 0 || r.Lost != 0 {
 			t.Errorf("last reload %+v", r)
 		}
-		want := "worker 0: pid 1003 -> 1005, generation 1 serves after 1s, 500 connections moved, 0 left, longest stall 3ms"
+		want := "worker 0: pid 100000003 -> 100000005, generation 1 serves after 1s, 500 connections moved, 0 left, longest stall 3ms"
 		if !slices.Contains(steps, want) {
 			t.Errorf("steps\n%q\nwant one to be\n%q", steps, want)
 		}
@@ -431,7 +431,7 @@ func TestGiverThatDiesIsNotWaitedFor(t *testing.T) {
 		if err := <-verdict; err != nil {
 			t.Errorf("verdict %v", err)
 		}
-		want := "worker 0: pid 1001 -> 1003, generation 2 serves after 1s, 120 connections moved, 380 lost with it"
+		want := "worker 0: pid 100000001 -> 100000003, generation 2 serves after 1s, 120 connections moved, 380 lost with it"
 		if !slices.Contains(steps, want) {
 			t.Errorf("steps\n%q\nwant one to be\n%q", steps, want)
 		}
@@ -485,7 +485,7 @@ func TestReloadWithFewerWorkersTellsWhatThoseTooManyHaveDone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want := "worker 1: pid 1002 leaves, 4 connections moved, 0 left, longest stall 3ms"; !slices.Contains(steps, want) {
+		if want := "worker 1: pid 100000002 leaves, 4 connections moved, 0 left, longest stall 3ms"; !slices.Contains(steps, want) {
 			t.Errorf("steps\n%q\nwant one to be\n%q", steps, want)
 		}
 		w.expectDrain(w.process(2), true, 0)

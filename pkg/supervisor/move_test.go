@@ -96,14 +96,14 @@ func TestWhyAConnectionStaysIsSaid(t *testing.T) {
 			{"an older version", nil, conn, 2, "is of a version that takes no connections from others"},
 			{"it cannot move", func() { answer(nil, errors.New("connection stays: it is held")) }, conn, 1, "connection stays: it is held"},
 			{"refused", func() { answer(nil, errors.New(`connection stays: refused: unknown listener "x"`)) }, conn, 1, `unknown listener "x"`},
-			{"nonsense", func() { answer("moved", nil) }, conn, 1, "answer of worker 0 (pid 1001)"},
-			{"silence", func() { answer(nil, errSilent) }, conn, 1, "worker 0 (pid 1001) does not answer"},
+			{"nonsense", func() { answer("moved", nil) }, conn, 1, "answer of worker 0 (pid 100000001)"},
+			{"silence", func() { answer(nil, errSilent) }, conn, 1, "worker 0 (pid 100000001) does not answer"},
 			{"death", func() {
 				w.answers(func(p *fake, _ link.Gather) (any, error) {
 					p.exit(Exit{Signal: unix.SIGKILL})
 					return nil, errSilent
 				})
-			}, conn, 1, "worker 0 (pid 1001) has died"},
+			}, conn, 1, "worker 0 (pid 100000001) has died"},
 			{"its worker is dead", nil, conn, 1, "no connection"},
 			{"the taker wants none", func() { w.process(2).order.said(link.Readiness{Reason: "no disk"}) }, w.owned(w.fakes.last(0)), 1, "takes no connections: no disk"},
 		} {
@@ -145,10 +145,10 @@ func TestHangingOwnerIsNamed(t *testing.T) {
 		w.seatOf(w.process(1)).Heartbeat.Store(int64(monotonic()))
 		time.Sleep(1500 * time.Millisecond)
 		_, err := w.Move(w.t.Context(), control.MoveRequest{Conn: conn, Slot: 1})
-		if err == nil || !strings.Contains(err.Error(), "its worker 0 (pid 1001) is hung") {
+		if err == nil || !strings.Contains(err.Error(), "its worker 0 (pid 100000001) is hung") {
 			t.Errorf("moved: %v", err)
 		}
-		if _, err = w.Move(w.t.Context(), control.MoveRequest{Conn: w.owned(w.process(2)), Slot: 0}); err == nil || !strings.Contains(err.Error(), "worker 0 (pid 1001) is hung: it takes no connections") {
+		if _, err = w.Move(w.t.Context(), control.MoveRequest{Conn: w.owned(w.process(2)), Slot: 0}); err == nil || !strings.Contains(err.Error(), "worker 0 (pid 100000001) is hung: it takes no connections") {
 			t.Errorf("moved there: %v", err)
 		}
 	})
@@ -215,7 +215,7 @@ func TestRebalancingMakesAllHaveAsMany(t *testing.T) {
 		if got := w.counts(); !slices.Equal(got, []int64{334, 334, 333}) {
 			t.Errorf("connections %v", got)
 		}
-		if b.Moved != 666 || len(b.Givers) != 1 || b.Givers[0] != (control.Giver{Slot: 0, PID: 1001, Excess: 666, Moved: 666, LongestStallUS: 2000}) {
+		if b.Moved != 666 || len(b.Givers) != 1 || b.Givers[0] != (control.Giver{Slot: 0, PID: 100000001, Excess: 666, Moved: 666, LongestStallUS: 2000}) {
 			t.Errorf("rebalanced %+v", b)
 		}
 		if !slices.Equal(b.Counts, []int{1000, 1, 0}) {
@@ -262,7 +262,7 @@ func TestRebalancingEndsWhereNothingMovesAnyMore(t *testing.T) {
 		w.answers(func(p *fake, g link.Gather) (any, error) { return nil, errSilent })
 		began := time.Now()
 		b, err = w.Rebalance(w.t.Context(), control.RebalanceRequest{})
-		if err != nil || len(b.Givers) != 1 || b.Givers[0].Error != "worker 0 (pid 1001) does not answer" {
+		if err != nil || len(b.Givers) != 1 || b.Givers[0].Error != "worker 0 (pid 100000001) does not answer" {
 			t.Errorf("rebalanced %+v, %v", b, err)
 		}
 		if took := time.Since(began); took != gatherTimeout {
@@ -273,7 +273,7 @@ func TestRebalancingEndsWhereNothingMovesAnyMore(t *testing.T) {
 			t.Errorf("rebalanced %+v, %v", b, err)
 		}
 		w.answers(func(p *fake, g link.Gather) (any, error) { return "all", nil })
-		if b, err = w.Rebalance(w.t.Context(), control.RebalanceRequest{}); err != nil || !strings.Contains(b.Givers[0].Error, "answer of worker 0 (pid 1001)") {
+		if b, err = w.Rebalance(w.t.Context(), control.RebalanceRequest{}); err != nil || !strings.Contains(b.Givers[0].Error, "answer of worker 0 (pid 100000001)") {
 			t.Errorf("rebalanced %+v, %v", b, err)
 		}
 	})

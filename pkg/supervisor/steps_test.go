@@ -24,9 +24,9 @@ func TestReloadTellsWhatHasBecomeOfEachSlot(t *testing.T) {
 		want := []string{
 			"only a restart changes the rest",
 			"generation 2: replacing 3 workers",
-			"worker 0: pid 1001 -> 1003, generation 2 serves after 1.5s, 12 connections drain",
-			"worker 1: pid 1002 -> 1004, generation 2 serves after 1.5s, 1 connections drain",
-			"worker 2: pid 1005, generation 2 serves after 1.5s",
+			"worker 0: pid 100000001 -> 100000003, generation 2 serves after 1.5s, 12 connections drain",
+			"worker 1: pid 100000002 -> 100000004, generation 2 serves after 1.5s, 1 connections drain",
+			"worker 2: pid 100000005, generation 2 serves after 1.5s",
 		}
 		if !slices.Equal(steps, want) {
 			t.Errorf("steps\n%q\nwant\n%q", steps, want)

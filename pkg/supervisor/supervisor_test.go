@@ -51,7 +51,8 @@ func (f *fakes) launch(o order) (process, error) {
 	if f.fail != nil {
 		return nil, f.fail
 	}
-	p := &fake{pid: 1000 + f.launched, in: make(chan any, 64), began: time.Now()}
+	// No process of this machine has such a number: /proc/sys/kernel/pid_max.
+	p := &fake{pid: 100_000_000 + f.launched, in: make(chan any, 64), began: time.Now()}
 	// What it says goes to the supervisor that it has by then.
 	hooks := func() *order {
 		if heir := p.heir.Load(); heir != nil {
