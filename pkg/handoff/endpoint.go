@@ -196,7 +196,8 @@ func (e *Endpoint) meet(incarnation uint64) *peer {
 // Gone says that a process is dead: what it was offered and has not taken, it
 // never will, and no tails will come from it any more than have come. What it
 // was given is over. Its descriptor is closed. All that happens when what the
-// inbox has now is read: by this call, or by the next ones of Readable.
+// inbox has now is read: by this call, by the next ones of Readable, or by a
+// timer that is due at once.
 func (e *Endpoint) Gone(incarnation uint64) {
 	if e.closed {
 		return
@@ -414,6 +415,11 @@ func (e *Endpoint) arm() {
 			due(w.by)
 			break
 		}
+	}
+	if len(e.dead) > 0 {
+		// The last message may have been the last of a budget: then nobody has
+		// seen that the inbox is empty, and nobody calls Readable for that.
+		due(e.options.Now())
 	}
 	// One that is early is left alone: it finds nothing to do and sets itself
 	// anew. Deadlines move with every batch, and most never come.

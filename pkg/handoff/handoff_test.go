@@ -537,6 +537,40 @@ func TestDeathIsActedOnWhenTheInboxIsRead(t *testing.T) {
 	taker.leave()
 }
 
+func TestDeathIsActedOnWhenItsBudgetHasEmptiedTheInbox(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		messages int // in the inbox when the death is told
+	}{
+		{"one less than a budget", readBudget - 1},
+		{"a budget", readBudget},
+		{"two budgets", 2 * readBudget},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			table, c := newTable(t, 16), &clock{}
+			a, b := newHost(t, table, c, 1), newHost(t, table, c, 2)
+			b.knows(a)
+			inbox := b.peers[1].inbox
+			answer := begin(nil, header{version: version, kind: kindAnswer, from: 3, batch: 1}) // to nobody's offer
+			seal(answer, flagForAll, 0)
+			for range tt.messages {
+				if err := unix.Sendto(b.sending, answer, 0, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b.Gone(1)
+			converse(t, b)
+			c.pass(0)
+			if _, err := unix.FcntlInt(uintptr(inbox), unix.F_GETFD, 0); !errors.Is(err, unix.EBADF) {
+				t.Errorf("the dead one's inbox is still open: %v", err)
+			}
+			if len(b.peers) > 0 || len(c.timers) > 0 {
+				t.Errorf("%d peers and %d timers are left, want none", len(b.peers), len(c.timers))
+			}
+		})
+	}
+}
+
 func TestCloseDecidesWhatIsUnderWay(t *testing.T) {
 	giver, taker := two(t)
 	a, b := giver.open("a"), giver.open("b")

@@ -3,8 +3,14 @@ package scoreboard
 import (
 	"encoding/binary"
 	"sync/atomic"
+	"time"
 	"unsafe"
 )
+
+// PoolAge bounds by how much what a Seat says of the callbacks on the pool is
+// older than its Heartbeat. It is written before that, so whoever reads the
+// Heartbeat first has both as they were together, or younger.
+const PoolAge = 100 * time.Millisecond
 
 // Seat is one incarnation's place on the board: 512 bytes, every word an
 // atomic. The worker that sits there writes, whoever maps the board reads.
@@ -41,7 +47,8 @@ type Seat struct {
 	Refused      atomic.Uint64 // connections closed at accept, because of a limit
 	Datagrams    atomic.Uint64 // datagrams received
 
-	// The callbacks on the pool.
+	// The callbacks on the pool, as they were at most PoolAge before Heartbeat:
+	// who runs is not said again before the loop turns.
 
 	PoolRunning atomic.Int64 // callbacks that run now
 	PoolOldest  atomic.Int64 // since when the oldest of them runs, CLOCK_MONOTONIC in ns; 0: none runs

@@ -95,6 +95,11 @@ type listenerConfig struct {
 	ProxyProtocol []string // who passes connections on
 	TLS           tlsConfig
 
+	// Of HTTP.
+
+	MaxRunning int // requests
+	MaxWaiting int // connections
+
 	// Of WebSocket.
 
 	Origins       []string
@@ -248,6 +253,8 @@ var listenerSettings = slices.Concat([]setting[listenerConfig]{
 	size("send_low", 1, maxBuffer, func(l *listenerConfig) *int { return &l.SendLow }),
 	size("send_limit", 1, maxBuffer, func(l *listenerConfig) *int { return &l.SendLimit }),
 	integer("queue_depth", 1, 1<<20, func(l *listenerConfig) *int { return &l.QueueDepth }),
+	integer("max_running", 1, 1<<20, func(l *listenerConfig) *int { return &l.MaxRunning }),
+	integer("max_waiting", 1, 1<<20, func(l *listenerConfig) *int { return &l.MaxWaiting }),
 	integer("max_connections", 1, 1<<20, func(l *listenerConfig) *int { return &l.MaxConnections }),
 	integer("max_connections_per_peer", 1, 1<<20, func(l *listenerConfig) *int { return &l.MaxConnectionsPerPeer }),
 	integer("accept_rate", 1, 1<<20, func(l *listenerConfig) *int { return &l.AcceptRate }),

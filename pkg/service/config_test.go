@@ -67,6 +67,8 @@ send_high = "2KiB"
 send_low = "1KiB"
 send_limit = "1MiB"
 queue_depth = 7
+max_running = 12
+max_waiting = 13
 max_connections = 8
 max_connections_per_peer = 9
 accept_rate = 10
@@ -115,7 +117,7 @@ serve = "discard"
 		Listeners: map[string]listenerConfig{
 			"a": {
 				Address: "tcp://127.0.0.1:80", Serve: "echo", Inline: &yes, Movable: &yes, Dispatch: "hash-id", MaxMessage: 1000,
-				SendHigh: 2048, SendLow: 1024, SendLimit: 1 << 20, QueueDepth: 7,
+				SendHigh: 2048, SendLow: 1024, SendLimit: 1 << 20, QueueDepth: 7, MaxRunning: 12, MaxWaiting: 13,
 				MaxConnections: 8, MaxConnectionsPerPeer: 9, AcceptRate: 10, AcceptBurst: 11,
 				AuthTimeout: 5 * time.Second, ReadIdleTimeout: 6 * time.Second, WriteIdleTimeout: 7 * time.Second,
 				FirstByteTimeout: time.Second, MessageTimeout: 2 * time.Second, IdleTimeout: 3 * time.Second,
@@ -210,6 +212,8 @@ var wrongKeys = []struct {
 	{"idle_timeout", `listener.a.idle_timeout = "never"`, `key "listener.a.idle_timeout": got "never", want a duration such as "30s", from 1ms to 720h, or "none"`},
 	{"write_timeout", `listener.a.write_timeout = "721h"`, `key "listener.a.write_timeout": got "721h", want a duration such as "30s", from 1ms to 720h, or "none"`},
 	{"close_timeout", `listener.a.close_timeout = {}`, `key "listener.a.close_timeout": got a table, want a duration such as "30s", from 1ms to 720h, or "none"`},
+	{"max_running", `listener.a.max_running = 0`, `key "listener.a.max_running": got 0, want a number from 1 to 1048576`},
+	{"max_waiting", `listener.a.max_waiting = "all"`, `key "listener.a.max_waiting": got "all", want a number from 1 to 1048576`},
 	{"max_connections", `listener.a.max_connections = 0`, `key "listener.a.max_connections": got 0, want a number from 1 to 1048576`},
 	{"max_connections_per_peer", `listener.a.max_connections_per_peer = "x"`, `key "listener.a.max_connections_per_peer": got "x", want a number from 1 to 1048576`},
 	{"accept_rate", `listener.a.accept_rate = 0.5`, `key "listener.a.accept_rate": got 0.5, want a number from 1 to 1048576`},

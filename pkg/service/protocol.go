@@ -493,6 +493,9 @@ func (p Framed[T]) listener(name string, set listenerConfig) (worker.Listener, e
 // serve is a listener of connections, with what the operator has set for any
 // protocol.
 func (set listenerConfig) serve(name string, c *conn.Config) (worker.Listener, error) {
+	if key := set.usesAny("max_running", "max_waiting"); key != "" {
+		return worker.Listener{}, &settingError{key, "only HTTP has this setting"}
+	}
 	if set.Inline != nil {
 		c.Inline = *set.Inline
 	}
@@ -590,6 +593,7 @@ func (l listenerConfig) keys() (keys []string) {
 		{"read_idle_timeout", l.ReadIdleTimeout != 0}, {"write_idle_timeout", l.WriteIdleTimeout != 0},
 		{"first_byte_timeout", l.FirstByteTimeout != 0}, {"message_timeout", l.MessageTimeout != 0},
 		{"idle_timeout", l.IdleTimeout != 0}, {"write_timeout", l.WriteTimeout != 0}, {"close_timeout", l.CloseTimeout != 0},
+		{"max_running", l.MaxRunning != 0}, {"max_waiting", l.MaxWaiting != 0},
 		{"origins", len(l.Origins) != 0}, {"compress_above", l.CompressAbove != 0},
 		{"ping_interval", l.PingInterval != 0}, {"pong_timeout", l.PongTimeout != 0},
 		{"handshake_timeout", l.HandshakeTimeout != 0}, {"proxy_protocol", len(l.ProxyProtocol) > 0}, {"tls.cert", l.TLS.isSet()},
@@ -670,6 +674,7 @@ func (p HTTP) listener(name string, set listenerConfig) (worker.Listener, error)
 
 // listener takes, of what the operator can set, what HTTP has as well:
 // max_message is the longest body, queue_depth the requests read ahead,
+// max_running and max_waiting are Limits.Running and Waiting,
 // read_idle_timeout how long a peer may fall behind with a body.
 func (p Web) listener(name string, set listenerConfig) (worker.Listener, error) {
 	if key := set.usesAny("auth_timeout", "write_idle_timeout"); key != "" {
@@ -680,6 +685,15 @@ func (p Web) listener(name string, set listenerConfig) (worker.Listener, error) 
 	}
 	if set.Inline != nil {
 		p.Inline = *set.Inline
+	}
+	if key := set.usesAny("max_running", "max_waiting"); key != "" && p.Inline {
+		return worker.Listener{}, &settingError{key, "these handlers run on the loop, one at a time: want inline = false with it"}
+	}
+	if set.MaxRunning != 0 {
+		p.Limits.Running = set.MaxRunning
+	}
+	if set.MaxWaiting != 0 {
+		p.Limits.Waiting = set.MaxWaiting
 	}
 	if set.MaxMessage != 0 {
 		p.Limits.Body = int64(set.MaxMessage)

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -17,6 +18,8 @@ import (
 	"github.com/mainstay-go/mainstay/pkg/conn"
 	"github.com/mainstay-go/mainstay/pkg/reactor"
 	"github.com/mainstay-go/mainstay/pkg/rows"
+	httpweb "github.com/mainstay-go/mainstay/pkg/web"
+	"github.com/mainstay-go/mainstay/pkg/worker"
 )
 
 // serve runs a protocol on a loop of its own and returns the client's end of
@@ -27,6 +30,12 @@ func serve(t *testing.T, p Protocol) net.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return serveAll(t, l, 1)[0]
+}
+
+// serveAll serves n connections and returns the clients' ends.
+func serveAll(t *testing.T, l worker.Listener, n int) (clients []net.Conn) {
+	t.Helper()
 	pool := conn.NewPool(4)
 	l.Conn.Pool = pool
 	loop, err := reactor.New(reactor.Options{})
@@ -34,26 +43,31 @@ func serve(t *testing.T, p Protocol) net.Conn {
 		t.Fatal(err)
 	}
 	set := conn.NewSet(loop, nil)
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	loop.Post(func() {
-		if _, err := set.Accepted(fds[0], nil, l.Conn); err != nil {
-			t.Error(err)
+	for range n {
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			t.Fatal(err)
 		}
-	})
-	f := os.NewFile(uintptr(fds[1]), "client")
-	c, err := net.FileConn(f)
-	f.Close()
-	if err != nil {
-		t.Fatal(err)
+		loop.Post(func() {
+			if _, err := set.Accepted(fds[0], nil, l.Conn); err != nil {
+				t.Error(err)
+			}
+		})
+		f := os.NewFile(uintptr(fds[1]), "client")
+		c, err := net.FileConn(f)
+		f.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		clients = append(clients, c)
 	}
-	c.SetDeadline(time.Now().Add(20 * time.Second))
 	ended := make(chan error)
 	go func() { ended <- loop.Run() }()
 	t.Cleanup(func() {
-		c.Close()
+		for _, c := range clients {
+			c.Close()
+		}
 		loop.Post(func() { set.Drain(conn.DrainPrompt, time.Second, loop.Stop) })
 		if err := <-ended; err != nil {
 			t.Error(err)
@@ -64,7 +78,7 @@ func serve(t *testing.T, p Protocol) net.Conn {
 			t.Error(err)
 		}
 	})
-	return c
+	return clients
 }
 
 func TestStateTravelsWithTheConnection(t *testing.T) {
@@ -141,6 +155,8 @@ func TestWebTakesTheOperatorsSettings(t *testing.T) {
 		{name: "nothing"},
 		{name: "what HTTP has", set: listenerConfig{Inline: &yes, MaxMessage: 10, QueueDepth: 2, MessageTimeout: time.Second, IdleTimeout: noTimeout, SendHigh: 1000}},
 		{name: "what it has not", set: listenerConfig{AuthTimeout: time.Second}, key: "auth_timeout"},
+		{name: "what it has not on the loop", set: listenerConfig{Inline: &yes, MaxRunning: 1}, key: "max_running"},
+		{name: "nor this", set: listenerConfig{Inline: &yes, MaxWaiting: 1}, key: "max_waiting"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			l, err := Web{}.listener("main", tt.set)
@@ -163,6 +179,67 @@ func TestWebTakesTheOperatorsSettings(t *testing.T) {
 	}
 	if body, err := io.ReadAll(r.Body); string(body) != "/a" || err != nil {
 		t.Errorf("got %q, %v", body, err)
+	}
+}
+
+func TestOperatorBoundsTheRequestsThatAreAnsweredAtATime(t *testing.T) {
+	c, err := parse("[listener.a]\nmax_running = 1\nmax_waiting = 2\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun, release := make(chan struct{}, 3), make(chan struct{})
+	handler := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { begun <- struct{}{}; <-release })
+	l, err := Web{Handler: handler, Limits: WebLimits{Running: 3, Waiting: 1}}.listener("a", c.Listeners["a"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	clients := serveAll(t, l, 4)
+	released := false
+	defer func() {
+		if !released {
+			close(release)
+		}
+	}()
+	for i, c := range clients {
+		fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		if i == 0 {
+			<-begun
+		}
+		for late := time.Now().Add(20 * time.Second); i < 3; runtime.Gosched() {
+			if _, waiting := l.Conn.Handler.(*httpweb.Handler).Running(); waiting == i {
+				break
+			}
+			if time.Now().After(late) {
+				t.Fatalf("request %d does not wait", i)
+			}
+		}
+	}
+	status := func(i, want int) {
+		t.Helper()
+		r, err := http.ReadResponse(bufio.NewReader(clients[i]), nil)
+		if err != nil || r.StatusCode != want {
+			t.Fatalf("request %d: %+v, %v, want status %d", i, r, err, want)
+		}
+		r.Body.Close()
+	}
+	status(3, 503)
+	close(release)
+	released = true
+	for i := range 3 {
+		status(i, 200)
+	}
+}
+
+func TestOnlyHTTPBoundsTheRequestsThatAreAnsweredAtATime(t *testing.T) {
+	for name, p := range map[string]Protocol{
+		"raw": Raw[none]{}, "WebSocket": WebSocket[none]{}, "net/http": HTTP{}, "datagrams": Packet{OnPacket: func(*Worker, *Datagram) {}},
+	} {
+		for key, set := range map[string]listenerConfig{"max_running": {MaxRunning: 1}, "max_waiting": {MaxWaiting: 1}} {
+			_, err := p.listener("a", set)
+			if e, ok := errors.AsType[*settingError](err); !ok || e.key != key {
+				t.Errorf("%s: got %v, want an error about %s", name, err, key)
+			}
+		}
 	}
 }
 

@@ -367,6 +367,15 @@ func (s *Supervisor) adoptWorker(saved savedWorker, r *remains, p *past) error {
 	} else { // it was given up
 		inc.slot = &slot{pool: s.pool, index: saved.Slot, release: inc.release}
 	}
+	if r.keeper < 0 && saved.Protection == protected {
+		// The service manager has not come to take it.
+		if k := s.findKeeper(inc); k != nil {
+			r.keeper = k.pidfd
+			s.store.put(numbered(storedKeeper, inc.number), r.keeper)
+		} else {
+			inc.protection = unprotectedAs + "its keeper is not known"
+		}
+	}
 	if r.keeper >= 0 {
 		// What was saved may be from before the worker had it.
 		inc.keeper = &kept{pid: max(pidOf(r.keeper), saved.Keeper), pidfd: r.keeper}

@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"errors"
+	"os"
 	"os/exec"
 	"reflect"
 	"slices"
@@ -314,6 +315,62 @@ func TestWorkerOfWhichSomethingIsMissingGetsASuccessor(t *testing.T) {
 			t.Errorf("status %+v", st)
 		}
 	})
+}
+
+func TestKeeperThatWasNotStoredIsFound(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		there      bool // it lives, and the seat has its number
+		protection string
+	}{
+		{"it lives", true, protected},
+		{"nobody knows it", false, unprotectedAs + "its keeper is not known"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			sleep, err := exec.LookPath("sleep")
+			if err != nil {
+				t.Fatal(err)
+			}
+			name := t.TempDir() + "/" + keeperName + " test"
+			if err := os.Symlink(sleep, name); err != nil {
+				t.Fatal(err)
+			}
+			pidfd := -1
+			cmd := exec.Command(name, "100")
+			cmd.SysProcAttr = &syscall.SysProcAttr{PidFD: &pidfd}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			pid := cmd.Process.Pid
+			defer func() {
+				_ = cmd.Process.Kill() // the supervisor has most likely
+				_ = cmd.Wait()
+			}()
+			succession(t, quick, serve, func(r *rig) {
+				p := r.fakes.last(0)
+				if tt.there {
+					r.board.Seat(p.order.identity.Seat).KeeperPID.Store(int64(pid))
+				}
+				p.order.kept(link.Kept{PID: pid}, pidfd)
+				synctest.Wait()
+				if w := r.look().Pools[0].Workers[0]; w.KeeperPID != pid || w.Protection != protected {
+					t.Errorf("before: keeper %d, %q, want %d, %q", w.KeeperPID, w.Protection, pid, protected)
+				}
+			}, true, func(m *shelf, st *savedState) {
+				for _, w := range st.Workers {
+					m.Unstore(StorePrefix + numbered(storedKeeper, w.Incarnation))
+				}
+			}, func(r *rig) {
+				want := 0
+				if tt.there {
+					want = pid
+				}
+				if w := r.look().Pools[0].Workers[0]; w.KeeperPID != want || w.Protection != tt.protection {
+					t.Errorf("after: keeper %d, %q, want %d, %q", w.KeeperPID, w.Protection, want, tt.protection)
+				}
+			})
+		})
+	}
 }
 
 func TestWorkersOfAnotherContractAreLetGo(t *testing.T) {

@@ -142,6 +142,7 @@ func TestHangingOwnerIsNamed(t *testing.T) {
 	settleIn(t, w, healthy(Health{HandlerTimeout: 4 * time.Second, HangTimeout: -1}), func(w *town) {
 		conn := w.owned(w.process(1))
 		w.seatOf(w.process(1)).PoolOldest.Store(int64(monotonic() - time.Hour))
+		w.seatOf(w.process(1)).Heartbeat.Store(int64(monotonic()))
 		time.Sleep(1500 * time.Millisecond)
 		_, err := w.Move(w.t.Context(), control.MoveRequest{Conn: conn, Slot: 1})
 		if err == nil || !strings.Contains(err.Error(), "its worker 0 (pid 1001) is hung") {

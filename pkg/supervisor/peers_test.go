@@ -321,6 +321,7 @@ func TestWorkerThatHangsIsNoTaker(t *testing.T) {
 	settings := healthy(Health{HandlerTimeout: 4 * time.Second, HangTimeout: -1})
 	settleIn(t, w, settings, func(w *town) {
 		w.seatOf(w.fakes.last(1)).PoolOldest.Store(int64(monotonic() - time.Hour))
+		w.seatOf(w.fakes.last(1)).Heartbeat.Store(int64(monotonic()))
 		time.Sleep(1500 * time.Millisecond)
 		if got, want := w.peersOf(w.fakes.last(0)), "2 of slot 1 generation 1 serving false"; got != want {
 			t.Errorf("worker 0 knows %q, want %q", got, want)

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mainstay-go/mainstay/pkg/journal"
+	"github.com/mainstay-go/mainstay/pkg/scoreboard"
 )
 
 // evidenceMargin is how long a hung worker has to write down what all its
@@ -150,10 +151,23 @@ func (s *Supervisor) hangs(inc *incarnation, h Health) string {
 		}
 		return reason
 	}
-	if oldest := time.Duration(inc.seat.PoolOldest.Load()); h.HandlerTimeout > 0 && oldest > 0 && now-oldest > h.HandlerTimeout {
+	if oldest := stuckSince(inc.seat, h.HandlerTimeout); oldest > 0 {
 		return fmt.Sprintf("a callback has been running for %v", (now - oldest).Round(10*time.Millisecond))
 	}
 	return ""
+}
+
+// stuckSince returns since when the oldest callback on the pool runs, if it ran
+// still when its time was over; 0: none has, or it is not known yet. A loop
+// that has nothing to do sleeps, and what it has said last is of a callback
+// that may have returned right then.
+func stuckSince(seat *scoreboard.Seat, timeout time.Duration) time.Duration {
+	turned := time.Duration(seat.Heartbeat.Load()) // before what it dates
+	oldest := time.Duration(seat.PoolOldest.Load())
+	if timeout <= 0 || oldest <= 0 || turned-scoreboard.PoolAge-oldest <= timeout {
+		return 0
+	}
+	return oldest
 }
 
 // processState is what proc_pid_stat(5) calls the state of a process: T is

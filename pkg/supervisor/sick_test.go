@@ -180,6 +180,20 @@ func TestCallbackThatNeverEndsIsAHang(t *testing.T) {
 	})
 }
 
+func TestCallbackOfWhichASleepingLoopHasToldLastIsNotAHang(t *testing.T) {
+	nurse(t, healthy(Health{HandlerTimeout: 500 * time.Millisecond, HangTimeout: 3 * time.Second}), serve, func(w *ward) {
+		before := w.fakes.count()
+		for range 20 {
+			// One runs as the loop turns, returns, and nothing happens for a second.
+			w.seat(1).PoolOldest.Store(int64(w.clock() - 10*time.Millisecond))
+			w.beat(time.Second, 0, 1)
+		}
+		if n := w.fakes.count(); n != before {
+			t.Errorf("%d workers were started: %s", n-before, w.status().Pools[0].Workers[1].LastDeath)
+		}
+	})
+}
+
 func TestWorkerWithTooMuchMemoryIsKilled(t *testing.T) {
 	nurse(t, healthy(Health{MemoryHard: 100}), serve, func(w *ward) {
 		w.memory.Store(w.fakes.last(0).pid, int64(101))

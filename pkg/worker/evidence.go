@@ -6,16 +6,11 @@ import (
 	"time"
 
 	"github.com/mainstay-go/mainstay/pkg/reactor"
+	"github.com/mainstay-go/mainstay/pkg/scoreboard"
 )
 
-const (
-	// poolEvery is how often the pool's callbacks are looked at, at most; how
-	// often the loop turns at least, maxSleep says.
-	poolEvery = 100 * time.Millisecond
-
-	// runtimeEvery is how often the figures of the Go runtime are taken.
-	runtimeEvery = 5 * time.Second
-)
+// runtimeEvery is how often the figures of the Go runtime are taken.
+const runtimeEvery = 5 * time.Second
 
 // evidence is what the seat is given besides the counters: by it the
 // supervisor judges whether a worker is well, also one that hangs. The loop
@@ -49,15 +44,15 @@ func maxSleep(timeout time.Duration) time.Duration {
 
 // turned stamps the seat at the end of each of the loop's turns.
 func (w *Worker) turned(now time.Duration) {
-	w.seat.Heartbeat.Store(int64(now))
 	w.seat.Timers.Store(int64(w.loop.Timers()))
 	e := &w.evidence
-	if now-e.poolAt >= poolEvery {
+	if now-e.poolAt >= scoreboard.PoolAge {
 		e.poolAt = now
 		running, oldest := w.pool.Running()
 		w.seat.PoolRunning.Store(int64(running))
 		w.seat.PoolOldest.Store(int64(w.oldestRequest(now, oldest)))
 	}
+	w.seat.Heartbeat.Store(int64(now)) // after the pool's, by which both are judged together
 	if e.runtimeAt == 0 || now-e.runtimeAt >= runtimeEvery {
 		e.runtimeAt = now
 		w.stampRuntime()

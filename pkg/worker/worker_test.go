@@ -121,7 +121,7 @@ func TestSeatTellsHowLongAHandlerOfNetHTTPHasNotAnswered(t *testing.T) {
 	streaming := dial(t, s)
 	request(t, streaming, "/", "1\r\na\r\n")
 	at := p.seat.Heartbeat.Load()
-	await(t, "the seat was stamped since", func() bool { return p.seat.Heartbeat.Load() > at+int64(2*poolEvery) })
+	await(t, "the seat was stamped since", func() bool { return p.seat.Heartbeat.Load() > at+int64(2*scoreboard.PoolAge) })
 	if got := oldest(); got != 0 {
 		t.Errorf("a handler that answers is judged since %d", got)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -572,25 +573,90 @@ func (c *chaos) judgeDescriptors(st control.Status) error {
 		return nil
 	}
 	if now.stored != was.stored || now.supervisor > was.supervisor || now.worker > was.worker {
-		return fmt.Errorf("descriptors: %+v, want %+v; %s", now, was, c.kinds(st))
+		return fmt.Errorf("descriptors: %+v, want %+v;\n%s", now, was, c.kinds(st))
 	}
 	return nil
 }
 
-// kinds tells what descriptors each worker has, and how many connections.
+// kinds tells what descriptors each worker has, what its sockets are, and how
+// many connections it counts.
 func (c *chaos) kinds(st control.Status) string {
-	var all strings.Builder
-	for slot, w := range workers(st) {
-		kinds := make(map[string]int)
+	holders := make(map[string][]int) // of a socket, by inode: a pid as often as it has it
+	all := append(slices.Collect(maps.Values(workers(st))), control.Worker{PID: st.PID, Slot: -1})
+	links := make(map[int][]string)
+	for _, w := range all {
 		fds, _ := filepath.Glob(c.path(fmt.Sprintf("/proc/%d/fd/*", w.PID))) // the pattern is valid
 		for _, fd := range fds {
-			to, _ := os.Readlink(fd)
+			to, err := os.Readlink(fd)
+			if err != nil {
+				continue // closed meanwhile
+			}
+			links[w.PID] = append(links[w.PID], to)
+			if strings.HasPrefix(to, "socket:") {
+				holders[to] = append(holders[to], w.PID)
+			}
+		}
+	}
+	sockets := c.sockets()
+	var text strings.Builder
+	for _, w := range all {
+		kinds := make(map[string]int)
+		for _, to := range links[w.PID] {
 			kind, _, _ := strings.Cut(to, ":[") // socket:[1234]
 			kinds[kind]++
+			if kind != "socket" {
+				continue
+			}
+			what := sockets[to]
+			if what == "" {
+				what = "that no table has"
+			}
+			if with := holders[to]; len(with) > 1 && !strings.HasPrefix(what, "tcp listening") {
+				what += fmt.Sprintf(", of %v", with)
+			}
+			if strings.HasPrefix(what, "unix") {
+				what += " " + to
+			}
+			kinds["    "+what]++
 		}
-		fmt.Fprintf(&all, "worker %d, pid %d, %d connections: %v; ", slot, w.PID, w.Connections, kinds)
+		fmt.Fprintf(&text, "pid %d, slot %d, %d connections:\n", w.PID, w.Slot, w.Connections)
+		for _, kind := range slices.Sorted(maps.Keys(kinds)) {
+			fmt.Fprintf(&text, "    %6d %s\n", kinds[kind], kind)
+		}
 	}
-	return all.String()
+	return text.String()
+}
+
+// sockets tells what the machine's sockets are, by what /proc/PID/fd says of
+// them.
+func (c *chaos) sockets() map[string]string {
+	all := make(map[string]string)
+	lines := func(table string, fields int, tell func(f []string) (inode, what string)) {
+		text, err := os.ReadFile(c.proc + "/net/" + table)
+		if err != nil {
+			return // there are no such sockets
+		}
+		for line := range strings.Lines(string(text)) {
+			if f := strings.Fields(line); len(f) >= fields {
+				inode, what := tell(f)
+				all["socket:["+inode+"]"] = what
+			}
+		}
+	}
+	// proc(5), and enum tcp_state of the kernel: sl local_address rem_address st tx:rx tr:when retrnsmt uid timeout inode
+	states := map[string]string{"01": "established", "04": "fin-wait-1", "05": "fin-wait-2", "07": "closed", "08": "close-wait", "09": "last-ack", "0A": "listening", "0B": "closing"}
+	for _, table := range []string{"tcp", "tcp6"} {
+		lines(table, 10, func(f []string) (string, string) {
+			_, port, _ := strings.Cut(f[1], ":")
+			n, _ := strconv.ParseUint(port, 16, 16)
+			return f[9], fmt.Sprintf("%s %s on port %d", table, states[f[3]], n)
+		})
+	}
+	// proc(5): Num RefCount Protocol Flags Type St Inode Path
+	lines("unix", 7, func(f []string) (string, string) {
+		return f[6], "unix type " + f[4] + " state " + f[5] + " " + strings.Join(f[7:], " ")
+	})
+	return all
 }
 
 func (c *chaos) descriptors(pid int) (int, error) {
